@@ -1,0 +1,40 @@
+"""invflow: declarative invertible neural networks.
+
+A JSON spec becomes a checked chain of bijections that trains, runs backwards, and proves how exactly it does.
+"""
+
+from . import bijections, models, nets
+from .bijection import Bijection
+from .bijections import Inverse
+from .errors import CheckpointError, InvflowError, ShapeError, SpecError
+from .models import Classifier
+from .registry import register, register_head, register_net, register_prior, registered
+from .sequential import Sequential
+from .spec import Limits, Spec, build, build_model, load, load_spec, save, to_spec
+
+__all__ = [
+    "Bijection",
+    "CheckpointError",
+    "Classifier",
+    "Inverse",
+    "InvflowError",
+    "Limits",
+    "Sequential",
+    "ShapeError",
+    "Spec",
+    "SpecError",
+    "bijections",
+    "build",
+    "build_model",
+    "load",
+    "load_spec",
+    "models",
+    "nets",
+    "register",
+    "register_head",
+    "register_net",
+    "register_prior",
+    "registered",
+    "save",
+    "to_spec",
+]

@@ -1,0 +1,94 @@
+"""The contract that every layer keeps: `Bijection`."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .state import Shape, State, shape_of, zero_log_det, zeros
+
+
+class Bijection(nn.Module, ABC):
+    """An invertible map between states, with its log-determinant.
+
+    A subclass overrides `forward` and `inverse`; where the map does not preserve volume also
+    `forward_and_log_det` and `inverse_and_log_det`; where it changes the shape also `output_shape`.
+
+    What each subclass promises: no hidden state (no caches, and the caller's tensors stay as they are), forward and
+    inverse agree with the same weights in train mode too, and no lambdas or closures in attributes, so that every
+    model pickles.
+
+    Attributes:
+        domain: where inputs may lie; ``"reals"`` is all of R^n.
+        level: how exact the inverse is: ``"float"`` (up to rounding), ``"grid"`` or ``"exact"``.
+        cheap_inverse: whether inverting costs about as much as going forward, so that activations may be recomputed.
+        examples: ``(fields, shape)`` pairs that documentation and property tests start from: the JSON fields of a
+            layer document without its type, and an input shape that they accept.
+    """
+
+    domain: ClassVar[str] = "reals"
+    level: ClassVar[str] = "float"
+    cheap_inverse: ClassVar[bool] = False
+    examples: ClassVar[Sequence[tuple[dict[str, Any], Shape]]] = ()
+
+    @abstractmethod
+    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+        """Y = f(x)."""
+
+    @abstractmethod
+    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+        """X = f^-1(y)."""
+
+    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        """``(y, log |det dy/dx|)``, the second of shape ``(batch,)``, dtype and device of the input."""
+        return self(x, context), zero_log_det(x)
+
+    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        """``(x, log |det dx/dy|)``: the second is the negative of the forward one at x."""
+        return self.inverse(y, context), zero_log_det(y)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The shape of ``self(x)`` for an ``x`` of this shape. Raises ShapeError where there is none."""
+        return shape
+
+    def input_shape(self, shape: Shape) -> Shape:
+        """The shape of ``self.inverse(y)`` for a ``y`` of this shape. Raises ShapeError where there is none.
+
+        The default reads it off the inverse of zeros, on a copy, so that nothing of this module moves.
+        """
+        probe = copy.deepcopy(self).eval()
+        like = next(probe.parameters(), torch.empty(0))
+        with torch.no_grad():
+            x: State = probe.inverse(zeros(shape, dtype=like.dtype, device=like.device))
+        return shape_of(x)
+
+    def __repr__(self) -> str:
+        """The class with the arguments it was constructed with, on one line."""
+        return one_line(self)
+
+
+def one_line(module: nn.Module) -> str:
+    """``Class(argument=value, net=Net(argument=value))`` on one line, as far as the arguments were recorded."""
+    arguments: dict[str, Any] | None = module.__dict__.get("_arguments")
+    if arguments is None:
+        inside = module.extra_repr() or ("..." if next(module.children(), None) is not None else "")
+    else:
+        inside = ", ".join(
+            ", ".join(map(one_line, value)) if _are_modules(value) else f"{name}={_shown(value)}"
+            for name, value in arguments.items()
+            if not name.endswith("shape") and value != ()
+        )
+    return f"{type(module).__name__}({inside})"
+
+
+def _shown(value: Any) -> str:
+    return one_line(value) if isinstance(value, nn.Module) else repr(value)
+
+
+def _are_modules(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(part, nn.Module) for part in value)

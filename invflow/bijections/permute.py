@@ -1,0 +1,80 @@
+"""Fixed permutations of the channels."""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor
+
+from ..bijection import Bijection
+from ..errors import InvflowError, ShapeError
+from ..registry import register
+from ..state import Shape, TensorShape, require_tensor
+
+
+@register("permute")
+class Permute(Bijection):
+    """Permutes the channels: ``y[:, i] = x[:, order[i]]``. Exact for every dtype, log-determinant 0.
+
+    Args:
+        order: where each channel comes from, a permutation of ``0 .. channels - 1``.
+        seed: draws a random order, the same one wherever it is built; instead of ``order``.
+        shape: the incoming shape, which a seed needs to know how many channels there are.
+
+    >>> import torch
+    >>> Permute(order=[2, 0, 1])(torch.tensor([[10, 11, 12]])).tolist()
+    [[12, 10, 11]]
+    """
+
+    level = "exact"
+    cheap_inverse = True
+    examples = [({"seed": 0}, (5,)), ({"seed": 1}, (4, 2, 3)), ({"order": [1, 2, 0]}, (3, 2))]
+
+    order: Tensor
+
+    def __init__(
+        self,
+        order: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None,
+        seed: NonNegativeInt | None = None,
+        shape: Shape | None = None,
+    ) -> None:
+        super().__init__()
+        if (order is None) == (seed is None):
+            raise InvflowError("permute expects either an order or a seed, and not both")
+        if order is None:
+            if shape is None:
+                raise InvflowError(
+                    "permute with a seed expects the incoming shape too: Permute(seed=0, shape=(8, 7, 7))"
+                )
+            channels = _channels(shape)
+            # Python's own generator: its sequence is the same on every machine and in every version of torch.
+            order = random.Random(seed).sample(range(channels), channels)
+        elif sorted(order) != list(range(len(order))):
+            raise InvflowError(f"permute expects an order that holds each of 0 .. {len(order) - 1} once, got {order}")
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        self.output_shape(tuple(x.shape[1:]))
+        return x.index_select(1, self.order)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        self.output_shape(tuple(y.shape[1:]))
+        return y.index_select(1, self.order.argsort())
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        if _channels(shape) != len(self.order):
+            raise ShapeError(f"permute expects {len(self.order)} channels, got {_channels(shape)} in {shape}")
+        return require_tensor("permute", shape)
+
+    def input_shape(self, shape: Shape) -> TensorShape:
+        return self.output_shape(shape)
+
+
+def _channels(shape: Shape) -> int:
+    extents = require_tensor("permute", shape)
+    if not extents:
+        raise ShapeError(f"permute expects a channel dimension besides the batch, got {shape}")
+    return extents[0]

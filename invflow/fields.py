@@ -1,0 +1,192 @@
+"""The JSON fields of a registered class: its constructor's annotated parameters, and nothing declared twice."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
+from torch import nn
+
+from .bijection import Bijection
+from .errors import InvflowError
+
+FILLED_BY_BUILDER = frozenset({"shape", "in_shape", "out_shape", "context_shape"})
+"""Parameters that are no JSON fields: the builder knows them, Python users pass them."""
+
+REQUIRED = inspect.Parameter.empty
+Kind = Literal["value", "layer", "layers", "net"]
+
+
+@dataclass(frozen=True)
+class JsonField:
+    """One field of a document.
+
+    Attributes:
+        kind: ``"value"`` is plain JSON, validated by pydantic; ``"layer"`` and ``"net"`` are documents of their own,
+            ``"layers"`` is a list of them.
+    """
+
+    name: str
+    kind: Kind
+    annotation: Any
+    default: Any
+    description: str
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+
+class FieldSet:
+    """The JSON fields of one class."""
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+        self.signature = inspect.signature(cls)
+        for name, parameter in self.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                raise TypeError(f"{cls.__name__}: a registered constructor cannot take **{name}: name each field")
+            if parameter.annotation is parameter.empty and name not in FILLED_BY_BUILDER:
+                raise TypeError(f"{cls.__name__}: parameter {name!r} needs a type annotation, it is a JSON field")
+
+    @functools.cached_property
+    def fields(self) -> Mapping[str, JsonField]:
+        """Name -> field, in the constructor's order."""
+        hints = typing.get_type_hints(self.cls.__init__, include_extras=True)  # type: ignore[misc]
+        descriptions = argument_descriptions(inspect.getdoc(self.cls) or "")
+        found = {}
+        for name, parameter in self.signature.parameters.items():
+            if name in FILLED_BY_BUILDER:
+                continue
+            variadic = parameter.kind is parameter.VAR_POSITIONAL
+            kind = _kind(hints[name], variadic)
+            if variadic and kind != "layers":
+                raise TypeError(f"{self.cls.__name__}: only layers (*{name}: Bijection) can be variadic")
+            default = () if variadic else parameter.default
+            found[name] = JsonField(name, kind, hints[name], default, descriptions.get(name, ""))
+        return types.MappingProxyType(found)
+
+    @functools.cached_property
+    def values(self) -> type[BaseModel]:
+        """The pydantic model of the plain fields."""
+        # Aliases, because names such as `copy`, `json` or `_k` mean something to pydantic.
+        definitions: dict[str, Any] = {
+            f"field_{name}": (
+                field.annotation,
+                Field(... if field.required else field.default, alias=name, description=field.description or None),
+            )
+            for name, field in ((name, self.fields[name]) for name in self.plain)
+        }
+        config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+        return create_model(self.cls.__name__, __config__=config, **definitions)
+
+    @functools.cached_property
+    def plain(self) -> tuple[str, ...]:
+        """The names of the plain fields."""
+        return tuple(name for name, field in self.fields.items() if field.kind == "value")
+
+    def validate(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The plain fields' values, checked and converted as in a document; absent ones stay absent.
+
+        Raises:
+            pydantic.ValidationError: what does not fit.
+        """
+        # From JSON text, so that Python's tuples and JSON's arrays meet the same strict rules.
+        checked = self.values.model_validate_json(json.dumps(values, default=_plain))
+        return {name: getattr(checked, f"field_{name}") for name in values}
+
+    def canonical(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The plain fields as JSON data, without those that equal their default."""
+        model = self.values.model_validate_json(json.dumps(values, default=_plain))
+        dumped: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return dumped
+
+
+def checked_constructor(cls: type, fields: FieldSet) -> Any:
+    """``cls.__init__`` that validates its plain arguments by the fields' types and records all of them."""
+    construct = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(construct)
+
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}() {error}") from None
+        given = bound.arguments
+        try:
+            given.update(fields.validate({name: given[name] for name in fields.plain if name in given}))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InvflowError(f"{cls.__name__}: {place}: {describe(first)}") from None
+        construct(*bound.args, **bound.kwargs)
+        if type(self) is cls:
+            self.__dict__["_arguments"] = dict(list(given.items())[1:])
+
+    return init
+
+
+def arguments_of(module: nn.Module) -> dict[str, Any] | None:
+    """The arguments that a registered class was constructed with; None for any other module."""
+    recorded = module.__dict__.get("_arguments")
+    return None if recorded is None else dict(recorded)
+
+
+def describe(error: ErrorDetails) -> str:
+    """A pydantic error as one clause: what was expected, what came."""
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}, got {shortened(error['input'])}"
+
+
+def shortened(value: Any, limit: int = 60) -> str:
+    """A value as JSON, cut to ``limit`` characters."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def argument_descriptions(docstring: str) -> dict[str, str]:
+    """What the ``Args:`` section of a docstring says of each parameter.
+
+    >>> argument_descriptions('''Scales.
+    ...
+    ... Args:
+    ...     factor: what to multiply by,
+    ...         not zero.
+    ...     *layers: the chain.
+    ... ''')
+    {'factor': 'what to multiply by, not zero.', 'layers': 'the chain.'}
+    """
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, re.MULTILINE)
+    if section is None:
+        return {}
+    items = re.findall(r"^    \*?(\w+):\s*(.*(?:\n {5,}.*)*)", section.group(1), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in items}
+
+
+def _kind(annotation: Any, variadic: bool) -> Kind:
+    candidates = [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        candidates = [part for part in typing.get_args(annotation) if part is not type(None)]
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, nn.Module):
+            if issubclass(candidate, Bijection):
+                return "layers" if variadic else "layer"
+            return "net"
+    return "value"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise InvflowError(f"expected plain data (numbers, strings, lists), got {type(value).__name__}")

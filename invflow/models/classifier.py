@@ -1,0 +1,44 @@
+"""A chain of bijections with a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+
+
+class Classifier(nn.Module):
+    """Class scores from the last state of a chain: ``logits = head(bijection(x))``.
+
+    Args:
+        bijection: the invertible trunk.
+        head: maps the trunk's last state to logits of shape ``(batch, classes)``.
+
+    Attributes:
+        linear_head: whether the logits are a linear function of the features, so that the whole model is invertible
+            up to its last linear layer.
+
+    >>> import torch, invflow
+    >>> model = Classifier(invflow.Sequential(), invflow.models.LinearHead(classes=3, shape=(4,)))
+    >>> model(torch.zeros(2, 4)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, bijection: Bijection, head: nn.Module) -> None:
+        super().__init__()
+        self.bijection = bijection
+        self.head = head
+
+    @property
+    def linear_head(self) -> bool:
+        return bool(getattr(self.head, "linear_in_features", False))
+
+    def features(self, x: Any, context: Tensor | None = None) -> Any:
+        """The state after the last invertible layer: what ``bijection.inverse`` turns back into ``x``."""
+        return self.bijection(x, context)
+
+    def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
+        """Logits, ``(batch, classes)``."""
+        return self.head(self.features(x, context))  # type: ignore[no-any-return]

@@ -1,0 +1,87 @@
+"""Heads: from the last state of a chain to logits."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..nets.parts import Activation, OddInt, Widths, conv_stack
+from ..registry import register_head
+from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape
+
+Classes = Annotated[int, Field(ge=2)]
+
+
+@register_head("linear")
+class LinearHead(nn.Module):
+    """One linear layer on the flattened state; a tuple state is flattened and concatenated.
+
+    Args:
+        classes: how many logits.
+        shape: the shape of the state, without the batch.
+
+    >>> LinearHead(classes=10, shape=((8, 7, 7), (8, 7, 7))).linear.weight.shape
+    torch.Size([10, 784])
+    """
+
+    linear_in_features: ClassVar[bool] = True
+
+    def __init__(self, classes: Classes, shape: Shape) -> None:
+        super().__init__()
+        self.linear = nn.Linear(flat_size(shape), classes)
+
+    def forward(self, state: State) -> Tensor:
+        return self.linear(flatten(state))  # type: ignore[no-any-return]
+
+
+@register_head("convnet")
+class ConvNetHead(nn.Module):
+    """Convolutions with activation, then a linear layer; a tuple state is concatenated along its channels.
+
+    On psi alone it is the VGG-like baseline of the lab, which cannot be inverted.
+
+    Args:
+        classes: how many logits.
+        hidden: the channels of each convolution.
+        kernel_size: the side of every kernel, odd.
+        activation: what follows each convolution.
+        shape: the shape of the state, without the batch.
+
+    >>> sum(p.numel() for p in ConvNetHead(10, [16] * 4, kernel_size=7, shape=(16, 7, 7)).parameters())
+    58090
+    """
+
+    linear_in_features: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        classes: Classes,
+        hidden: Annotated[Widths, Field(min_length=1)],
+        kernel_size: OddInt = 3,
+        activation: Activation = "relu",
+        *,
+        shape: Shape,
+    ) -> None:
+        super().__init__()
+        channels, height, width = _image_shape(shape)
+        self.convs = nn.Sequential(*conv_stack([channels, *hidden], kernel_size, activation, None, True))
+        self.linear = nn.Linear(hidden[-1] * height * width, classes)
+
+    def forward(self, state: State) -> Tensor:
+        x = torch.cat(state, dim=1) if isinstance(state, tuple) else state  # type: ignore[arg-type]
+        return self.linear(self.convs(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def _image_shape(shape: Shape) -> TensorShape:
+    """(channels, height, width) of a state, its tensors concatenated."""
+    parts = [shape] if is_tensor_shape(shape) else list(shape)
+    sizes = {part[1:] for part in parts if is_tensor_shape(part) and len(part) == 3}
+    if len(sizes) != 1 or not all(is_tensor_shape(part) and len(part) == 3 for part in parts):
+        raise ShapeError(
+            f"the convnet head expects (channels, height, width), or a tuple of such with one size, got {shape}"
+        )
+    return sum(part[0] for part in parts), *sizes.pop()  # type: ignore[index, misc]

@@ -1,0 +1,69 @@
+"""Convolutional conditioners."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from ..registry import register_net
+from ..state import Shape, TensorShape, require_tensor
+from .parts import Activation, Norm, OddInt, Widths, conv_stack, require_context
+
+
+@register_net("conv")
+class Conv(nn.Sequential):
+    """Convolutions from ``in_shape`` to ``out_shape``, which agree in height and width.
+
+    Each convolution has zero padding that keeps the size; each but the last is followed by norm and activation. The
+    context enters as further input channels, a vector spread over all positions.
+
+    Args:
+        in_shape: (channels, height, width) of the input, without the batch.
+        out_shape: likewise of the output.
+        context_shape: (features,), or (channels, height, width) with the input's height and width.
+        hidden: the channels of the layers between; none makes one convolution.
+        kernel_size: the side of every kernel, odd.
+        activation: what follows each convolution but the last.
+        norm: "batch" puts batch normalisation between convolution and activation.
+        final_activation: whether the last convolution is followed by norm and activation too; couplings that need
+            outputs of either sign, log-scales for example, leave it off.
+
+    >>> Conv((2, 5, 5), (3, 5, 5), hidden=[8])(torch.zeros(1, 2, 5, 5)).shape
+    torch.Size([1, 3, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        context_shape: TensorShape | None = None,
+        hidden: Widths = [],  # noqa: B006 -- a JSON default, never changed
+        kernel_size: OddInt = 3,
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        final_activation: bool = False,
+    ) -> None:
+        channels, height, width = require_tensor("conv", in_shape, dims=3)
+        out_channels, *out_size = require_tensor("conv", out_shape, dims=3)
+        if out_size != [height, width]:
+            raise ShapeError(f"conv expects to keep height and width, got {in_shape} in and {out_shape} out")
+        widths = [channels + _context_channels(context_shape, (height, width)), *hidden, out_channels]
+        super().__init__(*conv_stack(widths, kernel_size, activation, norm, final_activation))
+        self.context_shape = context_shape
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is not None or self.context_shape is not None:
+            given = require_context("conv", context, self.context_shape)
+            if given.dim() == 2:
+                given = given[:, :, None, None].expand(-1, -1, *x.shape[2:])
+            x = torch.cat([x, given], dim=1)
+        return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _context_channels(shape: TensorShape | None, size: tuple[int, int]) -> int:
+    if shape is None:
+        return 0
+    if len(shape) != 1 and shape[1:] != size:
+        raise ShapeError(f"conv expects a context (features,) or (channels, {size[0]}, {size[1]}), got {shape}")
+    return shape[0]

@@ -1,0 +1,147 @@
+"""Tags and the classes behind them.
+
+Four registries, because their promises differ: bijections (invertible, all property-tested), nets (conditioners, any
+function), heads and priors (what stands on top of a chain).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from .bijection import Bijection
+from .errors import InvflowError
+from .fields import FieldSet, checked_constructor
+
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C", bound=type[nn.Module])
+
+_TAG = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
+MACROS = ("repeat",)
+"""Tags that the spec language keeps for itself."""
+
+
+class UnknownTag(InvflowError):
+    """No class is registered under a tag, or the plug-in that brings it is broken."""
+
+
+class Registry(Generic[M]):
+    """Tag -> class, for one kind of thing a spec can name.
+
+    Args:
+        noun: what the classes are called in messages.
+        base: what they must be a subclass of.
+        group: the entry-point group that third parties advertise theirs in; loaded only when an unknown tag asks.
+    """
+
+    def __init__(self, noun: str, base: type[M], group: str) -> None:
+        self.noun = noun
+        self.base = base
+        self.group = group
+        self._classes: dict[str, type[M]] = {}
+        self._fields: dict[type, FieldSet] = {}
+
+    def register(self, tag: str) -> Callable[[C], C]:
+        """A class decorator that makes ``{"type": tag}`` stand for the class in a spec.
+
+        Registering the same class again (same module and name) replaces it.
+
+        Raises:
+            ValueError: a malformed tag, or one that another class holds.
+            TypeError: not a subclass of the registry's base, or a constructor whose parameters are not annotated.
+        """
+        if not _TAG.fullmatch(tag) or tag in MACROS:
+            raise ValueError(
+                f"{tag!r} cannot be a {self.noun}'s tag: use lower-case names joined by dots, 'acme.scale'"
+            )
+
+        def decorate(cls: C) -> C:
+            if not (isinstance(cls, type) and issubclass(cls, self.base)):
+                raise TypeError(f"{cls!r} cannot be registered as a {self.noun}: it is no {self.base.__name__}")
+            held = self._classes.get(tag)
+            if held is not None and _name(held) != _name(cls):
+                raise ValueError(
+                    f"the {self.noun} tag {tag!r} is held by {_name(held)}; choose another for {_name(cls)}"
+                )
+            if cls in self._fields:
+                raise ValueError(f"{_name(cls)} is registered as {self.tag_of(cls)!r} already")
+            fields = FieldSet(cls)
+            cls.__init__ = checked_constructor(cls, fields)  # type: ignore[method-assign]
+            if held is not None:
+                del self._fields[held]
+            self._classes[tag] = cls
+            self._fields[cls] = fields
+            return cls  # type: ignore[return-value]  # mypy narrows it to the base
+
+        return decorate
+
+    def registered(self) -> Mapping[str, type[M]]:
+        """A read-only view, tag -> class, of what is registered so far."""
+        return types.MappingProxyType(self._classes)
+
+    def find(self, tag: str) -> type[M]:
+        """The class behind a tag, its plug-in loaded where that brings it. Raises UnknownTag."""
+        if tag not in self._classes:
+            self._load_plug_in(tag)
+        return self._classes[tag]
+
+    def fields(self, cls: type) -> FieldSet:
+        """The JSON fields of a registered class."""
+        return self._fields[cls]
+
+    def tag_of(self, cls: type) -> str | None:
+        """The tag of a class; None for one that is not registered."""
+        return next((tag for tag, known in self._classes.items() if known is cls), None)
+
+    def _load_plug_in(self, tag: str) -> None:
+        advertised = entry_points(group=self.group)
+        for entry_point in advertised.select(name=tag):
+            owner = entry_point.dist.name if entry_point.dist else "unknown"
+            try:
+                loaded = entry_point.load()
+                if tag not in self._classes:
+                    self.register(tag)(loaded)
+            except Exception as error:
+                raise UnknownTag(
+                    f"{self.noun} type {tag!r}: the plug-in {entry_point.value!r} of the distribution {owner!r} does "
+                    f"not load: {type(error).__name__}: {error}"
+                ) from error
+            return
+        known = {*self._classes, *advertised.names}
+        raise UnknownTag(f"unknown {self.noun} type {tag!r}{did_you_mean(tag, known)}")
+
+
+def did_you_mean(word: str, known: set[str]) -> str:
+    """``; did you mean 'x'?``, or what there is where nothing comes close.
+
+    >>> did_you_mean("spilt", {"split", "merge"})
+    "; did you mean 'split'?"
+    >>> did_you_mean("zzz", {"split", "merge"})
+    "; there is 'merge', 'split'"
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(map(repr, sorted(known)))}" if known else ""
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+bijections: Registry[Bijection] = Registry("layer", Bijection, "invflow.bijections")  # type: ignore[type-abstract]
+nets: Registry[nn.Module] = Registry("net", nn.Module, "invflow.nets")
+heads: Registry[nn.Module] = Registry("head", nn.Module, "invflow.heads")
+priors: Registry[nn.Module] = Registry("prior", nn.Module, "invflow.priors")
+
+register = bijections.register
+register_net = nets.register
+register_head = heads.register
+register_prior = priors.register
+registered = bijections.registered

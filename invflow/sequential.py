@@ -1,0 +1,167 @@
+"""Chains of bijections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, overload
+
+from torch import Tensor, nn
+
+from .bijection import Bijection
+from .bijections.inverse import Inverse
+from .errors import ShapeError
+from .registry import register
+from .state import Shape, State, zero_log_det
+
+_LEVELS = ("float", "grid", "exact")
+
+
+@register("sequential")
+class Sequential(Bijection):
+    """A chain in data order: ``Sequential(a, b, c)(x) == c(b(a(x)))``; its log-determinant is the sum of theirs.
+
+    Chains nest, and behave as sequences: ``len``, iteration, ``chain[2]``, ``chain[1:3]`` (a chain that shares its
+    layers with this one), ``chain[::-1]`` (the inverse chain).
+
+    Args:
+        *layers: the bijections, first applied first; none of them is the identity.
+
+    Attributes:
+        declared_shape: the input shape that the chain was built for from a spec, else None.
+        declared_context_shape: likewise the shape of the context.
+
+    >>> from invflow.bijections import Psi, Split
+    >>> chain = Sequential(Psi(2), Split())
+    >>> chain.output_shape((1, 4, 4))
+    ((2, 2, 2), (2, 2, 2))
+    >>> chain[::-1].output_shape(((2, 2, 2), (2, 2, 2)))
+    (1, 4, 4)
+    """
+
+    examples = [
+        ({"layers": []}, (2, 3)),
+        (
+            {
+                "layers": [
+                    {"type": "split"},
+                    {"type": "additive_coupling", "net": {"type": "mlp"}},
+                    {"type": "additive_coupling", "net": {"type": "mlp", "hidden": [3]}},
+                    {"type": "merge"},
+                ]
+            },
+            (5,),
+        ),
+    ]
+
+    declared_shape: Shape | None = None
+    declared_context_shape: Shape | None = None
+
+    def __init__(self, *layers: Bijection) -> None:
+        super().__init__()
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Bijection):
+                raise ShapeError(f"Sequential expects bijections, got {type(layer).__name__} at position {position}")
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def level(self) -> str:  # type: ignore[override]
+        return min((layer.level for layer in self), key=_LEVELS.index, default="exact")
+
+    @property
+    def cheap_inverse(self) -> bool:  # type: ignore[override]
+        return all(layer.cheap_inverse for layer in self)
+
+    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+        for layer in self.layers:
+            x = layer(x, context)
+        return x
+
+    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+        for layer in reversed(list(self)):
+            y = layer.inverse(y, context)
+        return y
+
+    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        total = zero_log_det(x)
+        for layer in self:
+            x, log_det = layer.forward_and_log_det(x, context)
+            total = total + log_det
+        return x, total
+
+    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        total = zero_log_det(y)
+        for layer in reversed(list(self)):
+            y, log_det = layer.inverse_and_log_det(y, context)
+            total = total + log_det
+        return y, total
+
+    def trace(self, x: State, context: Tensor | None = None) -> list[State]:
+        """Every intermediate state: the input, then what each layer returns; ``len(self) + 1`` of them."""
+        states = [x]
+        for layer in self:
+            states.append(layer(states[-1], context))
+        return states
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for position, layer in enumerate(self):
+            try:
+                shape = layer.output_shape(shape)
+            except ShapeError as error:
+                raise ShapeError(f"layer {position} of {len(self)}: {error}") from error
+        return shape
+
+    def input_shape(self, shape: Shape) -> Shape:
+        for position, layer in reversed(list(enumerate(self))):
+            try:
+                shape = layer.input_shape(shape)
+            except ShapeError as error:
+                raise ShapeError(f"layer {position} of {len(self)}: {error}") from error
+        return shape
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        """The shape of every state of `trace`, for an input of this shape."""
+        found = [shape]
+        for layer in self:
+            found.append(layer.output_shape(found[-1]))
+        return found
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Bijection]:
+        return iter(self.layers)  # type: ignore[arg-type]
+
+    @overload
+    def __getitem__(self, index: int) -> Bijection: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+    def __getitem__(self, index: int | slice) -> Bijection:
+        layers = list(self)
+        if isinstance(index, int):
+            return layers[index]
+        if index.step in (None, 1):
+            return Sequential(*layers[index])
+        if index.step == -1:
+            return Sequential(*(Inverse(layer) for layer in layers[index]))
+        raise ShapeError(f"a slice of a Sequential expects step 1 or -1 (the inverse chain), got {index.step}")
+
+    def __repr__(self) -> str:
+        """One layer a line, with the shapes as they flow where the input's is known."""
+        lines = _lines(self, self.declared_shape)
+        width = max(len(text) for text, _ in lines)
+        return "\n".join(text if shape is None else f"{text:<{width}}  {shape}" for text, shape in lines)
+
+
+def _lines(chain: Sequential, shape: Shape | None) -> list[tuple[str, Shape | None]]:
+    """Each line of a chain's repr with the shape of the state after it."""
+    lines: list[tuple[str, Shape | None]] = [("Sequential(", shape)]
+    for position, layer in enumerate(chain):
+        start = f"  ({position}): "
+        if isinstance(layer, Sequential):
+            first, *others = _lines(layer, shape)
+            lines += [(start + first[0], first[1]), *(("  " + text, after) for text, after in others)]
+            shape = None if shape is None else layer.output_shape(shape)
+        else:
+            shape = None if shape is None else layer.output_shape(shape)
+            lines.append((start + repr(layer), shape))
+    return [*lines, (")", None)] if len(chain) else [("Sequential()", shape)]

@@ -1,0 +1,141 @@
+"""Checkpoint folders: weights and the spec that they belong to, verified when they are loaded.
+
+A folder holds ``weights-<digest>.safetensors`` and ``spec.json``, whose ``checkpoint`` block names that file. The
+rename of ``spec.json`` is the one moment of commit: a reader finds the old pair or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..models import Classifier
+from ..sequential import Sequential
+from ..state import Shape
+from .build import build, build_model
+from .document import CheckpointBlock, Spec, load_spec
+from .dump import to_spec
+from .limits import DEFAULT_LIMITS, Limits
+
+SPEC_FILE = "spec.json"
+_WEIGHTS = "weights-{}.safetensors"
+_HEADER_BYTES = 100_000_000  # safetensors' own limit for the header of a file
+_LARGEST_ITEM = 16  # bytes of the largest number that torch knows, a complex128
+
+
+def save(model: Sequential | Classifier, folder: str | Path, *, input_shape: Shape | None = None) -> None:
+    """Writes a chain or a classifier into a folder, which is made where it does not exist.
+
+    A reader finds the old checkpoint or the new one at every moment, whatever interrupts the writing.
+
+    Args:
+        model: what to save; its dtype is kept.
+        folder: where; a checkpoint that is there already is replaced.
+        input_shape: as in `to_spec`.
+
+    Raises:
+        SpecError: as in `to_spec`.
+    """
+    write_checkpoint(to_spec(model, input_shape), model.state_dict(), folder)
+
+
+def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential | Classifier:
+    """The chain or the classifier that `save` wrote.
+
+    Raises:
+        CheckpointError: no checkpoint, or one whose parts do not belong together or were altered.
+        SpecError: a spec that cannot be built.
+    """
+    folder = Path(folder)
+    spec, block = read_checkpoint_spec(folder, limits)
+    model = build(spec, limits=limits) if spec.head is None else build_model(spec, limits=limits)
+    expected = model.state_dict()
+    most = _LARGEST_ITEM * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES
+    tensors = _read_weights(folder / block.weights, block.digest, most)
+    _check_fit(folder / block.weights, tensors, expected)
+    model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
+    return model
+
+
+def read_checkpoint_spec(folder: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Spec, CheckpointBlock]:
+    """The spec in a checkpoint folder and the block that names its weights. Raises as `load` does."""
+    path = folder / SPEC_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here: expected a folder with {SPEC_FILE}, as save writes it")
+    spec = load_spec(path, limits=limits)
+    block = spec.top.checkpoint
+    if block is None:
+        raise CheckpointError(f"{path}: no weights: this spec has no checkpoint block; build it instead of loading it")
+    if block.hash != spec.hash:
+        raise CheckpointError(f"{path}: the layers were changed after the weights were saved; build it instead")
+    return spec, block
+
+
+def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Writes weights and the document of the model they belong to."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Clones, because safetensors refuses tensors that share memory, as a layer used twice does.
+    payload = safetensors.torch.save({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()})
+    digest = hashlib.sha256(payload).hexdigest()
+    name = _WEIGHTS.format(digest[:16])
+    plain = {key: value for key, value in document.items() if key != "checkpoint"}
+    block = {"weights": name, "digest": digest, "hash": load_spec(plain).hash}
+    write_atomically(folder / name, payload)
+    write_atomically(folder / SPEC_FILE, json.dumps({**plain, "checkpoint": block}, indent=2).encode() + b"\n")
+    for old in folder.glob(_WEIGHTS.format("*")):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, then renames it: no reader meets half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp's own mode lets nobody else read it
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read_weights(path: Path, digest: str, most: int) -> dict[str, Tensor]:
+    try:
+        if path.stat().st_size > most:
+            raise CheckpointError(f"{path}: larger than the weights of its spec can be")
+        payload = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: the weights cannot be read: {error.strerror}") from None
+    if hashlib.sha256(payload).hexdigest() != digest:
+        raise CheckpointError(
+            f"{path}: the weights are not those that were saved (their digest differs); copy them again"
+        )
+    try:
+        return safetensors.torch.load(payload)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: no safetensors file: {error}") from None
+
+
+def _check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name in [*expected, *tensors]:
+        if name not in tensors:
+            raise CheckpointError(f"{path}: {name!r} is missing, which the spec's model has")
+        if name not in expected:
+            raise CheckpointError(f"{path}: {name!r} is none of the spec's model's weights")
+        if tensors[name].shape != expected[name].shape:
+            shapes = f"{tuple(expected[name].shape)}, got {tuple(tensors[name].shape)}"
+            raise CheckpointError(f"{path}: {name!r} is expected to have shape {shapes}")

@@ -1,0 +1,313 @@
+"""A checked spec: the source document, its expansion, and what each layer of it is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, Union
+
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError
+from torch import nn
+
+from ..errors import SpecError
+from ..fields import JsonField, describe, shortened
+from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
+from ..state import Shape
+from .expand import Expanded, expand
+from .limits import DEFAULT_LIMITS, Limits
+from .text import JsonPath, Problem, read_source
+from .training import Options, Training
+
+SPEC_VERSION = 1
+SpecSource: TypeAlias = Union[str, Path, dict[str, Any], "Spec"]
+
+
+def _nested_shape(value: list[Any]) -> Shape:
+    if not value:
+        raise ValueError("a shape needs at least one number")
+    if all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in value):
+        return tuple(value)
+    if all(isinstance(part, list) for part in value):
+        return tuple(_nested_shape(part) for part in value)
+    raise ValueError("a shape is a list of positive whole numbers without the batch, or a list of shapes")
+
+
+class Input(Options):
+    """What goes into the chain."""
+
+    shape: Annotated[list[Any], AfterValidator(_nested_shape)] = Field(
+        description="without the batch: [channels, height, width], [features], or a list of shapes for a tuple state"
+    )
+    context_shape: tuple[PositiveInt, ...] | None = Field(default=None, description="the shape of the context")
+
+
+class CheckpointBlock(Options):
+    """Which weights belong to a spec in a checkpoint folder."""
+
+    weights: str = Field(pattern=r"^weights-[0-9a-f]{16}\.safetensors$", description="the file with the weights")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 over every byte of that file")
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$", description="the identity of the spec the weights were made for")
+
+
+class TopLevel(Options):
+    """The top of a spec."""
+
+    schema_: str | None = Field(default=None, alias="$schema", description="where an editor finds the JSON schema")
+    spec_version: int = Field(default=SPEC_VERSION, ge=1, description="the version of the spec language")
+    name: str | None = Field(default=None, description="a name for people")
+    note: str | None = Field(default=None, description="a remark for people")
+    input: Input = Field(description="the shapes that go in")
+    layers: list[Any] = Field(description="the chain, first applied first")
+    head: Any = Field(default=None, description="what turns the last state into logits")
+    prior: Any = Field(default=None, description="the distribution of the last state")
+    training: Training | None = Field(default=None, description="how the model is trained")
+    checkpoint: CheckpointBlock | None = Field(default=None, description="written by save")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A validated document of a registered class.
+
+    Attributes:
+        values: the plain fields that were given, as the constructor takes them.
+        children: the nested documents that were given: a node, or a tuple of them for a list of layers.
+    """
+
+    registry: Registry[Any]
+    cls: type[nn.Module]
+    tag: str
+    values: Mapping[str, Any]
+    children: Mapping[str, Node | tuple[Node, ...]]
+
+    def canonical(self) -> dict[str, Any]:
+        """The document with fields that equal their default dropped."""
+        nested = {
+            name: [node.canonical() for node in child] if isinstance(child, tuple) else child.canonical()
+            for name, child in self.children.items()
+        }
+        return {"type": self.tag, **self.registry.fields(self.cls).canonical(self.values), **nested}
+
+
+class Spec:
+    """A spec that was read, expanded and validated; its shapes are checked when it is built.
+
+    Attributes:
+        document: the source document, as JSON data.
+        expanded: the same without `repeat` and references.
+        input_shape: the shape of the input, without the batch.
+        context_shape: the shape of the context, None where there is none.
+        layers: the layers of the expanded document.
+        head: the head's document, None where there is none.
+        prior: the prior's document, None where there is none.
+        training: how to train, None where the spec says nothing.
+        name: a name for people.
+    """
+
+    def __init__(self, expanded: Expanded, top: TopLevel, layers: tuple[Node, ...], **above: Node | None) -> None:
+        self._expanded = expanded
+        self.document: dict[str, Any] = expanded.source.data
+        self.expanded = expanded.data
+        self.top = top
+        self.input_shape: Shape = top.input.shape  # type: ignore[assignment]
+        self.context_shape = top.input.context_shape
+        self.layers = layers
+        self.head = above.get("head")
+        self.prior = above.get("prior")
+        self.training = top.training
+        self.name = top.name
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """The spec's identity: sha256 over what decides the function, defaults dropped."""
+        canonical = canonical_document(self)
+        return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def replace(self, **top_level: Any) -> Spec:
+        """The same spec with other top-level entries; None drops one."""
+        document = {**self.document, **top_level}
+        return load_spec({key: value for key, value in document.items() if value is not None})
+
+    def error(self, path: JsonPath, message: object) -> SpecError:
+        """What is wrong at a path of the expanded document, placed where that was written."""
+        origin = self._expanded.origin(path)
+        return self._expanded.source.error([Problem(origin.path, f"{message}{origin.iteration}")])
+
+
+def canonical_document(spec: Spec) -> dict[str, Any]:
+    """What decides the function of a spec: input, layers, head and prior, without defaults, names and notes."""
+    declared: dict[str, Any] = {"shape": spec.input_shape}
+    if spec.context_shape is not None:
+        declared["context_shape"] = spec.context_shape
+    canonical: dict[str, Any] = {"input": declared, "layers": [node.canonical() for node in spec.layers]}
+    canonical.update(
+        {name: node.canonical() for name, node in (("head", spec.head), ("prior", spec.prior)) if node is not None}
+    )
+    return canonical
+
+
+def load_spec(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Spec:
+    """Reads, expands and validates a spec from a file's path or a dict.
+
+    Raises:
+        SpecError: every fault of the first stage that finds any, each with its place.
+    """
+    if isinstance(source, Spec):
+        return source
+    document = read_source(source, limits)
+    _check_version(document.data, document.error)
+    return _Validator(expand(document, limits)).spec()
+
+
+def _check_version(data: dict[str, Any], error: Any) -> None:
+    version = data.get("spec_version", SPEC_VERSION)
+    if isinstance(version, int) and version > SPEC_VERSION:
+        message = f"spec_version {version} is newer than this invflow reads (up to {SPEC_VERSION}); upgrade invflow"
+        raise error([Problem(("spec_version",), message)])
+
+
+class _Validator:
+    def __init__(self, expanded: Expanded) -> None:
+        self.expanded = expanded
+        self.problems: list[Problem] = []
+        self._valid: dict[tuple[str, str], Node] = {}
+
+    def spec(self) -> Spec:
+        data = self.expanded.data
+        top: TopLevel | None = None
+        try:
+            top = TopLevel.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            self._add(error, (), data, TopLevel, "a spec")
+        raw_layers = data.get("layers")
+        layers = self._layers(raw_layers, ("layers",)) if isinstance(raw_layers, list) else ()
+        above = {
+            name: self._node(data[name], (name,), registry)
+            for name, registry in (("head", heads), ("prior", priors))
+            if data.get(name) is not None
+        }
+        if "head" in above and "prior" in above:
+            self._problem(("prior",), "a spec has a head (a classifier) or a prior (a flow), not both", "key")
+        if self.problems or top is None:
+            raise self.expanded.source.error(self.problems)
+        return Spec(self.expanded, top, tuple(node for node in layers if node is not None), **above)
+
+    def _layers(self, raw: list[Any], path: JsonPath) -> list[Node | None]:
+        return [self._node(child, (*path, i), bijections) for i, child in enumerate(raw)]
+
+    def _node(self, raw: Any, path: JsonPath, registry: Registry[Any]) -> Node | None:
+        """The node of one document; None where it has problems, which are noted."""
+        noun = registry.noun
+        if not isinstance(raw, dict):
+            self._problem(path, f"expected a {noun}, an object with a type, got {shortened(raw)}")
+            return None
+        key = (noun, json.dumps(raw))
+        if key in self._valid:
+            return self._valid[key]
+        tag = raw.get("type")
+        if not isinstance(tag, str):
+            came = "no type" if "type" not in raw else f"the type {shortened(tag)}"
+            self._problem(path, f"expected a {noun} with a type, a string, got {came}")
+            return None
+        if tag in MACROS:
+            self._problem(path, f"{tag} is no {noun} of its own: it stands in a list of layers")
+            return None
+        try:
+            cls = registry.find(tag)
+        except UnknownTag as error:
+            self._problem(path, str(error))
+            return None
+        before = len(self.problems)
+        node = self._fields(raw, path, registry, cls, tag)
+        if len(self.problems) > before:
+            return None
+        self._valid[key] = node
+        return node
+
+    def _fields(self, raw: dict[str, Any], path: JsonPath, registry: Registry[Any], cls: Any, tag: str) -> Node:
+        field_set = registry.fields(cls)
+        fields = field_set.fields
+        for key in raw:
+            if key not in fields and key not in ("type", "note"):
+                message = f"unknown key {key!r} of {tag}{did_you_mean(key, {*fields, 'note'})}"
+                self._problem((*path, key), message, "key")
+        values = {}
+        try:
+            values = field_set.validate({name: raw[name] for name in field_set.plain if name in raw})
+        except ValidationError as error:
+            self._add(error, path, raw, field_set.values, tag)
+        children = {}
+        for name, field in fields.items():
+            if field.kind == "value":
+                continue
+            if name in raw:
+                child = self._child(raw[name], (*path, name), field)
+                if child is not None:
+                    children[name] = child
+            elif field.required:
+                self._problem(path, f"{tag} needs {name!r}")
+        return Node(registry, cls, tag, values, children)
+
+    def _child(self, raw: Any, path: JsonPath, field: JsonField) -> Node | tuple[Node, ...] | None:
+        if raw is None and field.default is None:
+            return None
+        if field.kind == "layers":
+            if not isinstance(raw, list):
+                self._problem(path, f"expected a list of layers, got {shortened(raw)}")
+                return None
+            return tuple(node for node in self._layers(raw, path) if node is not None)
+        return self._node(raw, path, bijections if field.kind == "layer" else nets)
+
+    def _problem(self, path: JsonPath, message: str, at: Literal["key", "value"] = "value") -> None:
+        """Notes a fault at a path of the expanded document."""
+        origin = self.expanded.origin(path)
+        iteration = origin.iteration if origin.varies else ""
+        self.problems.append(Problem(origin.path, message + iteration, "value" if origin.substituted else at))
+
+    def _add(self, error: ValidationError, path: JsonPath, raw: Any, model: type[BaseModel], who: str) -> None:
+        """Notes what pydantic found in ``raw``, which stands at ``path``."""
+        for detail in error.errors(include_url=False):
+            key = detail["loc"][-1]
+            place = (*path, *_path_in(raw, detail["loc"]))
+            owner = who if len(detail["loc"]) == 1 else str(detail["loc"][-2])
+            if detail["type"] == "extra_forbidden":
+                hint = did_you_mean(str(key), _known_keys(model, detail["loc"]))
+                self._problem(place, f"unknown key {key!r} of {owner}{hint}", "key")
+            elif detail["type"] == "missing":
+                self._problem(place, f"{owner} needs {key!r}")
+            else:
+                self._problem(place, describe(detail))
+
+
+def _path_in(raw: Any, location: tuple[int | str, ...]) -> JsonPath:
+    """A pydantic location as a path in ``raw``: without the names of union members, which are in no document."""
+    path: list[int | str] = []
+    for step in location:
+        if (isinstance(raw, dict) and step in raw) or (isinstance(raw, list) and isinstance(step, int)):
+            raw = raw[step]  # type: ignore[index]
+            path.append(step)
+    return tuple(path)
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """The keys that the object at a location may have."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+
+    def walk(node: dict[str, Any], steps: tuple[int | str, ...]) -> set[str]:
+        if "$ref" in node:
+            return walk(definitions[node["$ref"].rsplit("/", 1)[-1]], steps)
+        options = node.get("anyOf", node.get("oneOf", []))
+        if options:
+            # a discriminated union puts the chosen tag into the location
+            inner = steps[1:] if "discriminator" in node else steps
+            return set().union(*(walk(option, inner) for option in options))
+        properties = node.get("properties", {})
+        if len(steps) <= 1:
+            return set(properties) | ({"vars"} if node is schema else set())
+        return walk(properties.get(str(steps[0]), {}), steps[1:])
+
+    return walk(schema, location)

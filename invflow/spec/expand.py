@@ -1,0 +1,222 @@
+"""The macros of the spec language: `repeat`, `$item` and `$var`, expanded into plain JSON.
+
+Expansion is pure: raw JSON in, raw JSON out, with a map from every place of the result to where it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..fields import shortened
+from ..registry import did_you_mean
+from .limits import Limits
+from .text import JsonPath, Problem, Source
+
+REPEAT_KEYS = frozenset({"type", "times", "layers", "with", "note"})
+_REFERENCES = ("$var", "$item")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value of the expanded document was written.
+
+    Attributes:
+        path: its path in the source document.
+        iterations: for each repeat around it, outermost first, which iteration made it: ``(number, times)``.
+        substituted: whether a reference stands at ``path``, so that nothing below it has a place of its own.
+        varies: whether that reference is to an item, which differs from one iteration to the next.
+    """
+
+    path: JsonPath
+    iterations: tuple[tuple[int, int], ...] = ()
+    substituted: bool = False
+    varies: bool = False
+
+    @property
+    def iteration(self) -> str:
+        """`` (iteration 2 of 4)``, or nothing outside of every repeat."""
+        if not self.iterations:
+            return ""
+        return f" (iteration {', '.join(f'{number} of {times}' for number, times in self.iterations)})"
+
+
+class Expanded:
+    """A document without macros, and where each part of it came from."""
+
+    def __init__(self, source: Source, data: dict[str, Any], origins: Mapping[JsonPath, Origin]) -> None:
+        self.source = source
+        self.data = data
+        self._origins = origins
+
+    def origin(self, path: JsonPath) -> Origin:
+        """Where the value at a path of the expanded document was written."""
+        for cut in range(len(path), -1, -1):
+            origin = self._origins.get(path[:cut])
+            if origin is not None:
+                rest = () if origin.substituted else path[cut:]
+                return replace(origin, path=(*origin.path, *rest))
+        return Origin(path)
+
+
+def expand(source: Source, limits: Limits) -> Expanded:
+    """The document with every `repeat` flattened into the list it stands in and every reference replaced.
+
+    Raises:
+        SpecError: malformed repeats, unknown names, or more layers or values than the limits allow.
+    """
+    expander = _Expander(source, limits)
+    data = {key: expander.value(raw, (key,), (key,), _Scope()) for key, raw in source.data.items() if key != "vars"}
+    if expander.problems:
+        raise source.error(expander.problems)
+    return Expanded(source, data, expander.origins)
+
+
+@dataclass(frozen=True)
+class _Scope:
+    items: Mapping[str, Any] = field(default_factory=dict)
+    iterations: tuple[tuple[int, int], ...] = ()
+
+
+class _Expander:
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self.source = source
+        self.limits = limits
+        self.problems: list[Problem] = []
+        self.origins: dict[JsonPath, Origin] = {}
+        self.layers = 0
+        self.values = 0
+        self._sizes: dict[int, tuple[int, bool]] = {}
+        self.vars = self._variables(source.data.get("vars", {}))
+
+    def value(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope) -> Any:
+        """``raw`` with its macros expanded; the same object where it has none."""
+        size, plain = self._measure(raw)
+        if plain and not (isinstance(raw, list) and out[-1] == "layers"):
+            self._count(size, at)
+            return raw
+        if isinstance(raw, list):
+            if out[-1] != "layers":
+                return [self.value(child, (*at, i), (*out, i), scope) for i, child in enumerate(raw)]
+            layers: list[Any] = []
+            for i, child in enumerate(raw):
+                self._layer(child, (*at, i), out, scope, layers)
+            return layers
+        if any(key in raw for key in _REFERENCES):
+            return self._substitute(raw, at, out, scope)
+        return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
+
+    def _layer(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
+        """Appends what one entry of a list of layers stands for."""
+        if isinstance(raw, dict) and raw.get("type") == "repeat":
+            self._repeat(raw, at, out, scope, layers)
+            return
+        self.layers += 1
+        if self.layers > self.limits.layers:
+            self._stop(Problem(at, f"more layers than the limit of {self.limits.layers} once every repeat is expanded"))
+        path = (*out, len(layers))
+        self.origins[path] = Origin(at, scope.iterations)
+        layers.append(self.value(raw, at, path, scope))
+
+    def _repeat(self, raw: dict[str, Any], at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
+        before = len(self.problems)
+        for key in raw:
+            if key not in REPEAT_KEYS:
+                message = f"unknown key {key!r} of repeat{did_you_mean(key, set(REPEAT_KEYS))}"
+                self.problems.append(Problem((*at, key), message, "key"))
+        times = self._resolve(raw.get("times"), (*at, "times"), scope)
+        if "times" not in raw:
+            self.problems.append(Problem(at, "repeat needs 'times'"))
+        elif not isinstance(times, int) or isinstance(times, bool) or times < 1:
+            message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}"
+            self.problems.append(Problem((*at, "times"), message))
+        elif times > self.limits.layers:
+            message = f"repeat {times} times makes more layers than the limit of {self.limits.layers}"
+            self.problems.append(Problem((*at, "times"), message))
+        body = raw.get("layers")
+        if not isinstance(body, list) or not body:
+            place = (*at, "layers") if "layers" in raw else at
+            self.problems.append(Problem(place, "repeat needs 'layers', a list of at least one layer"))
+        columns = self._columns(raw, at, scope, times)
+        if len(self.problems) > before:
+            return
+        for number in range(times):
+            items = {**scope.items, **{name: column[number] for name, column in columns.items()}}
+            inner = _Scope(items, (*scope.iterations, (number + 1, times)))
+            for i, child in enumerate(body or []):
+                self._layer(child, (*at, "layers", i), out, inner, layers)
+
+    def _columns(self, raw: dict[str, Any], at: JsonPath, scope: _Scope, times: Any) -> dict[str, list[Any]]:
+        """The lists of a repeat's ``with``, each as long as there are iterations."""
+        given = raw.get("with", {})
+        at = (*at, "with")
+        if not isinstance(given, dict):
+            self.problems.append(Problem(at, f"with expects an object of lists, got {shortened(given)}"))
+            return {}
+        columns = {}
+        for name, raw_column in given.items():
+            column = self._resolve(raw_column, (*at, name), scope)
+            if not isinstance(column, list):
+                message = f"with expects a list, one item per iteration, got {shortened(column)}"
+                self.problems.append(Problem((*at, name), message))
+            elif isinstance(times, int) and len(column) != times:
+                message = f"with expects a list of {times} items, one per iteration, got {len(column)}"
+                self.problems.append(Problem((*at, name), message))
+            columns[name] = column
+        return columns
+
+    def _resolve(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
+        """A value of the repeat itself, which may be a reference."""
+        if isinstance(raw, dict) and any(key in raw for key in _REFERENCES):
+            return self._lookup(raw, at, scope)
+        return raw
+
+    def _substitute(self, raw: dict[str, Any], at: JsonPath, out: JsonPath, scope: _Scope) -> Any:
+        self.origins[out] = Origin(at, scope.iterations, substituted=True, varies="$item" in raw)
+        value = self._lookup(raw, at, scope)
+        self._count(self._measure(value)[0], at)
+        return value
+
+    def _lookup(self, raw: dict[str, Any], at: JsonPath, scope: _Scope) -> Any:
+        key = next(key for key in _REFERENCES if key in raw)
+        name = raw[key]
+        known = self.vars if key == "$var" else scope.items
+        if len(raw) > 1:
+            self.problems.append(Problem(at, f"{key} stands alone in its object, got {shortened(raw)}"))
+        elif not isinstance(name, str) or name not in known:
+            where = "in vars" if key == "$var" else "in the with of a repeat around it"
+            hint = did_you_mean(str(name), set(known))
+            self.problems.append(Problem(at, f"{key} names {shortened(name)}, which is not {where}{hint}"))
+        else:
+            return known[name]
+        return None
+
+    def _variables(self, given: Any) -> dict[str, Any]:
+        if not isinstance(given, dict):
+            self.problems.append(Problem(("vars",), f"vars expects an object, got {shortened(given)}"))
+            return {}
+        for name, value in given.items():
+            if not self._measure(value)[1]:
+                self.problems.append(Problem(("vars", name), "a variable is a constant, without repeat or reference"))
+        return given
+
+    def _measure(self, raw: Any) -> tuple[int, bool]:
+        """How many JSON values ``raw`` holds, and whether it is free of macros."""
+        if not isinstance(raw, dict | list):
+            return 1, True
+        known = self._sizes.get(id(raw))
+        if known is None:
+            children = [self._measure(child) for child in (raw.values() if isinstance(raw, dict) else raw)]
+            macro = isinstance(raw, dict) and (raw.get("type") == "repeat" or any(key in raw for key in _REFERENCES))
+            known = 1 + sum(size for size, _ in children), not macro and all(plain for _, plain in children)
+            self._sizes[id(raw)] = known
+        return known
+
+    def _count(self, size: int, at: JsonPath) -> None:
+        self.values += size
+        if self.values > self.limits.values:
+            self._stop(Problem(at, f"more than the limit of {self.limits.values} values once everything is expanded"))
+
+    def _stop(self, problem: Problem) -> None:
+        raise self.source.error([*self.problems, problem])

@@ -1,0 +1,110 @@
+"""What a spec says about training: data, augmentation, optimiser, schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Options(BaseModel):
+    """A strict, immutable piece of a spec."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Affine(Options):
+    """Random rotation, shift, scale and shear of every training image."""
+
+    degrees: NonNegativeFloat = Field(default=0.0, le=180, description="largest rotation either way, in degrees")
+    translate: Fraction = Field(default=0.0, description="largest shift, as a fraction of height and width")
+    scale: tuple[PositiveFloat, PositiveFloat] = Field(default=(1.0, 1.0), description="smallest and largest scale")
+    shear: NonNegativeFloat = Field(default=0.0, lt=90, description="largest shear either way, in degrees")
+
+
+class Elastic(Options):
+    """Random smooth deformation of every training image."""
+
+    alpha: NonNegativeFloat = Field(default=30.0, description="strength of the displacements")
+    sigma: PositiveFloat = Field(default=5.0, description="smoothness of the displacements, in pixels")
+
+
+class Augmentation(Options):
+    """What happens to each training image each time it is seen."""
+
+    affine: Affine | None = Field(default=None, description="random affine map")
+    elastic: Elastic | None = Field(default=None, description="random smooth deformation")
+
+
+class Data(Options):
+    """The data set."""
+
+    name: Literal["digits", "mnist"] = Field(default="digits", description="digits ships with scikit-learn")
+    train_size: PositiveInt | None = Field(
+        default=None, description="how many training images, from the first; null: all"
+    )
+    augmentation: Augmentation | None = Field(default=None, description="random changes of the training images")
+
+
+class SGD(Options):
+    """Stochastic gradient descent."""
+
+    type: Literal["sgd"]
+    lr: PositiveFloat = Field(description="learning rate; the peak one under a schedule")
+    momentum: Momentum = Field(default=0.0, description="momentum")
+    nesterov: bool = Field(default=False, description="Nesterov momentum")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="L2 penalty")
+
+
+class Adam(Options):
+    """Adam."""
+
+    type: Literal["adam"]
+    lr: PositiveFloat = Field(default=1e-3, description="learning rate; the peak one under a schedule")
+    betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.999), description="decay of the running moments")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="L2 penalty")
+
+
+class AdamW(Options):
+    """Adam with decoupled weight decay."""
+
+    type: Literal["adamw"]
+    lr: PositiveFloat = Field(default=1e-3, description="learning rate; the peak one under a schedule")
+    betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.999), description="decay of the running moments")
+    weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay")
+
+
+class OneCycle(Options):
+    """Up to the peak learning rate and down again, step by step."""
+
+    type: Literal["one_cycle"]
+    warmup: Fraction = Field(default=0.3, gt=0, lt=1, description="the part of the steps that goes up")
+    start_factor: PositiveFloat = Field(default=25.0, ge=1, description="the peak divided by the first learning rate")
+    final_factor: PositiveFloat = Field(default=1e4, ge=1, description="the first divided by the last learning rate")
+
+
+class Cosine(Options):
+    """Down from the learning rate along half a cosine, step by step."""
+
+    type: Literal["cosine"]
+    final_lr: NonNegativeFloat = Field(default=0.0, description="the learning rate at the end")
+
+
+Optimizer: TypeAlias = Annotated[SGD | Adam | AdamW, Field(discriminator="type")]
+Schedule: TypeAlias = Annotated[OneCycle | Cosine, Field(discriminator="type")]
+
+
+class Training(Options):
+    """How a model is trained."""
+
+    data: Data = Field(default=Data(), description="the data set")
+    batch_size: PositiveInt = Field(default=64, description="images per step")
+    epochs: PositiveInt = Field(default=40, description="passes over the training images")
+    optimizer: Optimizer = Field(default=Adam(type="adam"), description="the optimiser")
+    schedule: Schedule | None = Field(default=None, description="how the learning rate moves; constant by default")
+    label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
+    evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test images")
+    seed: NonNegativeInt = Field(default=0, description="seed of weights, order and augmentation")

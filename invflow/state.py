@@ -1,0 +1,131 @@
+"""States and shapes.
+
+A *state* is a tensor or a (nested) tuple of tensors, dim 0 of each being the batch. A *shape* describes a state
+without its batch: ``(1, 28, 28)``, or ``((8, 7, 7), (8, 7, 7))`` for a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, TypeGuard, Union
+
+import torch
+from torch import Tensor
+
+from .errors import ShapeError
+
+State: TypeAlias = Union[Tensor, tuple["State", ...]]
+Shape: TypeAlias = tuple[Union[int, "Shape"], ...]
+TensorShape: TypeAlias = tuple[int, ...]
+
+
+def is_tensor_shape(shape: Any) -> TypeGuard[TensorShape]:
+    """Whether ``shape`` describes a single tensor (and not a tuple state).
+
+    >>> is_tensor_shape((1, 28, 28)), is_tensor_shape(((8,), (8,)))
+    (True, False)
+    """
+    return isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
+
+
+def shape_of(state: State) -> Shape:
+    """The shape of a state, without its batch.
+
+    >>> shape_of((torch.zeros(5, 2), torch.zeros(5, 3)))
+    ((2,), (3,))
+    """
+    if isinstance(state, tuple):
+        return tuple(shape_of(part) for part in state)
+    return tuple(state.shape[1:])
+
+
+def leaf_shapes(shape: Shape) -> Iterator[TensorShape]:
+    """The shapes of the tensors of a state, in order."""
+    if is_tensor_shape(shape):
+        yield shape
+    else:
+        for part in shape:
+            yield from leaf_shapes(part)  # type: ignore[arg-type]
+
+
+def leaves(state: State) -> Iterator[Tensor]:
+    """The tensors of a state, in order."""
+    if isinstance(state, tuple):
+        for part in state:
+            yield from leaves(part)
+    else:
+        yield state
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """The state with ``function`` applied to each of its tensors."""
+    if isinstance(state, tuple):
+        return tuple(map_state(function, part) for part in state)
+    return function(state)
+
+
+def make_state(function: Callable[[TensorShape], Tensor], shape: Shape) -> State:
+    """A state of the given shape, each tensor made by ``function`` from its own shape."""
+    if is_tensor_shape(shape):
+        return function(shape)
+    return tuple(make_state(function, part) for part in shape)  # type: ignore[arg-type]
+
+
+def zeros(
+    shape: Shape, batch: int = 1, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> State:
+    """A state of zeros.
+
+    >>> [tuple(leaf.shape) for leaf in leaves(zeros(((2, 4), (3,)), batch=5))]
+    [(5, 2, 4), (5, 3)]
+    """
+    return make_state(lambda leaf: torch.zeros((batch, *leaf), dtype=dtype, device=device), shape)
+
+
+def flat_size(shape: Shape) -> int:
+    """How many numbers one sample of a state holds."""
+    total = 0
+    for leaf in leaf_shapes(shape):
+        size = 1
+        for extent in leaf:
+            size *= extent
+        total += size
+    return total
+
+
+def flatten(state: State) -> Tensor:
+    """All tensors of a state flattened and concatenated: ``(batch, flat_size)``."""
+    if isinstance(state, tuple):
+        return torch.cat([leaf.flatten(1) for leaf in leaves(state)], dim=1)
+    return state.flatten(1)
+
+
+def unflatten(flat: Tensor, shape: Shape) -> State:
+    """The inverse of `flatten`, for a state of this shape."""
+    if is_tensor_shape(shape):
+        return flat.reshape(flat.shape[0], *shape)
+    pieces = iter(torch.split(flat, [flat_size(leaf) for leaf in leaf_shapes(shape)], dim=1))
+    return make_state(lambda leaf: (piece := next(pieces)).reshape(piece.shape[0], *leaf), shape)
+
+
+def zero_log_det(state: State) -> Tensor:
+    """The log-determinant of a volume-preserving map: zeros of shape ``(batch,)``, dtype and device of the state."""
+    first = next(leaves(state))
+    return first.new_zeros(first.shape[0])
+
+
+def require_tensor(who: str, shape: Shape, dims: int | None = None) -> TensorShape:
+    """``shape`` itself where it is one tensor's (with ``dims`` dimensions besides the batch), else a ShapeError."""
+    if not is_tensor_shape(shape):
+        raise ShapeError(f"{who} expects one tensor, got a tuple state of shape {shape}; put a merge or an each before")
+    if dims is not None and len(shape) != dims:
+        kind = {1: "(features,)", 3: "(channels, height, width)"}.get(dims, f"{dims} dimensions")
+        raise ShapeError(f"{who} expects a shape {kind} besides the batch, got {shape}")
+    return shape
+
+
+def require_pair(who: str, shape: Shape) -> tuple[Shape, Shape]:
+    """``shape`` itself where it is a pair's, else a ShapeError."""
+    if is_tensor_shape(shape) or len(shape) != 2:
+        raise ShapeError(f"{who} expects a pair of states, got shape {shape}; put a split before")
+    return shape[0], shape[1]  # type: ignore[return-value]
