@@ -59,7 +59,8 @@ class Bijection(nn.Module, ABC):
     def input_shape(self, shape: Shape) -> Shape:
         """The shape of ``self.inverse(y)`` for a ``y`` of this shape. Raises ShapeError where there is none.
 
-        The default reads it off the inverse of zeros, on a copy, so that nothing of this module moves.
+        The default reads it off the inverse of zeros without a context, on a copy, so that nothing of this module
+        moves; a bijection that cannot run without its context overrides it.
         """
         probe = copy.deepcopy(self).eval()
         like = next(probe.parameters(), torch.empty(0))

@@ -56,6 +56,8 @@ class FieldSet:
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 raise TypeError(f"{cls.__name__}: a registered constructor cannot take **{name}: name each field")
+            if name in ("type", "note"):
+                raise TypeError(f"{cls.__name__}: {name!r} means something else in a document; rename the parameter")
             if parameter.annotation is parameter.empty and name not in FILLED_BY_BUILDER:
                 raise TypeError(f"{cls.__name__}: parameter {name!r} needs a type annotation, it is a JSON field")
 
