@@ -52,7 +52,9 @@ class FieldSet:
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
-        self.signature = inspect.signature(cls)
+        # The constructor's own: a class that overrides __new__ hides it.
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        self.signature = inspect.Signature(parameters)
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 raise TypeError(f"{cls.__name__}: a registered constructor cannot take **{name}: name each field")
@@ -104,12 +106,12 @@ class FieldSet:
             pydantic.ValidationError: what does not fit.
         """
         # From JSON text, so that Python's tuples and JSON's arrays meet the same strict rules.
-        checked = self.values.model_validate_json(json.dumps(values, default=_plain))
+        checked = self.values.model_validate_json(_encode(values))
         return {name: getattr(checked, f"field_{name}") for name in values}
 
     def canonical(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The plain fields as JSON data, without those that equal their default."""
-        model = self.values.model_validate_json(json.dumps(values, default=_plain))
+        model = self.values.model_validate_json(_encode(values))
         dumped: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         return dumped
 
@@ -147,13 +149,28 @@ def arguments_of(module: nn.Module) -> dict[str, Any] | None:
 
 def describe(error: ErrorDetails) -> str:
     """A pydantic error as one clause: what was expected, what came."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("too_long", "too_short"):
+        bound, limit = ("at most", "max_length") if kind == "too_long" else ("at least", "min_length")
+        return f"expected {bound} {counted(context[limit], 'item')}, got {context['actual_length']}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{message[:1].lower()}{message[1:]}, got {shortened(error['input'])}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 item``, ``2 items``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def quoted(word: object, limit: int = 60) -> str:
+    """A name from a document in quotes, cut to ``limit`` characters."""
+    text = str(word)
+    return repr(text if len(text) <= limit else f"{text[: limit - 3]}...")
+
+
 def shortened(value: Any, limit: int = 60) -> str:
     """A value as JSON, cut to ``limit`` characters."""
-    text = json.dumps(value, default=repr)
+    text = json.dumps(value, default=repr, ensure_ascii=False)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -192,3 +209,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise InvflowError(f"expected plain data (numbers, strings, lists), got {type(value).__name__}")
+
+
+_encode = json.JSONEncoder(default=_plain).encode

@@ -17,7 +17,7 @@ from torch import nn
 
 from .bijection import Bijection
 from .errors import InvflowError
-from .fields import FieldSet, checked_constructor
+from .fields import FieldSet, checked_constructor, quoted
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C", bound=type[nn.Module])
@@ -25,6 +25,9 @@ C = TypeVar("C", bound=type[nn.Module])
 _TAG = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 MACROS = ("repeat",)
 """Tags that the spec language keeps for itself."""
+_MOST_HINTS = 1000
+_MOST_SHOWN = 30
+_LONGEST_WORD = 100
 
 
 class UnknownTag(InvflowError):
@@ -114,21 +117,25 @@ class Registry(Generic[M]):
                 ) from error
             return
         known = {*self._classes, *advertised.names}
-        raise UnknownTag(f"unknown {self.noun} type {tag!r}{did_you_mean(tag, known)}")
+        other = next((one.noun for one in (bijections, nets, heads, priors) if tag in one.registered()), None)
+        hint = did_you_mean(tag, known) if other is None else f": it is a {other}"
+        raise UnknownTag(f"unknown {self.noun} type {quoted(tag)}{hint}")
 
 
 def did_you_mean(word: str, known: set[str]) -> str:
-    """``; did you mean 'x'?``, or what there is where nothing comes close.
+    """``; did you mean 'x'?``, or what there is, as far as a reader wants to know, where nothing comes close.
 
     >>> did_you_mean("spilt", {"split", "merge"})
     "; did you mean 'split'?"
     >>> did_you_mean("zzz", {"split", "merge"})
     "; there is 'merge', 'split'"
     """
-    close = difflib.get_close_matches(word, known, n=1)
+    few = sorted(known)[:_MOST_HINTS]  # documents come from strangers, and comparing words takes time
+    close = difflib.get_close_matches(word[:_LONGEST_WORD], few, n=1)
     if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(map(repr, sorted(known)))}" if known else ""
+        return f"; did you mean {quoted(close[0])}?"
+    shown = few[:_MOST_SHOWN]
+    return f"; there is {', '.join(map(quoted, shown))}{', ...' if len(known) > len(shown) else ''}" if shown else ""
 
 
 def _name(cls: type) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..bijection import Bijection
 from ..bijections import Inverse
-from ..errors import ShapeError, SpecError
+from ..errors import InvflowError, ShapeError, SpecError
 from ..models import Classifier
 from ..sequential import Sequential
 from ..state import Shape, flat_size
@@ -168,8 +168,10 @@ class _Builder:
             return node.cls(*variadic, **arguments)
         except SpecError:
             raise
-        except _REFUSALS as error:
+        except InvflowError as error:
             raise self.spec.error(path, error) from error
+        except _REFUSALS as error:
+            raise self.spec.error(path, f"{node.tag} cannot be made of these fields: {error}") from error
 
     def _shape(self, find: Any, shape: Shape, path: JsonPath) -> Any:
         try:

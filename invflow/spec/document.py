@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +15,28 @@ from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationEr
 from torch import nn
 
 from ..errors import SpecError
-from ..fields import JsonField, describe, shortened
+from ..fields import JsonField, counted, describe, quoted, shortened
 from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
-from ..state import Shape
+from ..state import Shape, TensorShape
 from .expand import Expanded, expand
 from .limits import DEFAULT_LIMITS, Limits
-from .text import JsonPath, Problem, read_source
+from .text import JsonPath, Problem, Problems, read_source
 from .training import Options, Training
 
 SPEC_VERSION = 1
+_MOST_DIMENSIONS = 16
 SpecSource: TypeAlias = Union[str, Path, dict[str, Any], "Spec"]
 
 
+def _tensor_shape(value: tuple[int, ...]) -> TensorShape:
+    if not 0 < len(value) <= _MOST_DIMENSIONS:
+        raise ValueError(f"a shape needs 1 to {_MOST_DIMENSIONS} numbers")
+    return value
+
+
 def _nested_shape(value: list[Any]) -> Shape:
-    if not value:
-        raise ValueError("a shape needs at least one number")
     if all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in value):
-        return tuple(value)
+        return _tensor_shape(tuple(value))
     if all(isinstance(part, list) for part in value):
         return tuple(_nested_shape(part) for part in value)
     raise ValueError("a shape is a list of positive whole numbers without the batch, or a list of shapes")
@@ -42,7 +48,9 @@ class Input(Options):
     shape: Annotated[list[Any], AfterValidator(_nested_shape)] = Field(
         description="without the batch: [channels, height, width], [features], or a list of shapes for a tuple state"
     )
-    context_shape: tuple[PositiveInt, ...] | None = Field(default=None, description="the shape of the context")
+    context_shape: Annotated[tuple[PositiveInt, ...], AfterValidator(_tensor_shape)] | None = Field(
+        default=None, description="the shape of the context, without the batch"
+    )
 
 
 class CheckpointBlock(Options):
@@ -172,7 +180,7 @@ def _check_version(data: dict[str, Any], error: Any) -> None:
 class _Validator:
     def __init__(self, expanded: Expanded) -> None:
         self.expanded = expanded
-        self.problems: list[Problem] = []
+        self.problems = Problems(expanded.source)
         self._valid: dict[tuple[str, str], Node] = {}
 
     def spec(self) -> Spec:
@@ -191,8 +199,8 @@ class _Validator:
         }
         if "head" in above and "prior" in above:
             self._problem(("prior",), "a spec has a head (a classifier) or a prior (a flow), not both", "key")
-        if self.problems or top is None:
-            raise self.expanded.source.error(self.problems)
+        if self.problems.noted or top is None:
+            raise self.problems.error()
         return Spec(self.expanded, top, tuple(node for node in layers if node is not None), **above)
 
     def _layers(self, raw: list[Any], path: JsonPath) -> list[Node | None]:
@@ -213,16 +221,17 @@ class _Validator:
             self._problem(path, f"expected a {noun} with a type, a string, got {came}")
             return None
         if tag in MACROS:
-            self._problem(path, f"{tag} is no {noun} of its own: it stands in a list of layers")
+            hint = ', such as that of a {"type": "sequential"}' if registry is bijections else ""
+            self._problem(path, f"{tag} is no {noun} of its own: it stands in a list of layers{hint}")
             return None
         try:
             cls = registry.find(tag)
         except UnknownTag as error:
             self._problem(path, str(error))
             return None
-        before = len(self.problems)
+        before = self.problems.noted
         node = self._fields(raw, path, registry, cls, tag)
-        if len(self.problems) > before:
+        if self.problems.noted > before:
             return None
         self._valid[key] = node
         return node
@@ -232,8 +241,10 @@ class _Validator:
         fields = field_set.fields
         for key in raw:
             if key not in fields and key not in ("type", "note"):
-                message = f"unknown key {key!r} of {tag}{did_you_mean(key, {*fields, 'note'})}"
+                message = f"unknown key {quoted(key)} of {tag}{did_you_mean(key, {*fields, 'note'})}"
                 self._problem((*path, key), message, "key")
+        if not isinstance(raw.get("note", ""), str):
+            self._problem((*path, "note"), f"a note is a string, got {shortened(raw['note'])}")
         values = {}
         try:
             values = field_set.validate({name: raw[name] for name in field_set.plain if name in raw})
@@ -265,19 +276,30 @@ class _Validator:
         """Notes a fault at a path of the expanded document."""
         origin = self.expanded.origin(path)
         iteration = origin.iteration if origin.varies else ""
-        self.problems.append(Problem(origin.path, message + iteration, "value" if origin.substituted else at))
+        self.problems.note(Problem(origin.path, message + iteration, "value" if origin.substituted else at))
 
     def _add(self, error: ValidationError, path: JsonPath, raw: Any, model: type[BaseModel], who: str) -> None:
         """Notes what pydantic found in ``raw``, which stands at ``path``."""
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        absent = {detail["loc"] for detail in details if detail["type"] == "missing"}
+        for detail in details:
             key = detail["loc"][-1]
             place = (*path, *_path_in(raw, detail["loc"]))
             owner = who if len(detail["loc"]) == 1 else str(detail["loc"][-2])
+            context = detail.get("ctx", {})
             if detail["type"] == "extra_forbidden":
                 hint = did_you_mean(str(key), _known_keys(model, detail["loc"]))
-                self._problem(place, f"unknown key {key!r} of {owner}{hint}", "key")
+                self._problem(place, f"unknown key {quoted(key)} of {owner}{hint}", "key")
+            elif detail["type"] == "missing" and isinstance(key, int):
+                if (*detail["loc"][:-1], key + 1) not in absent:  # of a tuple's missing items, the last tells how many
+                    self._problem(place, f"expected {counted(key + 1, 'item')}, got {shortened(detail['input'])}")
             elif detail["type"] == "missing":
                 self._problem(place, f"{owner} needs {key!r}")
+            elif detail["type"] == "union_tag_not_found":
+                self._problem(place, f"{key} needs 'type'")
+            elif detail["type"] == "union_tag_invalid":
+                hint = did_you_mean(context["tag"], set(re.findall(r"'(\w+)'", context["expected_tags"])))
+                self._problem(place, f"unknown {key} type {quoted(context['tag'])}{hint}")
             else:
                 self._problem(place, describe(detail))
 
@@ -286,15 +308,20 @@ def _path_in(raw: Any, location: tuple[int | str, ...]) -> JsonPath:
     """A pydantic location as a path in ``raw``: without the names of union members, which are in no document."""
     path: list[int | str] = []
     for step in location:
-        if (isinstance(raw, dict) and step in raw) or (isinstance(raw, list) and isinstance(step, int)):
+        if (isinstance(raw, dict) and step in raw) or (isinstance(raw, list) and step in range(len(raw))):
             raw = raw[step]  # type: ignore[index]
             path.append(step)
     return tuple(path)
 
 
+@functools.lru_cache
+def _json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
     """The keys that the object at a location may have."""
-    schema = model.model_json_schema()
+    schema = _json_schema(model)
     definitions = schema.get("$defs", {})
 
     def walk(node: dict[str, Any], steps: tuple[int | str, ...]) -> set[str]:

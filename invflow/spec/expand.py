@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..fields import shortened
+from ..fields import counted, quoted, shortened
 from ..registry import did_you_mean
 from .limits import Limits
-from .text import JsonPath, Problem, Source
+from .text import JsonPath, Problem, Problems, Source
 
 REPEAT_KEYS = frozenset({"type", "times", "layers", "with", "note"})
 _REFERENCES = ("$var", "$item")
+_STRING_PER_VALUE = 16
+_UNKNOWN = object()
+"""What a reference to nothing stands for: the fault is noted, and nobody looks at the value."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def expand(source: Source, limits: Limits) -> Expanded:
     """
     expander = _Expander(source, limits)
     data = {key: expander.value(raw, (key,), (key,), _Scope()) for key, raw in source.data.items() if key != "vars"}
-    if expander.problems:
-        raise source.error(expander.problems)
+    if expander.problems.noted:
+        raise expander.problems.error()
     return Expanded(source, data, expander.origins)
 
 
@@ -79,11 +82,21 @@ class _Scope:
     iterations: tuple[tuple[int, int], ...] = ()
 
 
+def _own_size(raw: dict[str, Any] | list[Any]) -> int:
+    """How many values an object or a list counts as besides what it holds: itself and its long keys."""
+    return 1 + (sum(len(key) // _STRING_PER_VALUE for key in raw) if isinstance(raw, dict) else 0)
+
+
+def _iteration(raw: Any, scope: _Scope) -> str:
+    """Which iteration it is, for a fault in a value that a reference takes from it."""
+    return Origin((), scope.iterations).iteration if isinstance(raw, dict) and "$item" in raw else ""
+
+
 class _Expander:
     def __init__(self, source: Source, limits: Limits) -> None:
         self.source = source
         self.limits = limits
-        self.problems: list[Problem] = []
+        self.problems = Problems(source)
         self.origins: dict[JsonPath, Origin] = {}
         self.layers = 0
         self.values = 0
@@ -105,6 +118,7 @@ class _Expander:
             return layers
         if any(key in raw for key in _REFERENCES):
             return self._substitute(raw, at, out, scope)
+        self._count(_own_size(raw), at)
         return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
 
     def _layer(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
@@ -120,29 +134,33 @@ class _Expander:
         layers.append(self.value(raw, at, path, scope))
 
     def _repeat(self, raw: dict[str, Any], at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
-        before = len(self.problems)
+        before = self.problems.noted
         for key in raw:
             if key not in REPEAT_KEYS:
-                message = f"unknown key {key!r} of repeat{did_you_mean(key, set(REPEAT_KEYS))}"
-                self.problems.append(Problem((*at, key), message, "key"))
+                message = f"unknown key {quoted(key)} of repeat{did_you_mean(key, set(REPEAT_KEYS))}"
+                self.problems.note(Problem((*at, key), message, "key"))
         times = self._resolve(raw.get("times"), (*at, "times"), scope)
+        iteration = _iteration(raw.get("times"), scope)
         if "times" not in raw:
-            self.problems.append(Problem(at, "repeat needs 'times'"))
+            self.problems.note(Problem(at, "repeat needs 'times'"))
+        elif times is _UNKNOWN:
+            pass  # noted where it was looked up
         elif not isinstance(times, int) or isinstance(times, bool) or times < 1:
-            message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}"
-            self.problems.append(Problem((*at, "times"), message))
+            message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}{iteration}"
+            self.problems.note(Problem((*at, "times"), message))
         elif times > self.limits.layers:
-            message = f"repeat {times} times makes more layers than the limit of {self.limits.layers}"
-            self.problems.append(Problem((*at, "times"), message))
+            message = f"repeat {times} times makes more layers than the limit of {self.limits.layers}{iteration}"
+            self.problems.note(Problem((*at, "times"), message))
         body = raw.get("layers")
         if not isinstance(body, list) or not body:
             place = (*at, "layers") if "layers" in raw else at
-            self.problems.append(Problem(place, "repeat needs 'layers', a list of at least one layer"))
+            self.problems.note(Problem(place, "repeat needs 'layers', a list of at least one layer"))
         columns = self._columns(raw, at, scope, times)
-        if len(self.problems) > before:
+        if self.problems.noted > before:
             return
         for number in range(times):
             items = {**scope.items, **{name: column[number] for name, column in columns.items()}}
+            self._count(len(items), at)
             inner = _Scope(items, (*scope.iterations, (number + 1, times)))
             for i, child in enumerate(body or []):
                 self._layer(child, (*at, "layers", i), out, inner, layers)
@@ -152,19 +170,31 @@ class _Expander:
         given = raw.get("with", {})
         at = (*at, "with")
         if not isinstance(given, dict):
-            self.problems.append(Problem(at, f"with expects an object of lists, got {shortened(given)}"))
+            self.problems.note(Problem(at, f"with expects an object of lists, got {shortened(given)}"))
             return {}
+        self._count(len(given), at)
         columns = {}
         for name, raw_column in given.items():
             column = self._resolve(raw_column, (*at, name), scope)
-            if not isinstance(column, list):
-                message = f"with expects a list, one item per iteration, got {shortened(column)}"
-                self.problems.append(Problem((*at, name), message))
+            iteration = _iteration(raw_column, scope) or _iteration(raw.get("times"), scope)
+            if column is _UNKNOWN:
+                pass
+            elif not isinstance(column, list):
+                message = f"with expects a list, one item per iteration, got {shortened(column)}{iteration}"
+                self.problems.note(Problem((*at, name), message))
             elif isinstance(times, int) and len(column) != times:
-                message = f"with expects a list of {times} items, one per iteration, got {len(column)}"
-                self.problems.append(Problem((*at, name), message))
-            columns[name] = column
+                expected = f"a list of {counted(times, 'item')}, one per iteration"
+                message = f"with expects {expected}, got {len(column)}{iteration}"
+                self.problems.note(Problem((*at, name), message))
+            else:
+                columns[name] = [self._item(item, (*at, name, i), scope) for i, item in enumerate(column)]
         return columns
+
+    def _item(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
+        item = self._resolve(raw, at, scope)
+        if not self._measure(item)[1]:
+            self.problems.note(Problem(at, "an item is a constant or a reference, without repeat or references in it"))
+        return item
 
     def _resolve(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
         """A value of the repeat itself, which may be a reference."""
@@ -183,33 +213,36 @@ class _Expander:
         name = raw[key]
         known = self.vars if key == "$var" else scope.items
         if len(raw) > 1:
-            self.problems.append(Problem(at, f"{key} stands alone in its object, got {shortened(raw)}"))
+            self.problems.note(Problem(at, f"{key} stands alone in its object, got {shortened(raw)}"))
         elif not isinstance(name, str) or name not in known:
             where = "in vars" if key == "$var" else "in the with of a repeat around it"
             hint = did_you_mean(str(name), set(known))
-            self.problems.append(Problem(at, f"{key} names {shortened(name)}, which is not {where}{hint}"))
+            self.problems.note(Problem(at, f"{key} names {shortened(name)}, which is not {where}{hint}"))
         else:
             return known[name]
-        return None
+        return _UNKNOWN
 
     def _variables(self, given: Any) -> dict[str, Any]:
         if not isinstance(given, dict):
-            self.problems.append(Problem(("vars",), f"vars expects an object, got {shortened(given)}"))
+            self.problems.note(Problem(("vars",), f"vars expects an object, got {shortened(given)}"))
             return {}
         for name, value in given.items():
             if not self._measure(value)[1]:
-                self.problems.append(Problem(("vars", name), "a variable is a constant, without repeat or reference"))
+                self.problems.note(Problem(("vars", name), "a variable is a constant, without repeat or reference"))
         return given
 
     def _measure(self, raw: Any) -> tuple[int, bool]:
-        """How many JSON values ``raw`` holds, and whether it is free of macros."""
+        """How many JSON values ``raw`` holds, long strings counted as several, and whether it is free of macros."""
+        if isinstance(raw, str):
+            return 1 + len(raw) // _STRING_PER_VALUE, True
         if not isinstance(raw, dict | list):
             return 1, True
         known = self._sizes.get(id(raw))
         if known is None:
             children = [self._measure(child) for child in (raw.values() if isinstance(raw, dict) else raw)]
             macro = isinstance(raw, dict) and (raw.get("type") == "repeat" or any(key in raw for key in _REFERENCES))
-            known = 1 + sum(size for size, _ in children), not macro and all(plain for _, plain in children)
+            size = _own_size(raw) + sum(size for size, _ in children)
+            known = size, not macro and all(plain for _, plain in children)
             self._sizes[id(raw)] = known
         return known
 
@@ -219,4 +252,5 @@ class _Expander:
             self._stop(Problem(at, f"more than the limit of {self.limits.values} values once everything is expanded"))
 
     def _stop(self, problem: Problem) -> None:
-        raise self.source.error([*self.problems, problem])
+        self.problems.note(problem)
+        raise self.problems.error()

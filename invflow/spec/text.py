@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias
 
 from ..errors import SpecError, SpecErrorDetail
-from ..fields import shortened
+from ..fields import quoted, shortened
 from .limits import Limits
 
 JsonPath: TypeAlias = tuple[str | int, ...]
+MOST_PROBLEMS = 100
+"""Where a document has more faults, the first of them are reported: nobody reads more at once."""
+
 _LARGEST_INT = 2**53
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_SPACE = re.compile(r"[ \t\n\r]*")
+_WORD = re.compile(r"[^\s,\]}]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Skips a value at the speed of C; `str`, because nobody wants the numbers.
+_decode = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).raw_decode
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault at a path of the source document; ``at`` tells whether the key or the value is meant."""
+    """One fault at a path of the source document.
+
+    Attributes:
+        at: whether the key or the value is meant.
+        offset: where in the text, for what a path does not tell: a key that stands twice.
+    """
 
     path: JsonPath
     message: str
     at: Literal["key", "value"] = "value"
+    offset: int | None = None
 
 
 class Source:
@@ -35,17 +48,19 @@ class Source:
     Attributes:
         data: the parsed JSON, as it came.
         name: the file's name as the user gave it; None for a dict.
+        text: what was in the file; None for a dict.
     """
 
     def __init__(self, data: Any, name: str | None = None, text: str | None = None) -> None:
         self.data = data
         self.name = name
         self.text = text
+        self._children: dict[int, dict[str | int, tuple[int, int]]] = {}
 
-    def error(self, problems: Sequence[Problem]) -> SpecError:
+    def error(self, problems: Iterable[Problem]) -> SpecError:
         """The faults as one SpecError, each with its position in the text."""
         details: list[SpecErrorDetail] = []
-        for problem in dict.fromkeys(problems):
+        for problem in problems:
             line, column = self._place(problem)
             path = ".".join(str(part) for part in problem.path)
             details.append({"path": path, "line": line, "column": column, "message": problem.message})
@@ -56,15 +71,40 @@ class Source:
     def _place(self, problem: Problem) -> tuple[int | None, int | None]:
         if self.text is None:
             return None, None
-        path = problem.path
-        while path not in self._positions:  # a missing field stands where its object does
-            path = path[:-1]
-        key, value = self._positions[path]
+        if problem.offset is not None:
+            return line_and_column(self.text, problem.offset)
+        key = value = _skip_space(self.text, 0)
+        for step in problem.path:
+            if value not in self._children:
+                self._children[value] = {name: place for name, *place in _members(self.text, value)}  # type: ignore[misc]
+            if step not in self._children[value]:  # a missing field stands where its object does
+                break
+            key, value = self._children[value][step]
         return line_and_column(self.text, key if problem.at == "key" else value)
 
-    @functools.cached_property
-    def _positions(self) -> dict[JsonPath, tuple[int, int]]:
-        return {value.path: (value.key, value.offset) for value in _scan(self.text or "")}
+
+class Problems:
+    """The faults found so far, each once; the document is given up on when there are too many.
+
+    Attributes:
+        noted: how often a fault was noted, the same one in several iterations counted each time.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.noted = 0
+        self._source = source
+        self._found: dict[Problem, None] = {}
+
+    def note(self, problem: Problem) -> None:
+        """Notes a fault. Raises SpecError where it is the last that anybody will read."""
+        self.noted += 1
+        self._found[problem] = None
+        if len(self._found) >= MOST_PROBLEMS:
+            raise self.error()
+
+    def error(self) -> SpecError:
+        """All of them as one error."""
+        return self._source.error(self._found)
 
 
 def read_source(source: str | Path | dict[str, Any], limits: Limits) -> Source:
@@ -81,19 +121,22 @@ def read_source(source: str | Path | dict[str, Any], limits: Limits) -> Source:
             raise SpecError([_detail(f"the dict is no JSON document: {error}")]) from None
         if len(text) > limits.text_bytes:
             raise SpecError([_detail(f"the document has {len(text)} bytes as JSON, the limit is {limits.text_bytes}")])
-        document = Source(json.loads(text))
+        document = parse_text(text, None, limits)
     else:
         name = str(source)
-        document = parse_text(_read_file(Path(source), name, limits), name)
-    _check_depth(document, limits.depth)
+        document = parse_text(_read_file(Path(source), name, limits), name, limits)
     if not isinstance(document.data, dict):
-        raise document.error([Problem((), f"a spec is a JSON object, got {type(document.data).__name__}")])
+        raise document.error([Problem((), f"a spec is a JSON object, got {shortened(document.data)}")])
     return document
 
 
-def parse_text(text: str, name: str) -> Source:
-    """Strict JSON. Raises SpecError with the line and column of every fault that can be told."""
-    suspicious = False
+def parse_text(text: str, name: str | None, limits: Limits) -> Source:
+    """Strict JSON; without a name, the text is no file's and has no positions.
+
+    Raises:
+        SpecError: with the line and column of every fault that can be told.
+    """
+    suspicious = "\\u" in text
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal suspicious
@@ -107,12 +150,12 @@ def parse_text(text: str, name: str) -> Source:
 
     def number(digits: str) -> float:
         value = float(digits)
-        if abs(value) == float("inf"):
+        if math.isinf(value):
             constant(digits)
         return value
 
     def integer(digits: str) -> int:
-        if len(digits) > 17 or abs(int(digits)) > _LARGEST_INT:
+        if _too_large(digits):
             constant(digits)
             return 0
         return int(digits)
@@ -120,18 +163,51 @@ def parse_text(text: str, name: str) -> Source:
     try:
         data = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number, parse_int=integer)
     except json.JSONDecodeError as error:
-        _refuse(name, error.lineno, error.colno, f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}")
+        raise Source(None, name, text).error([_syntax_fault(text, error)]) from None
     except RecursionError:
         _refuse(name, 1, 1, "the document nests too deep to be read")
-    source = Source(data, name, text)
+    source = Source(data, name, None if name is None else text)
+    _check_depth(source, limits.depth)
     if suspicious:
-        raise source.error(list(_text_problems(text)))
+        problems = list(itertools.islice(_text_problems(text, _skip_space(text, 0), ()), MOST_PROBLEMS))
+        if problems:
+            raise source.error(problems)
     return source
 
 
 def line_and_column(text: str, offset: int) -> tuple[int, int]:
     """Line and column, from 1, of an offset."""
     return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+
+
+def _syntax_fault(text: str, error: json.JSONDecodeError) -> Problem:
+    """What the parser says, as a user would, and the same for every version of Python."""
+    offset, found = error.pos, text[error.pos : error.pos + 1]
+    before = text[:offset].rstrip()
+    after = text[offset + 1 :].lstrip()[:1]
+    messages = {
+        "Expecting property name enclosed in double quotes": "expected a key in double quotes",
+        "Expecting ',' delimiter": "expected a comma, or the end of the object or list",
+        "Expecting ':' delimiter": "expected a colon after the key",
+        "Expecting value": "expected a value",
+        "Extra data": "the document ends before this",
+        "Invalid control character at": "a line break or another control character inside a string",
+        "Unterminated string starting at": "a string without its closing quote",
+        "Invalid \\escape": "an unknown escape in a string; a backslash itself is written twice",
+    }
+    if not found:
+        message = "the document ends too early" if text.strip() else "the document is empty"
+    elif found == "'":
+        message = "strings and keys stand in double quotes"
+    elif text.startswith(("//", "/*", "#"), offset):
+        message = 'a spec has no comments; use "note"'
+    elif before.endswith(",") and found in "}]":
+        offset, message = len(before) - 1, "a comma too many"
+    elif found == "," and after in ("}", "]"):
+        message = "a comma too many"
+    else:
+        message = messages.get(error.msg.rstrip(": "), f"{error.msg[:1].lower()}{error.msg[1:]}")
+    return Problem((), f"not JSON: {message}", offset=offset)
 
 
 def _read_file(path: Path, name: str, limits: Limits) -> str:
@@ -151,8 +227,8 @@ def _read_file(path: Path, name: str, limits: Limits) -> str:
         _refuse(name, before.count(b"\n") + 1, len(before) - before.rfind(b"\n"), "not UTF-8 text")
 
 
-def _refuse(name: str, line: int | None, column: int | None, message: str) -> NoReturn:
-    raise SpecError([_detail(message, line, column)], name) from None
+def _refuse(name: str | None, line: int | None, column: int | None, message: str) -> NoReturn:
+    raise SpecError([_detail(message, line, column) if name else _detail(message)], name) from None
 
 
 def _detail(message: str, line: int | None = None, column: int | None = None) -> SpecErrorDetail:
@@ -160,71 +236,67 @@ def _detail(message: str, line: int | None = None, column: int | None = None) ->
 
 
 def _check_depth(source: Source, limit: int) -> None:
-    level: list[tuple[JsonPath, Any]] = [((), source.data)]
-    for _ in range(limit + 1):
-        level = [
-            ((*path, key), child)
-            for path, value in level
-            for key, child in (
-                value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-            )
-        ]
-        if not level:
-            return
-    raise source.error([Problem(level[0][0][:-1], f"objects and lists nest deeper than the limit of {limit}")])
+    path = _deeper(source.data, limit) if isinstance(source.data, dict | list) else None
+    if path is not None:
+        raise source.error([Problem(path, f"objects and lists nest deeper than the limit of {limit}")])
 
 
-@dataclass(frozen=True)
-class _Value:
-    """One value of a JSON text: path, offsets of key and value, first token, whether its key stood before."""
-
-    path: JsonPath
-    key: int
-    offset: int
-    token: str
-    repeated: bool
-
-
-def _scan(text: str) -> Iterator[_Value]:
-    """Every value of a valid JSON text, in order."""
-    open_containers: list[tuple[JsonPath, set[str]]] = []  # their paths, and the keys met so far
-    path: JsonPath = ()
-    key_at: int | None = None
-    repeated = expects_key = False
-    for match in _TOKEN.finditer(text):
-        token, offset = match.group(), match.start()
-        if token in "}]":
-            path, _ = open_containers.pop()
-            expects_key = False
-        elif token == ",":
-            step = path[-1]
-            expects_key = isinstance(step, str)
-            path = path if isinstance(step, str) else (*path[:-1], step + 1)
-        elif token == ":":
-            continue
-        elif expects_key:
-            name = json.loads(token)
-            keys = open_containers[-1][1]
-            repeated = name in keys
-            keys.add(name)
-            path, key_at, expects_key = (*path[:-1], name), offset, False
-        else:
-            yield _Value(path, offset if key_at is None else key_at, offset, token, repeated)
-            key_at, repeated = None, False
-            if token in "{[":
-                open_containers.append((path, set()))
-                path = (*path, "" if token == "{" else 0)
-                expects_key = token == "{"
+def _deeper(value: Any, limit: int) -> JsonPath | None:
+    """The path of the first object or list that has more than ``limit`` around it."""
+    if limit < 0:
+        return ()
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        found = _deeper(child, limit - 1) if isinstance(child, dict | list) else None
+        if found is not None:
+            return key, *found
+    return None
 
 
-def _text_problems(text: str) -> Iterator[Problem]:
-    """What the parser let pass: keys that stand twice, and numbers that are none."""
-    for value in _scan(text):
-        if value.repeated:
-            yield Problem(value.path, f"duplicate key {value.path[-1]!r}", "key")
-        if value.token in ("NaN", "Infinity", "-Infinity"):
-            yield Problem(value.path, f"{value.token} is no number in a spec")
-        elif value.token[0] in "-0123456789":
-            number = float(value.token)
-            if math.isinf(number) or (abs(number) > _LARGEST_INT and value.token.lstrip("-").isdigit()):
-                yield Problem(value.path, f"the number {shortened(value.token, 30)} is out of range")
+def _members(text: str, offset: int) -> Iterator[tuple[str | int, int, int]]:
+    """What the object or list at an offset of a valid JSON text holds: key or index, offsets of key and value."""
+    closing = {"{": "}", "[": "]"}.get(text[offset], "")
+    offset = _skip_space(text, offset + 1)
+    index = 0
+    while closing and text[offset] != closing:
+        key_at, step = offset, index
+        if closing == "}":
+            step, offset = _decode(text, offset)
+            offset = _skip_space(text, _skip_space(text, offset) + 1)
+        yield step, key_at, offset
+        _, offset = _decode(text, offset)
+        offset = _skip_space(text, offset)
+        if text[offset] == ",":
+            offset = _skip_space(text, offset + 1)
+        index += 1
+
+
+def _skip_space(text: str, offset: int) -> int:
+    return _SPACE.match(text, offset).end()  # type: ignore[union-attr]  # it matches nothing too
+
+
+def _text_problems(text: str, offset: int, path: JsonPath) -> Iterator[Problem]:
+    """What the parser let pass: keys that stand twice, numbers that are none, halves of characters."""
+    if text[offset] in "{[":
+        met: set[str | int] = set()
+        for step, key_at, value_at in _members(text, offset):
+            if step in met:
+                yield Problem((*path, step), f"duplicate key {quoted(step)}", "key", key_at)
+            if isinstance(step, str) and _SURROGATE.search(step):
+                yield Problem(path, "a key holds half a character (a lone surrogate)", "key", key_at)
+                continue
+            met.add(step)
+            yield from _text_problems(text, value_at, (*path, step))
+    elif text[offset] == '"':
+        if _SURROGATE.search(_decode(text, offset)[0]):
+            yield Problem(path, "the string holds half a character (a lone surrogate)", offset=offset)
+    else:
+        word = _WORD.match(text, offset).group()  # type: ignore[union-attr]
+        if word in ("NaN", "Infinity", "-Infinity"):
+            yield Problem(path, f"{word} is no number in a spec", offset=offset)
+        elif word[0] in "-0123456789" and (_too_large(word) if word.lstrip("-").isdigit() else math.isinf(float(word))):
+            cut = word if len(word) <= 30 else f"{word[:27]}..."
+            yield Problem(path, f"the number {cut} is out of range", offset=offset)
+
+
+def _too_large(digits: str) -> bool:
+    return len(digits) > 17 or abs(int(digits)) > _LARGEST_INT
