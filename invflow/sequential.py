@@ -11,7 +11,7 @@ from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import ShapeError
 from .registry import register
-from .state import Shape, State, zero_log_det
+from .state import Shape, State, TensorShape, zero_log_det
 
 _LEVELS = ("float", "grid", "exact")
 
@@ -54,7 +54,7 @@ class Sequential(Bijection):
     ]
 
     declared_shape: Shape | None = None
-    declared_context_shape: Shape | None = None
+    declared_context_shape: TensorShape | None = None
 
     def __init__(self, *layers: Bijection) -> None:
         super().__init__()

@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..bijection import Bijection
+from ..bijection import one_line
+from ..sequential import Sequential
 
 
 class Classifier(nn.Module):
     """Class scores from the last state of a chain: ``logits = head(bijection(x))``.
 
     Args:
-        bijection: the invertible trunk.
+        bijection: the invertible trunk, a chain.
         head: maps the trunk's last state to logits of shape ``(batch, classes)``.
 
     Attributes:
@@ -26,7 +27,7 @@ class Classifier(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, bijection: Bijection, head: nn.Module) -> None:
+    def __init__(self, bijection: Sequential, head: nn.Module) -> None:
         super().__init__()
         self.bijection = bijection
         self.head = head
@@ -34,6 +35,10 @@ class Classifier(nn.Module):
     @property
     def linear_head(self) -> bool:
         return bool(getattr(self.head, "linear_in_features", False))
+
+    def __repr__(self) -> str:
+        lines = [*repr(self.bijection).splitlines(), one_line(self.head)]
+        return "\n".join(["Classifier(", *("  " + line for line in lines), ")"])
 
     def features(self, x: Any, context: Tensor | None = None) -> Any:
         """The state after the last invertible layer: what ``bijection.inverse`` turns back into ``x``."""

@@ -121,7 +121,7 @@ def _contiguous(x: Tensor) -> Tensor:
 
 
 def _strided(x: Tensor) -> Tensor:
-    return torch.stack([x, x], dim=-1)[..., 0]
+    return torch.stack([x, x], dim=-1).select(-1, 0)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _similar_shapes(draw: Draw, shape: Shape) -> Shape:
     def vary(part: Shape) -> Shape:
         if not is_tensor_shape(part):
             return tuple(vary(inner) for inner in part)  # type: ignore[arg-type]
-        channels, *rest = part
+        _, *rest = part
         for size in rest:
             if size not in sizes:
                 sizes[size] = draw(st.integers(1, LARGEST_EXTENT))

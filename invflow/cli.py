@@ -1,0 +1,291 @@
+"""The command line. Heavy libraries load only in the verbs that use them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from .errors import InvflowError
+
+app = typer.Typer(
+    name="invflow",
+    help="Declarative invertible neural networks: check, train, invert.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec's JSON file, or the folder of a run.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as 'invflow train' writes it.")]
+DataRoot = Annotated[Path | None, typer.Option(help="The torchvision root of the data; default: INVFLOW_DATA.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch an absent data set into the data root.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout, all else on stderr.")]
+Epochs = Annotated[int | None, typer.Option(help="Instead of the spec's.")]
+LearningRate = Annotated[float | None, typer.Option(help="Instead of the spec's.")]
+TrainSize = Annotated[int | None, typer.Option(help="Instead of the spec's.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command; ends the process with its exit status: 2 with one line for a user's mistake."""
+    try:
+        status = app(arguments, standalone_mode=False)
+    except (InvflowError, TyperException) as error:
+        err.print(f"invflow: {getattr(error, 'message', error)}", markup=False, soft_wrap=True)
+        status = 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"invflow: {error.filename}: {error.strerror}", markup=False, soft_wrap=True)
+        status = 2
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.command()
+def train(
+    spec: Annotated[Path | None, typer.Argument(metavar="SPEC", help="The spec's JSON file.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/NAME-TIME.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the spec's.")] = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    train_size: TrainSize = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the classifier that a spec describes, evaluate it, and draw what it does."""
+    from .spec import load_spec
+    from .training import run as runs
+    from .training.illustrate import illustrate
+
+    overrides = {"seed": seed, "epochs": epochs, "lr": lr, "train_size": train_size}
+    if (spec is None) == (resume is None):
+        raise InvflowError("train expects a SPEC, or --resume RUN, and not both")
+    if resume is not None and (to is not None or any(value is not None for value in overrides.values())):
+        raise InvflowError("--resume goes on with what the run was started with: no --out, --seed, --epochs, --lr, ...")
+    folder = resume
+    with _stdout_for_the_answer(as_json):
+        try:
+            if resume is not None:
+                run = runs.resume(resume, data_root=data_root, download=download)
+            else:
+                document = load_spec(spec)  # type: ignore[arg-type]
+                folder = to or _new_folder(document.name or "run")
+                run = runs.train(document, folder, data_root=data_root, download=download, overrides=overrides)
+            found, pictures = illustrate(run, data_root)
+        except KeyboardInterrupt:
+            if folder is None or not (folder / runs.RUN_FILE).is_file():
+                raise
+            err.print(f"interrupted; go on with: invflow train --resume {folder}", markup=False, soft_wrap=True)
+            raise typer.Exit(130) from None
+    answer = {"run": str(run.folder), **_evaluation(found), "seconds": run.record["seconds"], "pictures": pictures}
+    if as_json:
+        _print_json(answer)
+        return
+    _print_evaluation(run.folder, found)
+    for picture in pictures:
+        out.print(f"  wrote {picture}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(run: RunPath, data_root: DataRoot = None, as_json: AsJson = False) -> None:
+    """Test accuracy of a trained run, and how exactly it runs backwards."""
+    from .training.evaluate import evaluate_run
+    from .training.run import Run
+
+    with _stdout_for_the_answer(as_json):
+        found = evaluate_run(Run.open(run), data_root)
+    if as_json:
+        _print_json({"run": str(run), **_evaluation(found)})
+    else:
+        _print_evaluation(run, found)
+
+
+@app.command()
+def compare(
+    specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="The specs' JSON files.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each spec: seeds 0, 1, ...")] = 3,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Where runs and plot go; default: runs/compare-TIME.")
+    ] = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    train_size: TrainSize = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train several specs with several seeds each, and compare them in a table and a plot."""
+    from .diagnostics.pictures import comparison, write_figure
+    from .spec import load_spec
+    from .training.compare import compare as run_all
+
+    loaded = [(str(path), load_spec(path)) for path in specs]
+    folder = to or _new_folder("compare")
+    overrides = {"epochs": epochs, "lr": lr, "train_size": train_size}
+    with _stdout_for_the_answer(as_json):
+        rows = run_all(
+            loaded,
+            seeds,
+            folder,
+            overrides=overrides,
+            announce=lambda line: err.print(line, markup=False),
+            data_root=data_root,
+            download=download,
+        )
+        plot = folder / "comparison.png"
+        write_figure(comparison([{**dataclasses.asdict(row), "name": Path(row.spec).stem} for row in rows]), plot)
+    if as_json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return
+    table = Table("spec", "parameters", "test accuracy", "round-trip error", "seconds")
+    for row in rows:
+        accuracy = f"{statistics.mean(row.test_accuracy):.2%}"
+        if len(row.test_accuracy) > 1:
+            accuracy += f" ± {100 * statistics.stdev(row.test_accuracy):.2f}"
+        error = "not invertible" if row.round_trip_error is None else f"{row.round_trip_error:.1e}"
+        table.add_row(row.spec, f"{row.parameters:,}", accuracy, error, f"{statistics.mean(row.seconds):.0f}")
+    out.print(table)
+    out.print(f"wrote {plot}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def check(spec: SpecPath, as_json: AsJson = False) -> None:
+    """Shapes, parameters and round-trip error of every layer; exit status 1 where a layer does not run backwards."""
+    from .diagnostics.check import chain_of
+    from .diagnostics.check import check as run_check
+
+    report = run_check(chain_of(spec))
+    if as_json:
+        _print_json({"spec": str(spec), **dataclasses.asdict(report)})
+    else:
+        columns = list(report.round_trip_error)
+        table = Table("", "layer", "in", "out", "parameters", "exact", *columns)
+        for position, layer in enumerate(report.layers):
+            errors = [f"{layer.round_trip_error[column]:.1e}" for column in columns]
+            shapes = (str(layer.input_shape), str(layer.output_shape))
+            exact = "yes" if layer.exact else ""
+            table.add_row(str(position), layer.layer, *shapes, f"{layer.parameters:,}", exact, *errors)
+        table.add_section()
+        errors = [f"{error:.1e}" for error in report.round_trip_error.values()]
+        table.add_row("", "whole chain", "", "", f"{report.parameters:,}", "", *errors)
+        _wide(out).print(table)
+        out.print("ok: it runs backwards to rounding" if report.ok else "failed: it does not run backwards")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def show(
+    spec: SpecPath,
+    expanded: Annotated[bool, typer.Option("--expanded", help="Print the spec without repeat and variables.")] = False,
+) -> None:
+    """A spec's layers with the shapes as they flow, or its expansion."""
+    from .spec import build, build_model, load_spec
+    from .spec.checkpoint import SPEC_FILE
+
+    document = load_spec(spec / SPEC_FILE if spec.is_dir() else spec)
+    if expanded:
+        _print_json(document.expanded)
+        return
+    model = build(document) if document.head is None else build_model(document)
+    count = sum(weight.numel() for weight in model.parameters())
+    out.print(f"{document.name or spec}: {count:,} parameters, hash {document.hash[:16]}", markup=False)
+    out.print(repr(model), markup=False, soft_wrap=True)
+
+
+@app.command("plot-psi")
+def plot_psi(
+    spec: SpecPath,
+    images: Annotated[int, typer.Option(min=1, max=10, help="How many images.")] = 3,
+    to: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("psi.png"),
+    data_root: DataRoot = None,
+    download: Download = False,
+) -> None:
+    """Images and the channels that the spec's first psi makes of them."""
+    from .bijections import Psi
+    from .diagnostics.check import chain_of
+    from .diagnostics.pictures import psi_channels, write_figure
+    from .spec import load_spec
+    from .spec.checkpoint import SPEC_FILE
+    from .spec.training import Training
+    from .training.data import load_data
+
+    document = load_spec(spec / SPEC_FILE if spec.is_dir() else spec)
+    psi = next((layer for layer in chain_of(spec) if isinstance(layer, Psi)), None)
+    if psi is None:
+        raise InvflowError(f"{spec}: plot-psi expects a spec with a psi layer, got one without")
+    data = load_data((document.training or Training()).data, data_root, download=download)
+    write_figure(psi_channels(data.test.pixels[:images], psi), to)
+    out.print(f"wrote {to}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def interpolate(
+    run: RunPath,
+    pairs: Annotated[int, typer.Option(min=1, max=20, help="How many pairs of test images.")] = 5,
+    steps: Annotated[int, typer.Option(min=2, max=50, help="How many images from one to the other.")] = 9,
+    to: Annotated[Path | None, typer.Option("--out", help="The folder to write to; default: RUN/pictures.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Walk from one test image to another on a straight line in feature space, back to pixels: a strip and a GIF."""
+    from .training.data import load_data
+    from .training.illustrate import draw_interpolation
+    from .training.run import PICTURES, Run
+
+    opened = Run.open(run)
+    data = load_data(opened.training.data, data_root)
+    for picture in draw_interpolation(opened.load(), data, pairs, steps, to or run / PICTURES):
+        out.print(f"wrote {picture}", markup=False, soft_wrap=True)
+
+
+def _evaluation(found: Any) -> dict[str, Any]:
+    """An Evaluation as JSON data."""
+    answer = dataclasses.asdict(found)
+    answer["round_trips"] = {" ".join(key): dataclasses.asdict(trip) for key, trip in found.round_trips.items()}
+    return answer
+
+
+def _print_evaluation(run: Path, found: Any) -> None:
+    out.print(f"run {run}", markup=False, soft_wrap=True)
+    out.print(f"  test accuracy {found.test_accuracy:.2%}, {found.parameters:,} parameters")
+    if not found.invertible:
+        out.print("  not invertible up to its last layer: the head has hidden layers; of the trunk below it:")
+    for (dtype, mode), trip in found.round_trips.items():
+        out.print(
+            f"  round-trip error, {dtype}, {mode} mode: {trip.relative:.1e} relative, {trip.bit_equal:.0%} bit-equal"
+        )
+
+
+def _new_folder(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _print_json(answer: Any) -> None:
+    print(json.dumps(answer, indent=2))
+
+
+def _wide(console: Console) -> Console:
+    """A console that folds no table when it prints into a pipe."""
+    return console if console.is_terminal else Console(width=200, highlight=False)
+
+
+@contextlib.contextmanager
+def _stdout_for_the_answer(as_json: bool) -> Iterator[None]:
+    """With ``--json``, whatever libraries print while they work goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield

@@ -1,0 +1,1 @@
+"""How exactly a chain runs backwards, and pictures of what it does."""

@@ -1,0 +1,1 @@
+"""Training with Lightning: data, augmentation, runs, comparisons. Needs the ``train`` extra."""

@@ -1,0 +1,66 @@
+"""Random changes of training images: affine maps and smooth deformations, different ones for each image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
+
+from ..spec.training import Affine, Augmentation, Elastic
+
+
+class Augment(nn.Module):
+    """A random affine map and a random smooth deformation of each image of a batch.
+
+    The parameters mean what they mean in torchvision's RandomAffine and ElasticTransform, which draw one change for a
+    whole batch; here each image has its own, and one bilinear sampling serves both. What comes from outside is black.
+
+    Args:
+        options: the spec's augmentation.
+    """
+
+    def __init__(self, options: Augmentation) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Changes ``(batch, channels, height, width)``, drawing from torch's global generator."""
+        count, _, height, width = images.shape
+        maps = _affine_maps(self.options.affine or Affine(), count)
+        grid = nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
+        if self.options.elastic is not None:
+            grid = grid + _displacements(self.options.elastic, count, height, width)
+        return nn.functional.grid_sample(images, grid, align_corners=False)
+
+
+def _affine_maps(options: Affine, count: int) -> Tensor:
+    """From where each image takes its pixels: maps of the square [-1, 1]^2, ``(count, 2, 3)``."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(count) * (high - low) + low
+
+    angle = uniform(-options.degrees, options.degrees) * (math.pi / 180)
+    slant = torch.tan(uniform(-options.shear, options.shear) * (math.pi / 180))
+    one, zero = torch.ones(count), torch.zeros(count)
+    rotation = _matrices(angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+    forward = rotation @ _matrices(one, slant, zero, one) * uniform(*options.scale)[:, None, None]
+    shift = 2 * torch.stack([uniform(-options.translate, options.translate) for _ in range(2)], dim=-1)
+    backward = torch.linalg.inv(forward)
+    return torch.cat([backward, -backward @ shift[:, :, None]], dim=2)
+
+
+def _matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return torch.stack([a, b, c, d], dim=-1).reshape(-1, 2, 2)
+
+
+def _displacements(options: Elastic, count: int, height: int, width: int) -> Tensor:
+    """How far off each pixel is taken from, on [-1, 1]^2: uniform noise, smoothed, ``(count, height, width, 2)``."""
+    noise = torch.rand(count, 2, height, width) * 2 - 1
+    reach = min(math.ceil(4 * options.sigma), height - 1, width - 1)  # the reflected border is no wider than the image
+    length = 2 * reach + 1
+    # Row by row, then column by column: the Gaussian separates, and 2 x 41 weights are fewer than 41 x 41.
+    smooth: Tensor = functional.gaussian_blur(noise, [length, 1], [options.sigma, options.sigma])
+    smooth = functional.gaussian_blur(smooth, [1, length], [options.sigma, options.sigma])
+    return smooth.permute(0, 2, 3, 1) * options.alpha / torch.tensor([width, height])

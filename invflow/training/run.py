@@ -1,0 +1,252 @@
+"""Runs: a training and the folder that holds all of it.
+
+A run folder is a checkpoint (``spec.json`` and its weights, so `invflow.load` reads it) with ``best/``, another one,
+``run.json`` (what was overridden, versions, results), ``logs/`` (CSV and TensorBoard), ``resume/`` (what Lightning
+needs to go on) and ``pictures/``. Each file is replaced in one step, so that an interruption leaves a readable folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import platform
+import signal
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from ..errors import RunError
+from ..models import Classifier
+from ..spec.build import build_model
+from ..spec.checkpoint import load, read_checkpoint_spec, write_atomically, write_checkpoint
+from ..spec.document import Spec
+from ..spec.training import Training
+from .data import DataSet, load_data, test_loader
+from .module import ClassifierTraining
+
+RUN_FILE = "run.json"
+BEST = "best"
+PICTURES = "pictures"
+_LAST = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        folder: where it is.
+        spec: the spec that it trains, overrides included.
+        record: what ``run.json`` holds.
+    """
+
+    folder: Path
+    spec: Spec
+    record: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """The run in a folder that `train` wrote. Raises RunError where there is none."""
+        path = folder / RUN_FILE
+        try:
+            record = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise RunError(
+                f"{folder}: no run here: expected a folder with {RUN_FILE}, as 'invflow train' writes it"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read: {error}") from None
+        return cls(folder, read_checkpoint_spec(folder)[0], record)
+
+    @property
+    def training(self) -> Training:
+        """The spec's training block, or its defaults."""
+        return self.spec.training or Training()
+
+    def load(self) -> Classifier:
+        """The trained model, with the weights of the last evaluation."""
+        model = load(self.folder)
+        if not isinstance(model, Classifier):
+            raise RunError(f"{self.folder}: a chain without a head: nothing to evaluate")
+        return model
+
+    def update(self, **entries: Any) -> None:
+        """Adds to ``run.json``."""
+        self.record.update(entries)
+        write_atomically(self.folder / RUN_FILE, json.dumps(self.record, indent=2).encode() + b"\n")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One row per epoch, from the CSV logs of all stretches; a later stretch's word counts."""
+        rows: dict[int, dict[str, float]] = {}
+        stretches = sorted((self.folder / "logs" / "csv").glob("version_*"), key=lambda path: int(path.name[8:]))
+        for stretch in stretches:
+            if (stretch / "metrics.csv").is_file():
+                with (stretch / "metrics.csv").open(newline="") as file:
+                    for row in csv.DictReader(file):
+                        known = {name: float(value) for name, value in row.items() if value and name != "step"}
+                        rows.setdefault(int(known["epoch"]), {}).update(known)
+        return [rows[epoch] for epoch in sorted(rows)]
+
+
+class _KeepCheckpoints(lightning.Callback):
+    """After each evaluation writes the weights to the run folder, and to ``best/`` where it is the best so far."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.best = float(run.record.get("best_test_accuracy", -1.0))
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        accuracy = round(float(trainer.callback_metrics["test_accuracy"]), 6)  # float32: the rest is noise
+        weights = module.model.state_dict()  # type: ignore[union-attr]
+        document = self.run.spec.document
+        write_checkpoint(document, weights, self.run.folder)
+        if accuracy > self.best:
+            self.best = accuracy
+            write_checkpoint(document, weights, self.run.folder / BEST)
+        self.run.update(epochs_done=trainer.current_epoch + 1, test_accuracy=accuracy, best_test_accuracy=self.best)
+
+
+def train(
+    spec: Spec,
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    download: bool = False,
+    overrides: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Trains the classifier that a spec describes.
+
+    Args:
+        spec: with a head; without a training block the defaults count.
+        folder: the run folder to make; it must be empty or absent.
+        data_root: see `load_data`.
+        download: see `load_data`.
+        overrides: entries of the training block that replace the spec's: seed, epochs, lr, train_size.
+        progress: whether to show a progress bar.
+
+    Raises:
+        RunError: the folder holds something.
+        DataError: the data set is absent, or does not fit.
+        SpecError: the spec is none of a classifier, or its shapes do not fit the data.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: is there already; name another folder with --out, or go on with it by --resume")
+    overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
+    spec = overridden(spec, overrides)
+    options = spec.training or Training()
+    data = _fitting_data(spec, options, data_root, download)
+    torch.manual_seed(options.seed)
+    model = build_model(spec)
+    write_checkpoint(spec.document, model.state_dict(), folder)
+    run = Run(folder, spec, {})
+    run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions())
+    return _fit(run, model, data, progress, None)
+
+
+def resume(folder: Path, *, data_root: Path | None = None, download: bool = False, progress: bool = True) -> Run:
+    """Goes on with a run that was interrupted; the result is the one that it would have had.
+
+    Raises:
+        RunError: no run, or one that is finished.
+    """
+    run = Run.open(folder)
+    if run.record.get("status") == "finished":
+        raise RunError(f"{folder}: this run is finished; train the spec again into another folder")
+    options = run.training
+    data = _fitting_data(run.spec, options, data_root, download)
+    torch.manual_seed(options.seed)
+    last = folder / "resume" / _LAST
+    return _fit(run, build_model(run.spec), data, progress, last if last.is_file() else None)
+
+
+def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
+    """The spec with entries of its training block replaced; ``lr`` is the optimiser's, ``train_size`` the data's."""
+    if not overrides:
+        return spec
+    defaults = Training().model_dump(mode="json", exclude_none=True)
+    training = {**defaults, **spec.expanded.get("training", {})}
+    for name, value in overrides.items():
+        if name == "lr":
+            training["optimizer"] = {**training["optimizer"], "lr": value}
+        elif name == "train_size":
+            training["data"] = {**training["data"], "train_size": value}
+        else:
+            training[name] = value
+    return spec.replace(training=training)
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides spec and seed."""
+    from importlib.metadata import version
+
+    names = ("invflow", "torch", "torchvision", "lightning", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _fitting_data(spec: Spec, options: Training, root: Path | None, download: bool) -> DataSet:
+    """The spec's data, whose images and labels fit its input and head."""
+    data = load_data(options.data, root, download=download)
+    if spec.input_shape != data.image_shape:
+        message = f"{options.data.name} has images of shape {data.image_shape}, the spec expects {spec.input_shape}"
+        raise spec.error(("input", "shape"), message)
+    if spec.head is not None and spec.head.values.get("classes", data.classes) != data.classes:
+        message = f"{options.data.name} has {data.classes} classes, the head {spec.head.values['classes']}"
+        raise spec.error(("head", "classes"), message)
+    return data
+
+
+def _fit(run: Run, model: Classifier, data: DataSet, progress: bool, checkpoint: Path | None) -> Run:
+    options = run.training
+    logs = run.folder / "logs"
+    callbacks: list[lightning.Callback] = [
+        _KeepCheckpoints(run),
+        ModelCheckpoint(
+            run.folder / "resume", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        ),
+    ]
+    if progress:
+        callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
+    module = ClassifierTraining(model, options, data.train, data.classes)
+    started = time.monotonic()
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            max_epochs=options.epochs,
+            check_val_every_n_epoch=options.evaluate_every,
+            devices=1,
+            logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
+            callbacks=callbacks,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            reload_dataloaders_every_n_epochs=1,
+        )
+        try:
+            trainer.fit(module, val_dataloaders=test_loader(data.test), ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C, having switched Ctrl-C off
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        if options.epochs % options.evaluate_every:
+            trainer.validate(module, test_loader(data.test), verbose=False)
+    seconds = float(run.record.get("seconds", 0.0)) + time.monotonic() - started
+    run.update(status="finished", seconds=seconds, parameters=sum(weight.numel() for weight in model.parameters()))
+    return run
+
+
+class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 -- used like the function that it replaces
+    """Keeps Lightning's advice about workers, devices and logging intervals from the user's screen."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        return entered
