@@ -327,11 +327,10 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[
     def walk(node: dict[str, Any], steps: tuple[int | str, ...]) -> set[str]:
         if "$ref" in node:
             return walk(definitions[node["$ref"].rsplit("/", 1)[-1]], steps)
-        options = node.get("anyOf", node.get("oneOf", []))
-        if options:
-            # a discriminated union puts the chosen tag into the location
-            inner = steps[1:] if "discriminator" in node else steps
-            return set().union(*(walk(option, inner) for option in options))
+        if "discriminator" in node:  # such a union puts the chosen tag into the location
+            return walk({"$ref": node["discriminator"]["mapping"][steps[0]]}, steps[1:])
+        if "anyOf" in node:
+            return set().union(*(walk(option, steps) for option in node["anyOf"]))
         properties = node.get("properties", {})
         if len(steps) <= 1:
             return set(properties) | ({"vars"} if node is schema else set())

@@ -139,6 +139,8 @@ class _Expander:
             if key not in REPEAT_KEYS:
                 message = f"unknown key {quoted(key)} of repeat{did_you_mean(key, set(REPEAT_KEYS))}"
                 self.problems.note(Problem((*at, key), message, "key"))
+        if not isinstance(raw.get("note", ""), str):
+            self.problems.note(Problem((*at, "note"), f"a note is a string, got {shortened(raw['note'])}"))
         times = self._resolve(raw.get("times"), (*at, "times"), scope)
         iteration = _iteration(raw.get("times"), scope)
         if "times" not in raw:
