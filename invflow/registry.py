@@ -102,6 +102,16 @@ class Registry(Generic[M]):
         """The tag of a class; None for one that is not registered."""
         return next((tag for tag, known in self._classes.items() if known is cls), None)
 
+    def load_plug_ins(self) -> list[UnknownTag]:
+        """Loads everything that is advertised, and returns what is wrong with the plug-ins that are broken."""
+        broken = []
+        for tag in sorted(entry_points(group=self.group).names):
+            try:
+                self.find(tag)
+            except UnknownTag as error:
+                broken.append(error)
+        return broken
+
     def _load_plug_in(self, tag: str) -> None:
         advertised = entry_points(group=self.group)
         for entry_point in advertised.select(name=tag):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import write_atomically
 from ..models import Classifier
 from ..sequential import Sequential
 from ..state import Shape
@@ -96,21 +95,6 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
     for old in folder.glob(_WEIGHTS.format("*")):
         if old.name != name:
             old.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, then renames it: no reader meets half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's own mode lets nobody else read it
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _read_weights(path: Path, digest: str, most: int) -> dict[str, Tensor]:

@@ -24,13 +24,13 @@ from .text import JsonPath, Problem, Problems, read_source
 from .training import Options, Training
 
 SPEC_VERSION = 1
-_MOST_DIMENSIONS = 16
+MOST_DIMENSIONS = 16
 SpecSource: TypeAlias = Union[str, Path, dict[str, Any], "Spec"]
 
 
 def _tensor_shape(value: tuple[int, ...]) -> TensorShape:
-    if not 0 < len(value) <= _MOST_DIMENSIONS:
-        raise ValueError(f"a shape needs 1 to {_MOST_DIMENSIONS} numbers")
+    if not 0 < len(value) <= MOST_DIMENSIONS:
+        raise ValueError(f"a shape needs 1 to {MOST_DIMENSIONS} numbers")
     return value
 
 
@@ -42,13 +42,17 @@ def _nested_shape(value: list[Any]) -> Shape:
     raise ValueError("a shape is a list of positive whole numbers without the batch, or a list of shapes")
 
 
+# For the schema alone: pydantic counts the valid items, and would call [0] empty.
+_HAS_SIZE = Field(json_schema_extra={"minItems": 1, "maxItems": MOST_DIMENSIONS})
+
+
 class Input(Options):
     """What goes into the chain."""
 
     shape: Annotated[list[Any], AfterValidator(_nested_shape)] = Field(
         description="without the batch: [channels, height, width], [features], or a list of shapes for a tuple state"
     )
-    context_shape: Annotated[tuple[PositiveInt, ...], AfterValidator(_tensor_shape)] | None = Field(
+    context_shape: Annotated[tuple[PositiveInt, ...], _HAS_SIZE, AfterValidator(_tensor_shape)] | None = Field(
         default=None, description="the shape of the context, without the batch"
     )
 
@@ -65,7 +69,9 @@ class TopLevel(Options):
     """The top of a spec."""
 
     schema_: str | None = Field(default=None, alias="$schema", description="where an editor finds the JSON schema")
-    spec_version: int = Field(default=SPEC_VERSION, ge=1, description="the version of the spec language")
+    spec_version: int = Field(
+        default=SPEC_VERSION, ge=1, le=SPEC_VERSION, description="the version of the spec language"
+    )
     name: str | None = Field(default=None, description="a name for people")
     note: str | None = Field(default=None, description="a remark for people")
     input: Input = Field(description="the shapes that go in")
