@@ -51,7 +51,7 @@ class AdditiveCoupling(Bijection):
         return {"net": (require_tensor("additive_coupling", first), require_tensor("additive_coupling", second))}
 
     def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
-        a, b = _pair(x)
+        a, b = x if type(x) is tuple and len(x) == 2 else _pair(x)
         return self._shift(a, b, context) + b, a
 
     def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:

@@ -121,7 +121,8 @@ def _contiguous(x: Tensor) -> Tensor:
 
 
 def _strided(x: Tensor) -> Tensor:
-    return torch.stack([x, x], dim=-1).select(-1, 0)
+    strided: Tensor = torch.stack([x, x], dim=-1)[..., 0]
+    return strided
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ..errors import RunError
+from ..files import write_atomically
 from ..models import Classifier
 from ..spec.build import build_model
-from ..spec.checkpoint import load, read_checkpoint_spec, write_atomically, write_checkpoint
+from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec
 from ..spec.training import Training
 from .data import DataSet, load_data, test_loader

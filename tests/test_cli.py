@@ -1,0 +1,212 @@
+"""The command line, as a user meets it: answers, mistakes, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import invflow
+from invflow.cli import main
+from tests.test_training import tiny
+
+SPECS = Path(__file__).parent.parent / "specs"
+DIGITS = str(SPECS / "irevnet_digits.json")
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Runs a command in an empty folder: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def spec_file(tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(tiny(epochs=1).document))
+    return path
+
+
+@pytest.fixture
+def trained(call, spec_file, tmp_path):
+    status, out, _ = call("train", spec_file, "--out", tmp_path / "run", "--json")
+    assert status == 0
+    return tmp_path / "run", json.loads(out)
+
+
+def test_train_writes_a_run_and_its_pictures(trained):
+    run, answer = trained
+    assert answer["run"] == str(run)
+    assert 0 <= answer["test_accuracy"] <= 1
+    assert set(answer["round_trips"]) == {"float32 eval", "float32 train", "float64 eval", "float64 train"}
+    assert {Path(picture).name for picture in answer["pictures"]} == {
+        "samples.png", "curves.png", "reconstructions.png", "psi.png", "interpolation.png", "interpolation.gif",
+    }  # fmt: skip
+    for picture in answer["pictures"]:
+        with Image.open(picture) as image:
+            image.verify()
+
+
+def test_evaluate_agrees_with_train(trained, call):
+    run, answer = trained
+    status, out, _ = call("evaluate", run, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["test_accuracy"] == answer["test_accuracy"]
+    assert found["round_trips"] == answer["round_trips"]
+    assert call("evaluate", run)[1].splitlines()[1].startswith("  test accuracy ")
+
+
+def test_interpolate_writes_strip_and_gif(trained, call, tmp_path):
+    run, _ = trained
+    status, out, _ = call("interpolate", run, "--pairs", 2, "--steps", 3, "--out", tmp_path / "walk")
+    assert status == 0
+    assert [Path(line.split()[-1]).name for line in out.splitlines()] == ["interpolation.png", "interpolation.gif"]
+    with Image.open(tmp_path / "walk" / "interpolation.gif") as gif:
+        assert gif.n_frames >= 3
+
+
+def test_overrides_are_recorded(call, spec_file, tmp_path):
+    call("train", spec_file, "--out", tmp_path / "run", "--lr", 0.5, "--train-size", 32, "--seed", 7)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["overrides"] == {
+        "seed": 7, "lr": 0.5, "train_size": 32,
+    }  # fmt: skip
+    training = invflow.load_spec(tmp_path / "run" / "spec.json").training
+    assert (training.seed, training.optimizer.lr, training.data.train_size) == (7, 0.5, 32)
+
+
+def test_compare_gives_a_row_a_spec(call, spec_file, tmp_path):
+    baseline = tmp_path / "baseline.json"
+    head = {"type": "convnet", "classes": 10, "hidden": [4]}
+    baseline.write_text(json.dumps({**tiny(epochs=1).document, "layers": [], "head": head}))
+    status, out, _ = call("compare", spec_file, baseline, "--seeds", 2, "--out", tmp_path / "both", "--json")
+    assert status == 0
+    rows = json.loads(out)
+    assert [row["spec"] for row in rows] == [str(spec_file), str(baseline)]
+    assert all(len(row["test_accuracy"]) == 2 for row in rows)
+    assert rows[0]["round_trip_error"] <= 1e-6
+    assert rows[1]["round_trip_error"] is None
+    assert rows[0]["parameters"] == sum(w.numel() for w in invflow.build_model(spec_file).parameters())
+    assert (tmp_path / "both" / "comparison.png").is_file()
+
+
+def test_compare_says_what_is_not_invertible(call, spec_file, tmp_path):
+    head = {"type": "convnet", "classes": 10, "hidden": [4]}
+    spec_file.write_text(json.dumps({**tiny(epochs=1).document, "head": head}))
+    status, out, _ = call("compare", spec_file, "--seeds", 1, "--out", tmp_path / "one")
+    assert status == 0
+    assert "not" in out
+    assert "invertible" in out
+
+
+@pytest.mark.parametrize("spec", sorted(SPECS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_shipped_spec_passes_the_check(call, spec):
+    status, out, _ = call("check", spec, "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert report["ok"]
+    assert report["round_trip_error"]["float64 train"] <= 1e-13
+    assert call("check", spec)[0] == 0
+
+
+def test_a_chain_that_does_not_run_backwards_fails_the_check(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(invflow.bijections.AdditiveCoupling, "inverse", lambda self, y, context=None: (y[1], y[0]))
+    status, out, _ = call("check", DIGITS)
+    assert status == 1
+    assert "failed" in out
+
+
+def test_show_prints_layers_or_the_expansion(call):
+    status, out, _ = call("show", DIGITS)
+    assert status == 0
+    assert "Psi(block_size=2)" in out
+    status, out, _ = call("show", DIGITS, "--expanded")
+    layers = json.loads(out)["layers"]
+    assert "repeat" not in {layer["type"] for layer in layers}
+
+
+def test_plot_psi(call, tmp_path):
+    assert call("plot-psi", DIGITS, "--images", 2)[0] == 0
+    with Image.open(tmp_path / "psi.png") as image:
+        assert image.width > 200
+
+
+MNIST = str(SPECS / "irevnet_mnist.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"type": "psi"', '"type" "psi"'), ":6:13: not JSON: expecting ':' delimiter"),
+        (lambda text: text.replace("additive_coupling", "additive_copling"), "did you mean 'additive_coupling'?"),
+        (lambda text: text.replace('"block_size": 2', '"block_size": 3'), "that 3 divides, got 8 x 8"),
+        (lambda text: text.replace(', "classes": 10', ""), "linear needs 'classes'"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["check", "train", "show"])
+def test_a_fault_in_a_spec_is_one_line(call, tmp_path, change, message, verb):
+    broken = tmp_path / "broken.json"
+    text = Path(DIGITS).read_text()
+    broken.write_text(change(text))
+    assert broken.read_text() != text
+    status, out, err = call(verb, broken)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"invflow: {broken}:")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "absent.json"), "absent.json: no such file"),
+        (("train", "absent.json"), "absent.json: no such file"),
+        (("evaluate", "."), "no run here"),
+        (("interpolate", "absent"), "no run here"),
+        (("train", "--resume", "."), "no run here"),
+        (("train",), "expects a SPEC, or --resume RUN"),
+        (("train", DIGITS, "--resume", "."), "not both"),
+        (("train", "--resume", ".", "--epochs", "3"), "no --out, --seed"),
+        (("train", MNIST, "--data-root", "."), "mnist is not in . and may not be downloaded"),
+        (("train", DIGITS, "--epochs", "-1"), "training.epochs: input should be greater than 0, got -1"),
+        (("train", DIGITS, "--epochs", "many"), "'many' is not a valid integer"),
+        (("train", DIGITS, "--train-size", "99999"), "digits has 1348 training images"),
+        (("plot-psi", DIGITS, "--images", "0"), "0 is not in the range"),
+        (("shwo",), "No such command 'shwo'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(call, arguments, message):
+    status, out, err = call(*arguments)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert message in err
+
+
+@pytest.mark.parametrize("verb", ["train", "compare", "evaluate", "check", "show", "plot-psi", "interpolate"])
+def test_help_says_what_a_verb_does(call, verb):
+    status, out, _ = call(verb, "--help")
+    assert status == 0
+    assert "Usage" in out
+
+
+def test_import_does_not_load_what_only_training_needs():
+    script = (
+        "import sys, invflow, invflow.cli\n"
+        "late = {'lightning', 'torchvision', 'matplotlib', 'sklearn', 'hypothesis', 'torchmetrics'} & set(sys.modules)\n"
+        "assert not late, late"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
