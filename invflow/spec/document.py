@@ -99,11 +99,13 @@ class Node:
 
     def canonical(self) -> dict[str, Any]:
         """The document with fields that equal their default dropped."""
+        field_set = self.registry.fields(self.cls)
         nested = {
             name: [node.canonical() for node in child] if isinstance(child, tuple) else child.canonical()
             for name, child in self.children.items()
+            if child != field_set.fields[name].default
         }
-        return {"type": self.tag, **self.registry.fields(self.cls).canonical(self.values), **nested}
+        return {"type": self.tag, **field_set.canonical(self.values), **nested}
 
 
 class Spec:

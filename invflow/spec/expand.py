@@ -12,7 +12,7 @@ from typing import Any
 from ..fields import counted, quoted, shortened
 from ..registry import did_you_mean
 from .limits import Limits
-from .text import JsonPath, Problem, Problems, Source
+from .text import JsonPath, Problem, Problems, Source, deeper
 
 REPEAT_KEYS = frozenset({"type", "times", "layers", "with", "note"})
 _REFERENCES = ("$var", "$item")
@@ -100,7 +100,7 @@ class _Expander:
         self.origins: dict[JsonPath, Origin] = {}
         self.layers = 0
         self.values = 0
-        self._sizes: dict[int, tuple[int, bool]] = {}
+        self._sizes: dict[int, tuple[int, bool, Any]] = {}  # with the value, so that its id stays its own
         self.vars = self._variables(source.data.get("vars", {}))
 
     def value(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope) -> Any:
@@ -190,13 +190,25 @@ class _Expander:
                 self.problems.note(Problem((*at, name), message))
             else:
                 columns[name] = [self._item(item, (*at, name, i), scope) for i, item in enumerate(column)]
+                if deeper(columns[name], self.limits.depth) is not None:
+                    message = f"the items nest deeper than the limit of {self.limits.depth}"
+                    self.problems.note(Problem((*at, name), message))
         return columns
 
     def _item(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
-        item = self._resolve(raw, at, scope)
-        if not self._measure(item)[1]:
-            self.problems.note(Problem(at, "an item is a constant or a reference, without repeat or references in it"))
-        return item
+        """An item of a repeat's ``with``: a constant, once its references are replaced."""
+        if self._measure(raw)[1]:
+            return raw
+        if isinstance(raw, list):
+            self._count(1 + len(raw), at)
+            return [self._item(child, (*at, i), scope) for i, child in enumerate(raw)]
+        if raw.get("type") == "repeat":
+            self.problems.note(Problem(at, "an item of with holds no repeat; put it where the item is used"))
+            return _UNKNOWN
+        if any(key in raw for key in _REFERENCES):
+            return self._lookup(raw, at, scope)
+        self._count(_own_size(raw) + len(raw), at)
+        return {key: self._item(child, (*at, key), scope) for key, child in raw.items()}
 
     def _resolve(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
         """A value of the repeat itself, which may be a reference."""
@@ -244,9 +256,9 @@ class _Expander:
             children = [self._measure(child) for child in (raw.values() if isinstance(raw, dict) else raw)]
             macro = isinstance(raw, dict) and (raw.get("type") == "repeat" or any(key in raw for key in _REFERENCES))
             size = _own_size(raw) + sum(size for size, _ in children)
-            known = size, not macro and all(plain for _, plain in children)
+            known = size, not macro and all(plain for _, plain in children), raw
             self._sizes[id(raw)] = known
-        return known
+        return known[:2]
 
     def _count(self, size: int, at: JsonPath) -> None:
         self.values += size

@@ -236,17 +236,17 @@ def _detail(message: str, line: int | None = None, column: int | None = None) ->
 
 
 def _check_depth(source: Source, limit: int) -> None:
-    path = _deeper(source.data, limit) if isinstance(source.data, dict | list) else None
+    path = deeper(source.data, limit) if isinstance(source.data, dict | list) else None
     if path is not None:
         raise source.error([Problem(path, f"objects and lists nest deeper than the limit of {limit}")])
 
 
-def _deeper(value: Any, limit: int) -> JsonPath | None:
+def deeper(value: Any, limit: int) -> JsonPath | None:
     """The path of the first object or list that has more than ``limit`` around it."""
     if limit < 0:
         return ()
     for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-        found = _deeper(child, limit - 1) if isinstance(child, dict | list) else None
+        found = deeper(child, limit - 1) if isinstance(child, dict | list) else None
         if found is not None:
             return key, *found
     return None

@@ -553,7 +553,7 @@ REPEAT = {
             '"layers": [{"$item": "b"}]}'
         ),
         "layers.0.with.b.0",
-        "an item is a constant or a reference, without repeat or references in it",
+        "an item of with holds no repeat; put it where the item is used",
         in_schema=False,
     ),
     "unknown item": Fault(

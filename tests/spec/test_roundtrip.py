@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
 import invflow
 from invflow.bijections import AdditiveCoupling, Merge, Permute, Psi, Split
+from invflow.fields import REQUIRED
 from invflow.nets import MLP
-from invflow.registry import REQUIRED, bijections, heads, nets
+from invflow.registry import bijections, heads, nets
 from invflow.spec.training import Training
 from invflow.state import leaves, make_state
 from invflow.testing.strategies import chain_cases
@@ -67,6 +68,7 @@ def test_load_dump_load_is_load(case, head):
 
 @given(chain_cases(max_depth=4), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_the_hash_ignores_how_the_document_is_written(case, times, rng):
+    assume(case.layers)
     spec = case.spec
     expected = hash_of({**spec, "layers": spec["layers"] * times})
     repeated = {**spec, "layers": [{"type": "repeat", "times": times, "layers": spec["layers"]}]}
