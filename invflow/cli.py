@@ -22,7 +22,6 @@ from .errors import InvflowError
 app = typer.Typer(
     name="invflow",
     help="Declarative invertible neural networks: check, train, invert.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,16 +42,22 @@ TrainSize = Annotated[int | None, typer.Option(help="Instead of the spec's.")]
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; ends the process with its exit status: 2 with one line for a user's mistake."""
     try:
-        status = app(arguments, standalone_mode=False)
-    except (InvflowError, TyperException) as error:
-        err.print(f"invflow: {getattr(error, 'message', error)}", markup=False, soft_wrap=True)
-        status = 2
+        status = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
+    except TyperException as error:
+        status = _complain(error.format_message())
+    except InvflowError as error:
+        status = _complain(str(error))
     except OSError as error:
         if error.filename is None:
             raise
-        err.print(f"invflow: {error.filename}: {error.strerror}", markup=False, soft_wrap=True)
-        status = 2
+        status = _complain(f"{error.filename}: {error.strerror}")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str) -> int:
+    """Prints one line for a user's mistake and returns its exit status."""
+    err.print(f"invflow: {message}", markup=False, soft_wrap=True)
+    return 2
 
 
 @app.command()

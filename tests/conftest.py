@@ -24,4 +24,4 @@ def mnist_root() -> Path:
     root = os.environ.get("INVFLOW_DATA")
     if root is None or not (Path(root) / "MNIST" / "raw").is_dir():
         pytest.skip("needs MNIST: set INVFLOW_DATA to a torchvision root that holds it")
-    return Path(root)
+    return Path(root).resolve()

@@ -149,7 +149,7 @@ MNIST = str(SPECS / "irevnet_mnist.json")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace('"type": "psi"', '"type" "psi"'), ":6:13: not JSON: expecting ':' delimiter"),
+        (lambda text: text.replace('"type": "psi"', '"type" "psi"'), ":7:13: not JSON: expected a colon after the key"),
         (lambda text: text.replace("additive_coupling", "additive_copling"), "did you mean 'additive_coupling'?"),
         (lambda text: text.replace('"block_size": 2', '"block_size": 3'), "that 3 divides, got 8 x 8"),
         (lambda text: text.replace(', "classes": 10', ""), "linear needs 'classes'"),
@@ -182,9 +182,9 @@ def test_a_fault_in_a_spec_is_one_line(call, tmp_path, change, message, verb):
         (("train", "--resume", ".", "--epochs", "3"), "no --out, --seed"),
         (("train", MNIST, "--data-root", "."), "mnist is not in . and may not be downloaded"),
         (("train", DIGITS, "--epochs", "-1"), "training.epochs: input should be greater than 0, got -1"),
-        (("train", DIGITS, "--epochs", "many"), "'many' is not a valid integer"),
+        (("train", DIGITS, "--epochs", "many"), "Invalid value for '--epochs': Input should be a valid integer"),
         (("train", DIGITS, "--train-size", "99999"), "digits has 1348 training images"),
-        (("plot-psi", DIGITS, "--images", "0"), "0 is not in the range"),
+        (("plot-psi", DIGITS, "--images", "0"), "Invalid value for '--images'"),
         (("shwo",), "No such command 'shwo'"),
     ],
 )

@@ -111,7 +111,8 @@ def states(draw: Draw, shape: Shape, batch: int | None = None, dtype: torch.dtyp
         values = torch.randn((size, *leaf), generator=generator, dtype=torch.float64)
         if constant and values.numel():
             values = values.flatten()[0].expand(values.shape)
-        return layout((values * scale).to(dtype))
+        made: Tensor = layout((values * scale).to(dtype))
+        return made
 
     return make_state(tensor, shape)
 
@@ -121,8 +122,7 @@ def _contiguous(x: Tensor) -> Tensor:
 
 
 def _strided(x: Tensor) -> Tensor:
-    strided: Tensor = torch.stack([x, x], dim=-1)[..., 0]
-    return strided
+    return torch.stack([x, x], dim=-1)[..., 0]
 
 
 def _channels_last(x: Tensor) -> Tensor:

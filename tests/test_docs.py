@@ -1,0 +1,45 @@
+"""What the documentation shows is true: its specs build, its tables name what is registered."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import invflow
+from invflow import registry
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "docs/spec.md"]
+
+
+def code(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_specs_in_the_text_build(page):
+    specs = code(page, "json")
+    assert specs
+    for text in specs:
+        invflow.build(json.loads(text))
+
+
+def test_python_in_the_readme_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for text in code("README.md", "python"):
+        exec(text, names)
+    assert isinstance(names["chain"], invflow.Sequential)
+
+
+def test_the_spec_page_names_every_type_and_field():
+    text = (ROOT / "docs" / "spec.md").read_text()
+    for one in (registry.bijections, registry.nets, registry.heads):
+        for tag, cls in one.registered().items():
+            row = re.search(rf"^\| `{tag}` \|.*$", text, re.MULTILINE)
+            assert row, f"{tag} is not in docs/spec.md"
+            missing = [name for name in one.fields(cls).fields if f"`{name}`" not in row.group()]
+            assert not missing, f"docs/spec.md says nothing of {missing} of {tag}"
