@@ -1,0 +1,111 @@
+"""What distinguishes two specs, layer by layer."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..fields import JsonField, shortened
+from .document import Node, Spec, SpecSource, load_spec
+from .training import Training
+
+
+def diff_specs(first: SpecSource, second: SpecSource) -> list[str]:
+    """What is different in the second spec: one line for each difference, none where the specs mean the same.
+
+    The specs are compared once their repeats and references are expanded, with defaults filled in and without names
+    and notes. Layers are paired as in a diff of texts, so that one layer more shifts no other.
+
+    Args:
+        first: a file's path, a dict, or a Spec.
+        second: likewise.
+
+    Raises:
+        SpecError: as `load_spec` does.
+
+    >>> spec = {"input": {"shape": [1, 8, 8]}, "layers": [{"type": "psi", "block_size": 2}]}
+    >>> diff_specs(spec, {**spec, "layers": [{"type": "psi", "block_size": 2, "layout": "block"}, {"type": "split"}]})
+    ['+ layers.1: {"type": "split"}']
+    >>> diff_specs(spec, {**spec, "layers": [{"type": "psi"}]})
+    ['layers.0.block_size: 2 -> 4']
+    """
+    old, new = load_spec(first), load_spec(second)
+    return [
+        *_values("input.shape", old.input_shape, new.input_shape),
+        *_values("input.context_shape", old.context_shape, new.context_shape),
+        *_layers("layers", old.layers, new.layers),
+        *_documents("head", old.head, new.head),
+        *_documents("prior", old.prior, new.prior),
+        *_plain("training", _training(old), _training(new)),
+    ]
+
+
+def _layers(path: str, old: Sequence[Node], new: Sequence[Node]) -> Iterator[str]:
+    """The differences of two lists of layers: equal ones are paired first, then those of one type."""
+    for equal, a, b in _runs(_texts(old), _texts(new)):
+        if equal:
+            continue
+        for same_type, c, d in _runs([old[i].tag for i in a], [new[j].tag for j in b]):
+            left, right = [a[i] for i in c], [b[j] for j in d]
+            if same_type:
+                for i, j in zip(left, right, strict=True):
+                    place = f"{path}.{i}" if i == j else f"{path}.{i} ({path}.{j} of the second)"
+                    yield from _documents(place, old[i], new[j])
+            else:
+                yield from (f"- {path}.{i}: {_text(old[i])}" for i in left)
+                yield from (f"+ {path}.{j}: {_text(new[j])}" for j in right)
+
+
+def _runs(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[bool, range, range]]:
+    """The stretches of two sequences that are equal, and those that are not."""
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        yield kind == "equal", range(a, b), range(c, d)
+
+
+def _documents(path: str, old: Node | None, new: Node | None) -> Iterator[str]:
+    """The differences of two documents at one place."""
+    if old is None or new is None or old.tag != new.tag:
+        if old is not new:
+            yield f"{path}: {_text(old)} -> {_text(new)}"
+        return
+    for name, field in old.registry.fields(old.cls).fields.items():
+        inner = f"{path}.{name}"
+        if field.kind == "value":
+            yield from _values(inner, _value(old, field), _value(new, field))
+        elif field.kind == "layers":
+            yield from _layers(inner, old.children.get(name, ()), new.children.get(name, ()))  # type: ignore[arg-type]
+        else:
+            yield from _documents(inner, old.children.get(name), new.children.get(name))  # type: ignore[arg-type]
+
+
+def _plain(path: str, old: Any, new: Any) -> Iterator[str]:
+    """The differences of two JSON values; objects of one type are compared key by key."""
+    if not (isinstance(old, dict) and isinstance(new, dict)) or old.get("type") != new.get("type"):
+        yield from _values(path, old, new)
+        return
+    for key in [*old, *(key for key in new if key not in old)]:
+        yield from _plain(f"{path}.{key}", old.get(key), new.get(key))
+
+
+def _values(path: str, old: Any, new: Any) -> Iterator[str]:
+    if old != new:
+        yield f"{path}: {shortened(old)} -> {shortened(new)}"
+
+
+def _value(node: Node, field: JsonField) -> Any:
+    return node.values.get(field.name, field.default)
+
+
+def _training(spec: Spec) -> Any:
+    """How to train, every option written out."""
+    return (spec.training or Training()).model_dump(mode="json")
+
+
+def _texts(nodes: Sequence[Node]) -> list[str]:
+    return [json.dumps(node.canonical(), sort_keys=True) for node in nodes]
+
+
+def _text(node: Node | None) -> str:
+    return "none" if node is None else shortened(node.canonical(), 100)

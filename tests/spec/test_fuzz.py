@@ -1,0 +1,72 @@
+"""Whatever happens to a document, it is built or refused with a place: there is no third way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+import invflow
+from invflow import Limits, SpecError
+from invflow.state import shape_of, zeros
+
+from .mutations import mutated
+
+DOCUMENTS = 34 * settings().max_examples  # 10,200 in the thorough profile
+LIMITS = Limits(layers=100, parameters=10**5, state=10**5)
+
+
+def outcome(path):
+    """The chain that a file describes, or the error that refuses it."""
+    try:
+        spec = invflow.load_spec(path, limits=LIMITS)
+        model = (invflow.build if spec.head is None else invflow.build_model)(spec, limits=LIMITS)
+    except SpecError as error:
+        return error
+    return model if spec.head is None else model.bijection
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz") / "spec.json"
+
+
+@settings(max_examples=DOCUMENTS)
+@given(st.integers(0, 2**64 - 1))
+def test_a_mutated_document_is_built_or_refused_with_a_line(path, seed):
+    text = mutated(seed)
+    note(text)
+    path.write_text(text)
+    result = outcome(path)
+    if isinstance(result, SpecError):
+        assert result.errors
+        lines = text.split("\n")
+        for error in result.errors:
+            assert 1 <= error["line"] <= len(lines)
+            assert 1 <= error["column"] <= len(lines[error["line"] - 1]) + 1
+            assert error["message"]
+        str(result).encode()
+    else:
+        assert_runs(result.eval())
+
+
+def assert_runs(chain):
+    """What was built takes the states that its document declares, and returns the shape that was inferred."""
+    context = chain.declared_context_shape and torch.zeros((2, *chain.declared_context_shape))
+    with torch.no_grad():
+        y = chain(zeros(chain.declared_shape, batch=2), context)
+        assert shape_of(y) == chain.output_shape(chain.declared_shape)
+        assert shape_of(chain.inverse(y, context)) == chain.declared_shape
+
+
+def test_the_mutations_make_both_kinds(path):
+    """Else the property above would be worth nothing."""
+    results = []
+    for seed in range(200):
+        path.write_text(mutated(seed))
+        results.append(outcome(path))
+    refused = [result for result in results if isinstance(result, SpecError)]
+    messages = {error["message"].split(",")[0][:25] for result in refused for error in result.errors}
+    assert 20 <= len(refused) <= 190
+    assert len(messages) > 30
