@@ -213,6 +213,14 @@ def show(
     out.print(repr(model), markup=False, soft_wrap=True)
 
 
+@app.command()
+def schema() -> None:
+    """The JSON Schema of specs, with everything that is registered: for editors."""
+    from .spec.schema import json_schema
+
+    _print_json(json_schema())
+
+
 @app.command("plot-psi")
 def plot_psi(
     spec: SpecPath,

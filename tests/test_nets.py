@@ -56,12 +56,12 @@ def test_what_does_not_fit_is_refused(call, message):
 def test_heads_take_tuple_states():
     state = (torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4))
     shape = ((3, 4, 4), (5, 4, 4))
-    assert LinearHead(10, shape)(state).shape == (2, 10)
+    assert LinearHead(10, shape=shape)(state).shape == (2, 10)
     assert ConvNetHead(10, [6, 7], shape=shape)(state).shape == (2, 10)
 
 
 def test_classifier_separates_features_from_logits():
-    model = Classifier(invflow.Sequential(invflow.bijections.Psi(2)), LinearHead(10, (4, 2, 2)))
+    model = Classifier(invflow.Sequential(invflow.bijections.Psi(2)), LinearHead(10, shape=(4, 2, 2)))
     x = torch.randn(3, 1, 4, 4)
     assert torch.equal(model.head(model.features(x)), model(x))
     assert torch.equal(model.bijection.inverse(model.features(x)), x)

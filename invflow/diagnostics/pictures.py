@@ -112,7 +112,7 @@ def interpolation_strip(frames: Tensor, labels: Sequence[tuple[int, int]]) -> Fi
             _show(axis, image)
         row[0].set_ylabel(f"{first} → {last}", fontsize=9)
     for position, axis in enumerate(axes[0]):
-        axis.set_title(f"t = {position / (steps - 1):.2g}", fontsize=8)
+        axis.set_title(f"t = {position / (steps - 1):.3g}", fontsize=8)
     figure.suptitle("Straight lines in feature space, run backwards", fontsize=10)
     return figure
 
@@ -130,7 +130,7 @@ def interpolation_frames(frames: Tensor) -> list[Image.Image]:
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy of each seed of each spec; rows have ``name``, ``parameters`` and ``test_accuracy``, a list in [0, 1]."""
+    """Accuracy of each seed of each spec; rows have ``name``, ``parameters`` and a list ``test_accuracy``, 0 to 1."""
     figure = Figure(figsize=(2.5 + 1.6 * len(rows), 4), layout="constrained")
     axis = figure.subplots()
     for position, row in enumerate(rows):

@@ -14,6 +14,7 @@ from ..registry import register_head
 from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape
 
 Classes = Annotated[int, Field(ge=2)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 @register_head("linear")
@@ -22,6 +23,7 @@ class LinearHead(nn.Module):
 
     Args:
         classes: how many logits.
+        dropout: the probability with which each number of the state is left out in training.
         shape: the shape of the state, without the batch.
 
     >>> LinearHead(classes=10, shape=((8, 7, 7), (8, 7, 7))).linear.weight.shape
@@ -30,12 +32,13 @@ class LinearHead(nn.Module):
 
     linear_in_features: ClassVar[bool] = True
 
-    def __init__(self, classes: Classes, shape: Shape) -> None:
+    def __init__(self, classes: Classes, dropout: Probability = 0.0, *, shape: Shape) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(flat_size(shape), classes)
 
     def forward(self, state: State) -> Tensor:
-        return self.linear(flatten(state))  # type: ignore[no-any-return]
+        return self.linear(self.dropout(flatten(state)))  # type: ignore[no-any-return]
 
 
 @register_head("convnet")
