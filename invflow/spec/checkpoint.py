@@ -92,9 +92,11 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
     block = {"weights": name, "digest": digest, "hash": load_spec(plain).hash}
     write_atomically(folder / name, payload)
     write_atomically(folder / SPEC_FILE, json.dumps({**plain, "checkpoint": block}, indent=2).encode() + b"\n")
-    for old in folder.glob(_WEIGHTS.format("*")):
-        if old.name != name:
-            old.unlink(missing_ok=True)
+    # What is left of earlier saves: their weights, and what those that were killed had begun to write.
+    for pattern in (_WEIGHTS.format("*"), f".{_WEIGHTS.format('*')}.*", f".{SPEC_FILE}.*"):
+        for old in folder.glob(pattern):
+            if old.name != name:
+                old.unlink(missing_ok=True)
 
 
 def _read_weights(path: Path, digest: str, most: int) -> dict[str, Tensor]:
