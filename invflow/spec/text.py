@@ -55,7 +55,7 @@ class Source:
         self.data = data
         self.name = name
         self.text = text
-        self._children: dict[int, dict[str | int, tuple[int, int]]] = {}
+        self._scanned: dict[int, tuple[dict[str | int, tuple[int, int]], Iterator[tuple[str | int, int, int]]]] = {}
 
     def error(self, problems: Iterable[Problem]) -> SpecError:
         """The faults as one SpecError, each with its position in the text."""
@@ -75,12 +75,22 @@ class Source:
             return line_and_column(self.text, problem.offset)
         key = value = _skip_space(self.text, 0)
         for step in problem.path:
-            if value not in self._children:
-                self._children[value] = {name: place for name, *place in _members(self.text, value)}  # type: ignore[misc]
-            if step not in self._children[value]:  # a missing field stands where its object does
+            place = self._member(self.text, value, step)
+            if place is None:  # a missing field stands where its object does
                 break
-            key, value = self._children[value][step]
+            key, value = place
         return line_and_column(self.text, key if problem.at == "key" else value)
+
+    def _member(self, text: str, container: int, step: str | int) -> tuple[int, int] | None:
+        """The offsets of key and value of a member of the object or list at an offset."""
+        known, rest = self._scanned.setdefault(container, ({}, _members(text, container)))
+        while step not in known:
+            member = next(rest, None)  # no further than needed: what is wrong may be deep inside
+            if member is None:
+                return None
+            name, key_at, value_at = member
+            known[name] = key_at, value_at
+        return known[step]
 
 
 class Problems:

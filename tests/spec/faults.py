@@ -371,9 +371,9 @@ HEAD = {
     ),
     "missing field": Fault(head('§{"type": "linear"}'), "head", "linear needs 'classes'"),
     "unknown key": Fault(
-        head('{"type": "linear", "classes": 2, §"bias": true}'),
-        "head.bias",
-        "unknown key 'bias' of linear; there is 'classes', 'note'",
+        head('{"type": "convnet", "classes": 2, "hidden": [3], §"kernel": 3}'),
+        "head.kernel",
+        "unknown key 'kernel' of convnet; did you mean 'kernel_size'?",
     ),
     "one class": Fault(
         head('{"type": "linear", "classes": §1}'), "head.classes", "input should be greater than or equal to 2, got 1"

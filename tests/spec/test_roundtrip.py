@@ -16,7 +16,7 @@ import invflow
 from invflow.bijections import AdditiveCoupling, Merge, Permute, Psi, Split
 from invflow.fields import REQUIRED
 from invflow.nets import MLP
-from invflow.registry import bijections, heads, nets
+from invflow.registry import bijections, heads, nets, priors
 from invflow.spec.training import Training
 from invflow.state import leaves, make_state
 from invflow.testing.strategies import chain_cases
@@ -234,7 +234,7 @@ def test_a_chain_of_its_own_names_no_input_shape():
 
 @pytest.mark.parametrize("model", [Psi(2), nn.Linear(2, 2), None])
 def test_what_is_no_chain_has_no_spec(model):
-    with pytest.raises(invflow.SpecError, match="to_spec expects a Sequential or a Classifier"):
+    with pytest.raises(invflow.SpecError, match="to_spec expects a Sequential or a model with one"):
         invflow.to_spec(model, input_shape=(4,))
 
 
@@ -279,7 +279,7 @@ def current_defaults():
             }
             for tag, cls in sorted(registry.registered().items())
         }
-        for registry in (bijections, nets, heads)
+        for registry in (bijections, nets, heads, priors)
     }
     schema = Training.model_json_schema()
     options = {"Training": schema, **schema["$defs"]}

@@ -10,7 +10,7 @@ from hypothesis import given
 from jsonschema import Draft202012Validator
 
 import invflow
-from invflow.registry import bijections, heads, nets
+from invflow.registry import bijections, heads, nets, priors
 from invflow.spec.schema import json_schema
 from invflow.spec.training import Training
 from invflow.testing.strategies import chain_cases
@@ -93,7 +93,7 @@ def test_references_stand_wherever_a_value_stands(layer, validator):
     assert list(validator.iter_errors(spec)) == []
 
 
-@pytest.mark.parametrize("registry", [bijections, nets, heads], ids=lambda registry: registry.noun)
+@pytest.mark.parametrize("registry", [bijections, nets, heads, priors], ids=lambda registry: registry.noun)
 def test_every_field_is_explained_with_its_default(registry):
     definitions = json_schema()["$defs"]
     for tag, cls in registry.registered().items():
