@@ -13,6 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,10 +159,10 @@ def main() -> None:
             torch.testing.assert_close(inverse(here), there, atol=1e-5, rtol=1e-5)
         with torch.no_grad():
             found = {
-                "forward": measure({n: lambda f=m[0]: f(x) for n, m in made.items()}, options.rounds),
-                "inverse": measure({n: lambda f=m[1]: f(x) for n, m in made.items()}, options.rounds),
+                "forward": measure({n: partial(m[0], x) for n, m in made.items()}, options.rounds),
+                "inverse": measure({n: partial(m[1], x) for n, m in made.items()}, options.rounds),
             }
-        steps = {n: lambda m=m: train_step(m[0], m[2], x) for n, m in made.items()}
+        steps = {n: partial(train_step, m[0], m[2], x) for n, m in made.items()}
         found["train step"] = measure(steps, options.rounds)
         for what, ratios in found.items():
             table.add_row(str(batch), f"{CHANNELS}x{side}x{side}", what, *(f"{ratio:.3f}" for ratio in ratios.values()))

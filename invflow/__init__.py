@@ -7,7 +7,7 @@ from . import bijections, models, nets
 from .bijection import Bijection
 from .bijections import Inverse
 from .errors import CheckpointError, InvflowError, ShapeError, SpecError
-from .models import Classifier
+from .models import Classifier, Flow
 from .registry import register, register_head, register_net, register_prior, registered
 from .sequential import Sequential
 from .spec import Limits, Spec, build, build_model, load, load_spec, save, to_spec
@@ -16,6 +16,7 @@ __all__ = [
     "Bijection",
     "CheckpointError",
     "Classifier",
+    "Flow",
     "Inverse",
     "InvflowError",
     "Limits",

@@ -200,17 +200,30 @@ def show(
     expanded: Annotated[bool, typer.Option("--expanded", help="Print the spec without repeat and variables.")] = False,
 ) -> None:
     """A spec's layers with the shapes as they flow, or its expansion."""
-    from .spec import build, build_model, load_spec
-    from .spec.checkpoint import SPEC_FILE
+    from .spec import build, build_model
 
-    document = load_spec(spec / SPEC_FILE if spec.is_dir() else spec)
+    document = _load_document(spec)
     if expanded:
         _print_json(document.expanded)
         return
-    model = build(document) if document.head is None else build_model(document)
+    model = build_model(document) if document.head or document.prior else build(document)
     count = sum(weight.numel() for weight in model.parameters())
     out.print(f"{document.name or spec}: {count:,} parameters, hash {document.hash[:16]}", markup=False)
     out.print(repr(model), markup=False, soft_wrap=True)
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="A", help="A spec's JSON file, or the folder of a run.")],
+    new: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+) -> None:
+    """What differs between two specs, expanded, layer by layer; exit status 1 where anything does."""
+    from .spec.diff import diff_specs
+
+    lines = diff_specs(_load_document(old), _load_document(new))
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+    raise typer.Exit(1 if lines else 0)
 
 
 @app.command()
@@ -233,12 +246,10 @@ def plot_psi(
     from .bijections import Psi
     from .diagnostics.check import chain_of
     from .diagnostics.pictures import psi_channels, write_figure
-    from .spec import load_spec
-    from .spec.checkpoint import SPEC_FILE
     from .spec.training import Training
     from .training.data import load_data
 
-    document = load_spec(spec / SPEC_FILE if spec.is_dir() else spec)
+    document = _load_document(spec)
     psi = next((layer for layer in chain_of(spec) if isinstance(layer, Psi)), None)
     if psi is None:
         raise InvflowError(f"{spec}: plot-psi expects a spec with a psi layer, got one without")
@@ -264,6 +275,14 @@ def interpolate(
     data = load_data(opened.training.data, data_root)
     for picture in draw_interpolation(opened.load(), data, pairs, steps, to or run / PICTURES):
         out.print(f"wrote {picture}", markup=False, soft_wrap=True)
+
+
+def _load_document(source: Path) -> Any:
+    """The Spec in a file, or of a run or checkpoint folder."""
+    from .spec import load_spec
+    from .spec.checkpoint import SPEC_FILE
+
+    return load_spec(source / SPEC_FILE if source.is_dir() else source)
 
 
 def _evaluation(found: Any) -> dict[str, Any]:

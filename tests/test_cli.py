@@ -137,6 +137,24 @@ def test_show_prints_layers_or_the_expansion(call):
     assert "repeat" not in {layer["type"] for layer in layers}
 
 
+def test_diff_is_silent_about_what_decides_nothing(call, tmp_path):
+    other = tmp_path / "other.json"
+    document = json.loads(Path(DIGITS).read_text())
+    other.write_text(json.dumps({**document, "name": "another", "note": "nothing"}, indent=1))
+    assert call("diff", DIGITS, other) == (0, "", "")
+    document["layers"][0]["block_size"] = 4
+    other.write_text(json.dumps(document))
+    status, out, _ = call("diff", DIGITS, other)
+    assert status == 1
+    assert "block_size" in out
+
+
+def test_the_schema_is_the_one_in_the_docs(call):
+    status, out, _ = call("schema")
+    assert status == 0
+    assert json.loads(out) == json.loads((SPECS.parent / "docs" / "spec.schema.json").read_text())
+
+
 def test_plot_psi(call, tmp_path):
     assert call("plot-psi", DIGITS, "--images", 2)[0] == 0
     with Image.open(tmp_path / "psi.png") as image:
@@ -196,7 +214,7 @@ def test_a_mistake_is_one_line_and_status_2(call, arguments, message):
     assert message in err
 
 
-@pytest.mark.parametrize("verb", ["train", "compare", "evaluate", "check", "show", "plot-psi", "interpolate"])
+@pytest.mark.parametrize("verb", ["train", "compare", "evaluate", "check", "show", "plot-psi", "interpolate", "diff"])
 def test_help_says_what_a_verb_does(call, verb):
     status, out, _ = call(verb, "--help")
     assert status == 0

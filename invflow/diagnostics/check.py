@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..models import Classifier
+from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..spec import build, load
 from ..state import Shape, make_state
@@ -53,7 +53,7 @@ def chain_of(source: Path) -> Sequential:
     """The chain of a spec's file, freshly initialised from seed 0, or of a run or checkpoint folder, as trained."""
     if source.is_dir():
         model: Any = load(source)
-        return model.bijection if isinstance(model, Classifier) else model
+        return model.bijection if isinstance(model, Classifier | Flow) else model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build(source)

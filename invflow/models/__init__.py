@@ -1,6 +1,8 @@
-"""What stands on top of a chain."""
+"""What stands on top of a chain: heads make a classifier of it, priors a density."""
 
 from .classifier import Classifier
+from .flow import Flow
 from .heads import ConvNetHead, LinearHead
+from .priors import Prior, StandardNormal
 
-__all__ = ["Classifier", "ConvNetHead", "LinearHead"]
+__all__ = ["Classifier", "ConvNetHead", "Flow", "LinearHead", "Prior", "StandardNormal"]

@@ -10,7 +10,7 @@ from torch import nn
 from ..bijection import Bijection
 from ..bijections import Inverse
 from ..errors import InvflowError, ShapeError, SpecError
-from ..models import Classifier
+from ..models import Classifier, Flow, Prior
 from ..sequential import Sequential
 from ..state import Shape, flat_size
 from .document import Node, Spec, SpecSource, load_spec
@@ -22,7 +22,7 @@ _REFUSALS = (ValueError, RuntimeError, OverflowError)
 
 
 def build(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Sequential:
-    """The chain of bijections that a spec describes; its head, if it has one, is left out.
+    """The chain of bijections that a spec describes; its head or prior, if it has one, is left out.
 
     Args:
         source: a file's path, a dict, or a Spec.
@@ -39,17 +39,17 @@ def build(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Sequential:
     return _build(spec, limits)[0]
 
 
-def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Classifier:
-    """The model that a spec describes: its chain with its head, a `Classifier`.
+def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Classifier | Flow:
+    """The model that a spec describes: its chain with its head, a `Classifier`, or with its prior, a `Flow`.
 
     Raises:
-        SpecError: with the place of every fault; also where the spec has no head.
+        SpecError: with the place of every fault; also where the spec has neither.
     """
     spec = load_spec(source, limits=limits)
-    if spec.head is None:
-        raise spec.error((), "a model needs a head, got a spec without one; use build for the chain alone")
-    chain, head = _build(spec, limits)
-    return Classifier(chain, cast(nn.Module, head))
+    chain, above = _build(spec, limits)
+    if above is None:
+        raise spec.error((), "a model needs a head or a prior, got a spec without; use build for the chain alone")
+    return Classifier(chain, above) if spec.prior is None else Flow(chain, cast(Prior, above))
 
 
 def _build(spec: Spec, limits: Limits) -> tuple[Sequential, nn.Module | None]:
@@ -79,11 +79,12 @@ class _Builder:
         chain = Sequential(*layers)
         chain.declared_shape = self.spec.input_shape
         chain.declared_context_shape = self.spec.context_shape
-        head = None
-        if self.spec.head is not None:
-            head = self._construct(self.spec.head, ("head",), {"shape": shape}, {})
-            self._add_parameters(_size(head), ("head",))
-        return chain, head
+        for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):
+            if document is not None:
+                above = self._construct(document, (name,), {"shape": shape}, {})
+                self._add_parameters(_size(above), (name,))
+                return chain, above
+        return chain, None
 
     def _top_layer(self, node: Node, path: JsonPath, shape: Shape) -> tuple[Bijection, Shape]:
         if not self.count:

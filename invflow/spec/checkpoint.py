@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import write_atomically
-from ..models import Classifier
+from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..state import Shape
 from .build import build, build_model
@@ -32,8 +32,8 @@ _HEADER_BYTES = 100_000_000  # safetensors' own limit for the header of a file
 _LARGEST_ITEM = 16  # bytes of the largest number that torch knows, a complex128
 
 
-def save(model: Sequential | Classifier, folder: str | Path, *, input_shape: Shape | None = None) -> None:
-    """Writes a chain or a classifier into a folder, which is made where it does not exist.
+def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_shape: Shape | None = None) -> None:
+    """Writes a chain, a classifier or a flow into a folder, which is made where it does not exist.
 
     A reader finds the old checkpoint or the new one at every moment, whatever interrupts the writing.
 
@@ -48,8 +48,8 @@ def save(model: Sequential | Classifier, folder: str | Path, *, input_shape: Sha
     write_checkpoint(to_spec(model, input_shape), model.state_dict(), folder)
 
 
-def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential | Classifier:
-    """The chain or the classifier that `save` wrote.
+def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential | Classifier | Flow:
+    """The chain, the classifier or the flow that `save` wrote.
 
     Raises:
         CheckpointError: no checkpoint, or one whose parts do not belong together or were altered.
@@ -57,7 +57,8 @@ def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential |
     """
     folder = Path(folder)
     spec, block = read_checkpoint_spec(folder, limits)
-    model = build(spec, limits=limits) if spec.head is None else build_model(spec, limits=limits)
+    is_chain = spec.head is None and spec.prior is None
+    model = build(spec, limits=limits) if is_chain else build_model(spec, limits=limits)
     expected = model.state_dict()
     most = _LARGEST_ITEM * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES
     tensors = _read_weights(folder / block.weights, block.digest, most)

@@ -9,17 +9,17 @@ from torch import nn
 from ..bijection import Bijection
 from ..errors import SpecError
 from ..fields import arguments_of
-from ..models import Classifier
-from ..registry import Registry, bijections, heads, nets
+from ..models import Classifier, Flow
+from ..registry import Registry, bijections, heads, nets, priors
 from ..sequential import Sequential
 from ..state import Shape, is_tensor_shape
 
 
-def to_spec(model: Sequential | Classifier, input_shape: Shape | None = None) -> dict[str, Any]:
-    """The document that builds the same chain, or the same classifier, again; defaults are left out.
+def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = None) -> dict[str, Any]:
+    """The document that builds the same chain, or the same model, again; defaults are left out.
 
     Args:
-        model: a chain or a classifier made of registered classes.
+        model: a chain, a classifier or a flow made of registered classes.
         input_shape: the shape of the input, without the batch; needed where the chain was not built from a spec.
 
     Raises:
@@ -29,9 +29,9 @@ def to_spec(model: Sequential | Classifier, input_shape: Shape | None = None) ->
     >>> to_spec(Sequential(Psi(2)), input_shape=(1, 4, 4))["layers"]
     [{'type': 'psi', 'block_size': 2}]
     """
-    chain = model.bijection if isinstance(model, Classifier) else model
+    chain = model.bijection if isinstance(model, Classifier | Flow) else model
     if not isinstance(chain, Sequential):
-        raise _refusal(f"to_spec expects a Sequential or a Classifier with one, got {type(chain).__name__}")
+        raise _refusal(f"to_spec expects a Sequential or a model with one, got {type(chain).__name__}")
     shape = input_shape or chain.declared_shape
     if shape is None:
         raise _refusal("this chain was not built from a spec: name its input, to_spec(chain, input_shape=(1, 28, 28))")
@@ -45,6 +45,8 @@ def to_spec(model: Sequential | Classifier, input_shape: Shape | None = None) ->
     }
     if isinstance(model, Classifier):
         document["head"] = _document(model.head, heads)
+    if isinstance(model, Flow):
+        document["prior"] = _document(model.prior, priors)
     return document
 
 
@@ -52,7 +54,7 @@ def _document(module: nn.Module, registry: Registry[Any]) -> dict[str, Any]:
     tag = registry.tag_of(type(module))
     arguments = arguments_of(module)
     if tag is None or arguments is None:
-        how = {"layer": "register", "net": "register_net", "head": "register_head"}[registry.noun]
+        how = "register" if registry is bijections else f"register_{registry.noun}"
         raise _refusal(
             f"{type(module).__name__} is no registered {registry.noun}, so a spec cannot name it; make it a class "
             f"with annotated constructor parameters and decorate that with @invflow.{how}('acme.name')"

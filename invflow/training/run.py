@@ -146,7 +146,7 @@ def train(
     options = spec.training or Training()
     data = _fitting_data(spec, options, data_root, download)
     torch.manual_seed(options.seed)
-    model = build_model(spec)
+    model = _build_classifier(spec)
     write_checkpoint(spec.document, model.state_dict(), folder)
     run = Run(folder, spec, {})
     run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions())
@@ -166,7 +166,7 @@ def resume(folder: Path, *, data_root: Path | None = None, download: bool = Fals
     data = _fitting_data(run.spec, options, data_root, download)
     torch.manual_seed(options.seed)
     last = folder / "resume" / _LAST
-    return _fit(run, build_model(run.spec), data, progress, last if last.is_file() else None)
+    return _fit(run, _build_classifier(run.spec), data, progress, last if last.is_file() else None)
 
 
 def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
@@ -191,6 +191,13 @@ def versions() -> dict[str, str]:
 
     names = ("invflow", "torch", "torchvision", "lightning", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _build_classifier(spec: Spec) -> Classifier:
+    model = build_model(spec)
+    if not isinstance(model, Classifier):
+        raise spec.error(("prior",), "train expects a spec with a head: flows are not trained by it yet")
+    return model
 
 
 def _fitting_data(spec: Spec, options: Training, root: Path | None, download: bool) -> DataSet:
