@@ -114,8 +114,13 @@ class Registry(Generic[M]):
 
     def _load_plug_in(self, tag: str) -> None:
         advertised = entry_points(group=self.group)
-        for entry_point in advertised.select(name=tag):
-            owner = entry_point.dist.name if entry_point.dist else "unknown"
+        by_owner = {point.dist.name if point.dist else "unknown": point for point in advertised.select(name=tag)}
+        if len(by_owner) > 1:
+            owners = ", ".join(map(repr, sorted(by_owner)))
+            raise UnknownTag(
+                f"{self.noun} type {tag!r} is advertised by several distributions: {owners}; uninstall all but one"
+            )
+        for owner, entry_point in by_owner.items():
             try:
                 loaded = entry_point.load()
                 if tag not in self._classes:
