@@ -1,10 +1,15 @@
-"""Pictures that people look at. Images are ``(batch, channels, height, width)`` in [0, 1], with 1 or 3 channels."""
+"""Pictures that people look at.
+
+Images are ``(batch, channels, height, width)`` with 1 or 3 channels, any float dtype and device; values outside [0, 1]
+are drawn as the nearer end. An argument that a picture cannot be made of raises InvflowError.
+"""
 
 from __future__ import annotations
 
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -21,105 +27,171 @@ from ..errors import InvflowError
 from ..files import write_atomically
 
 CELL = 0.9  # inches a small image takes
+LETTER = 0.085  # inches a letter of a title takes, at most
+PSI_COLUMNS = 16  # channels side by side; more go to further rows
+NARROWEST = 2.0  # percentage points that a comparison shows at least: a closer look would show noise
 GIF_HEIGHT = 140  # pixels an image takes in a GIF
 GIF_MILLISECONDS = 120
 
 
 def samples(images: Tensor, labels: Tensor, predictions: Tensor | None = None, columns: int = 8) -> Figure:
-    """Images with their labels; with predictions, "label" or, in red, "label → prediction" where that is wrong."""
-    rows = math.ceil(len(images) / columns)
-    figure, axes = _grid(rows, columns)
-    flat = [axis for row in axes for axis in row]
-    for position, axis in enumerate(flat[: len(images)]):
-        label = int(labels[position])
-        guess = label if predictions is None else int(predictions[position])
-        _show(axis, images[position])
+    """Images with their labels; with predictions, "label" or, in red, "label → prediction" where that is wrong.
+
+    Args:
+        images: ``(batch, channels, height, width)``.
+        labels: ``(batch,)``, integers.
+        predictions: likewise.
+        columns: how many images a row has at most.
+    """
+    images = _images(images)
+    guesses = labels if predictions is None else predictions
+    _require_one_each("labels", len(images), len(labels))
+    _require_one_each("predictions", len(images), len(guesses))
+    columns = min(columns, len(images))
+    what = "" if predictions is None else ": label, in red label → prediction where that is wrong"
+    figure, axes = _grid(math.ceil(len(images) / columns), columns, f"Test images{what}")
+    flat = [axis for row in axes for axis in row][: len(images)]
+    for axis, image, label, guess in zip(flat, images, map(int, labels), map(int, guesses), strict=True):
+        _show(axis, image)
         wrong = guess != label
         axis.set_title(f"{label} → {guess}" if wrong else str(label), color="red" if wrong else "black", fontsize=9)
-    what = "" if predictions is None else ": label, in red label → prediction where that is wrong"
-    figure.suptitle(f"Test images{what}", fontsize=10)
     return figure
 
 
-def psi_channels(images: Tensor, psi: Psi, most: int = 16) -> Figure:
-    """One row an image: the image, then each channel of its psi image, up to ``most`` of them, on one grey scale."""
+def psi_channels(images: Tensor, psi: Psi, most: int = 64) -> Figure:
+    """Each image and the channels of its psi image, all on the grey scale from 0 to 1.
+
+    A channel is titled with its number and with the place (i, j) in a block that its pixels come from; where the
+    images have colours, also with the colour channel c.
+
+    Args:
+        images: ``(batch, channels, height, width)``; each takes a row, or more where it has over 16 psi channels.
+        psi: the layer.
+        most: how many psi channels are shown at most.
+    """
+    images = _images(images)
     split = psi(images)
     shown = min(split.shape[1], most)
-    figure, axes = _grid(len(images), shown + 1)
-    for row, image, channels in zip(axes, images, split, strict=True):
-        _show(row[0], image)
-        for position in range(shown):
-            _show(row[position + 1], channels[position : position + 1])
-    for position, axis in enumerate(axes[0][1:]):
-        i, j = divmod(position // images.shape[1], psi.block_size) if psi.layout == "block" else (None, None)
-        place = "" if i is None else f"\n(i={i}, j={j})"
-        axis.set_title(f"{position}{place}", fontsize=8)
-    axes[0][0].set_title("image", fontsize=8)
+    deep = math.ceil(shown / PSI_COLUMNS)
     left_out = "" if shown == split.shape[1] else f", the first {shown} of {split.shape[1]}"
     sizes = f"{tuple(images.shape[1:])} → {tuple(split.shape[1:])}"
-    figure.suptitle(f"psi with block_size {psi.block_size}: {sizes}; its channels{left_out}", fontsize=10)
+    title = f"psi with block_size {psi.block_size}: {sizes}; its channels{left_out}"
+    figure, axes = _grid(deep * len(images), 1 + min(shown, PSI_COLUMNS), title)
+    for number, (image, channels) in enumerate(zip(images, split, strict=True)):
+        rows = axes[deep * number : deep * (number + 1)]
+        _show(rows[0][0], image)
+        for channel in range(shown):
+            axis = rows[channel // PSI_COLUMNS][1 + channel % PSI_COLUMNS]
+            _show(axis, channels[channel : channel + 1])
+            if number == 0:
+                axis.set_title(f"{channel}\n{_place(channel, psi, images.shape[1])}", fontsize=8)
+    axes[0][0].set_title("image", fontsize=8)
     return figure
 
 
-def training_curves(metrics: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss and accuracy by epoch; ``metrics`` are rows with ``epoch`` and some of train_loss, test_accuracy, ..."""
+def training_curves(metrics: Sequence[Mapping[str, float | None]]) -> Figure:
+    """Loss (on a logarithmic scale) and accuracy in percent, by epoch, of the training and the test images.
+
+    Args:
+        metrics: rows with ``epoch``, counted from 0, and any of ``train_loss``, ``train_accuracy``, ``test_loss`` and
+            ``test_accuracy`` (in [0, 1]); what a row lacks, or has as None, is left out.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
-    for stage, colour in (("train", "tab:blue"), ("test", "tab:orange")):
-        for axis, what, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
-            points = [
-                (row["epoch"] + 1, factor * row[f"{stage}_{what}"]) for row in metrics if f"{stage}_{what}" in row
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), color=colour, label=f"{stage}: {points[-1][1]:.4g} at the end")
     loss.set_yscale("log")
-    for axis, name in ((loss, "cross-entropy, nats"), (accuracy, "accuracy, %")):
+    accuracy.margins(y=0.12)  # room for the number below the lowest point
+    panels = ((loss, "loss", 1, "cross-entropy, nats"), (accuracy, "accuracy", 100, "accuracy, %"))
+    for axis, what, factor, name in panels:
+        for stage, colour in (("train", "tab:blue"), ("test", "tab:orange")):
+            known = [(row["epoch"], row.get(f"{stage}_{what}")) for row in metrics]
+            points = [(epoch + 1, factor * y) for epoch, y in known if epoch is not None and y is not None]
+            if not points:
+                continue
+            last = points[-1][1]
+            # Markers, because a line of one epoch is invisible.
+            axis.plot(*zip(*points, strict=True), ".-", color=colour, label=f"{stage}: {last:.4g} at the end")
+            if stage == "test" and axis is accuracy:
+                place = {"xytext": (0, -14), "textcoords": "offset points", "ha": "right"}
+                axis.annotate(f"{last:.2f} %", points[-1], color=colour, **place)
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
     return figure
 
 
-def reconstructions(originals: Tensor, returned: Tensor) -> Figure:
-    """Three rows: originals, what the inverse returned, and |difference| on a scale of its own."""
-    figure, axes = _grid(3, len(originals))
-    difference = (returned - originals).abs()
+def reconstructions(originals: Tensor, reconstructed: Tensor) -> Figure:
+    """Three rows: originals, what the inverse returned, and |difference| on a scale of its own.
+
+    Args:
+        originals: ``(batch, channels, height, width)``.
+        reconstructed: of the same shape. Of several colour channels, the largest difference is drawn.
+    """
+    originals, reconstructed = _images(originals), _images(reconstructed)
+    if originals.shape != reconstructed.shape:
+        came = f"{tuple(originals.shape)} and {tuple(reconstructed.shape)}"
+        raise InvflowError(f"originals and reconstructions are expected to have the same shape, got {came}")
+    difference = (reconstructed - originals).abs()
     largest = float(difference.max())
+    # A count, because a percentage would round 99.9 % up to a claim that is false.
+    equal = f"{int((reconstructed == originals).sum()):,} of {originals.numel():,} elements bit-equal"
+    figure, axes = _grid(3, len(originals), f"Run backwards: largest difference {largest:.1e}, {equal}")
     scale = Normalize(0, largest or 1.0)
-    for column, (before, after, off) in enumerate(zip(originals, returned, difference, strict=True)):
+    for column, (before, after, off) in enumerate(zip(originals, reconstructed, difference, strict=True)):
         _show(axes[0][column], before)
         _show(axes[1][column], after)
         axes[2][column].imshow(off.amax(0).numpy(), cmap="magma", norm=scale)
     for row, name in zip(axes, ("original", "reconstruction", "|difference|"), strict=True):
         row[0].set_ylabel(name, fontsize=9)
-    bar = figure.colorbar(ScalarMappable(scale, "magma"), ax=axes[2], shrink=0.8, format="%.0e")
-    bar.ax.tick_params(labelsize=7)
-    equal = float((returned == originals).float().mean())
-    figure.suptitle(
-        f"Run backwards: largest difference {largest:.1e}, {equal:.0%} of the pixels bit-equal", fontsize=10
+    # All axes give way to the bar, so that the columns stay aligned. A difference of zero has no scale, only its zero.
+    ticks = [0.0, largest / 2, largest] if largest else [0.0]
+    everything = [axis for row in axes for axis in row]
+    bar = figure.colorbar(
+        ScalarMappable(scale, "magma"), ax=everything, shrink=0.3, anchor=(0, 0), ticks=ticks, format="{x:.1e}"
     )
+    bar.ax.tick_params(labelsize=7)
     return figure
 
 
 def interpolation_strip(frames: Tensor, labels: Sequence[tuple[int, int]]) -> Figure:
-    """One row a pair: the walk from one image to the other; ``frames`` is ``(pairs, steps, channels, h, w)``."""
+    """One row a pair: the walk from one image to the other, the classes of both at its ends.
+
+    Args:
+        frames: ``(pairs, steps, channels, height, width)``, as from `interpolate`.
+        labels: of each pair, the classes of its first and its last image.
+    """
+    frames = _walks(frames)
     pairs, steps = frames.shape[:2]
-    figure, axes = _grid(pairs, steps)
+    _require_one_each("pairs of labels", pairs, len(labels))
+    figure, axes = _grid(pairs, steps, "Straight lines in feature space, run backwards")
     for row, walk, (first, last) in zip(axes, frames, labels, strict=True):
         for axis, image in zip(row, walk, strict=True):
             _show(axis, image)
-        row[0].set_ylabel(f"{first} → {last}", fontsize=9)
+        row[0].set_ylabel(str(first), rotation=0, ha="right", va="center")
+        row[-1].yaxis.set_label_position("right")
+        row[-1].set_ylabel(str(last), rotation=0, ha="left", va="center")
     for position, axis in enumerate(axes[0]):
         axis.set_title(f"t = {position / (steps - 1):.3g}", fontsize=8)
-    figure.suptitle("Straight lines in feature space, run backwards", fontsize=10)
     return figure
 
 
 def interpolation_frames(frames: Tensor) -> list[Image.Image]:
-    """The walks side by side, there and back, enlarged so that each pixel shows; for a GIF."""
-    there = frames.clamp(0, 1).transpose(0, 1)  # (steps, pairs, channels, height, width)
+    """The walks side by side, there and back, enlarged so that each pixel shows; for a GIF.
+
+    Args:
+        frames: ``(pairs, steps, channels, height, width)``, as from `interpolate`.
+
+    Returns:
+        ``2 * steps - 2`` pictures: played in a loop, each end shows once.
+
+    >>> import torch
+    >>> pictures = interpolation_frames(torch.zeros(2, 5, 1, 28, 28))
+    >>> len(pictures), pictures[0].size
+    (8, (280, 140))
+    """
+    there = _walks(frames).clamp(0, 1).transpose(0, 1)  # (steps, pairs, channels, height, width)
     factor = max(1, GIF_HEIGHT // there.shape[-2])
     made = []
     for step in there:
@@ -130,18 +202,29 @@ def interpolation_frames(frames: Tensor) -> list[Image.Image]:
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy of each seed of each spec; rows have ``name``, ``parameters`` and a list ``test_accuracy``, 0 to 1."""
+    """Test accuracy in percent of each seed of each spec, with mean and standard deviation.
+
+    Args:
+        rows: of each spec ``name``, ``parameters`` and ``test_accuracy``, a list in [0, 1] with an entry a seed.
+    """
+    if not rows or not all(row["test_accuracy"] for row in rows):
+        raise InvflowError("a comparison expects at least one spec, and an accuracy of each; train them first")
     figure = Figure(figsize=(2.5 + 1.6 * len(rows), 4), layout="constrained")
     axis = figure.subplots()
     for position, row in enumerate(rows):
         percent = [100 * accuracy for accuracy in row["test_accuracy"]]
-        spread = statistics.stdev(percent) if len(percent) > 1 else 0.0
+        spread = statistics.stdev(percent) if len(percent) > 1 else None
         mean = statistics.mean(percent)
         axis.errorbar(position + 0.15, mean, spread, fmt="s", capsize=5, color=f"C{position}")
         axis.scatter([position] * len(percent), percent, alpha=0.6, color=f"C{position}")
-        axis.annotate(f"{mean:.2f}", (position + 0.22, mean), fontsize=9, va="center")
-    axis.set_xticks(range(len(rows)), [f"{row['name']}\n{row['parameters']:,} parameters" for row in rows])
+        text = f"{mean:.2f}" if spread is None else f"{mean:.2f}\n± {spread:.2f}"
+        axis.annotate(text, (position + 0.22, mean), fontsize=9, va="center")
+    names = [f"{textwrap.fill(row['name'], 18)}\n{row['parameters']:,} parameters" for row in rows]
+    axis.set_xticks(range(len(rows)), names)
     axis.set_xlim(-0.5, len(rows) - 0.2)
+    low, high = axis.get_ylim()
+    missing = max(0.0, NARROWEST - (high - low)) / 2
+    axis.set_ylim(low - missing, high + missing)
     axis.set_ylabel("test accuracy, %")
     axis.grid(axis="y", alpha=0.3)
     axis.set_title("Each seed, and mean ± standard deviation", fontsize=10)
@@ -158,6 +241,8 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 def write_gif(frames: Sequence[Image.Image], path: Path) -> None:
     """Writes an endless GIF, in one step."""
+    if not frames:
+        raise InvflowError(f"{path}: a GIF expects at least one picture, got none")
     buffer = io.BytesIO()
     first, *others = frames
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=GIF_MILLISECONDS, loop=0)
@@ -165,9 +250,12 @@ def write_gif(frames: Sequence[Image.Image], path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with small axes that show nothing but images."""
-    figure = Figure(figsize=(max(4.0, CELL * columns + 0.6), CELL * rows + 0.9), layout="constrained")
+def _grid(rows: int, columns: int, title: str) -> tuple[Figure, list[list[Axes]]]:
+    """A titled figure with small axes that show nothing but images."""
+    width = max(4.0, CELL * columns + 0.6)
+    lines = textwrap.wrap(title, int(width / LETTER))
+    figure = Figure(figsize=(width, CELL * rows + 0.5 + 0.2 * len(lines)), layout="compressed")
+    figure.suptitle("\n".join(lines), fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
@@ -178,6 +266,35 @@ def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
 
 def _show(axis: Axes, image: Tensor) -> None:
     """One image, (channels, height, width), grey or in colour."""
-    if image.shape[0] not in (1, 3):
-        raise InvflowError(f"a picture expects images of 1 or 3 channels, got {image.shape[0]}")
     axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
+
+
+def _place(channel: int, psi: Psi, colours: int) -> str:
+    """Where the pixels of a psi channel come from: "(i, j)", with colours "(i, j) c"."""
+    if psi.layout == "block":
+        block, colour = divmod(channel, colours)
+    else:
+        colour, block = divmod(channel, psi.block_size**2)
+    i, j = divmod(block, psi.block_size)
+    return f"(i={i}, j={j})" + (f"\nc={colour}" if colours > 1 else "")
+
+
+def _images(images: Tensor) -> Tensor:
+    """The images as matplotlib can draw them. In double, which holds every float and their differences."""
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or not len(images):
+        expected = "images (batch, channels, height, width) of 1 or 3 channels, at least one"
+        raise InvflowError(f"a picture expects {expected}, got shape {tuple(images.shape)}")
+    return images.detach().cpu().double()
+
+
+def _walks(frames: Tensor) -> Tensor:
+    """The frames of `interpolate`, as `_images` makes them."""
+    if frames.dim() != 5 or frames.shape[1] < 2:
+        expected = "frames (pairs, steps, channels, height, width) with at least 2 steps"
+        raise InvflowError(f"an interpolation's picture expects {expected}, got shape {tuple(frames.shape)}")
+    return _images(frames.flatten(0, 1)).reshape(frames.shape)
+
+
+def _require_one_each(what: str, count: int, came: int) -> None:
+    if came != count:
+        raise InvflowError(f"a picture expects as many {what} as it has rows or images: {count}, got {came}")
