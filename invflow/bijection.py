@@ -68,6 +68,9 @@ class Bijection(nn.Module, ABC):
             x: State = probe.inverse(zeros(shape, dtype=like.dtype, device=like.device))
         return shape_of(x)
 
+    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+        """Data-dependent initialisation from a batch, where a layer has any: ActNorm, and chains that hold one."""
+
     def __repr__(self) -> str:
         """The class with the arguments it was constructed with, on one line."""
         return one_line(self)

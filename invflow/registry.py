@@ -102,6 +102,10 @@ class Registry(Generic[M]):
         """The tag of a class; None for one that is not registered."""
         return next((tag for tag, known in self._classes.items() if known is cls), None)
 
+    def name_of(self, cls: type) -> str:
+        """What messages call a class: its tag, or the class's own name where it is not registered."""
+        return self.tag_of(cls) or cls.__name__
+
     def load_plug_ins(self) -> list[UnknownTag]:
         """Loads everything that is advertised, and returns what is wrong with the plug-ins that are broken."""
         broken = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 
 from .bijection import Bijection
@@ -94,6 +95,12 @@ class Sequential(Bijection):
             y, log_det = layer.inverse_and_log_det(y, context)
             total = total + log_det
         return y, total
+
+    @torch.no_grad()
+    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+        for layer in self:
+            layer.initialize(x, context)
+            x = layer(x, context)
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
         """Every intermediate state: the input, then what each layer returns; ``len(self) + 1`` of them."""

@@ -125,6 +125,14 @@ def require_tensor(who: str, shape: Shape, dims: int | None = None) -> TensorSha
     return shape
 
 
+def require_channels(who: str, shape: Shape) -> TensorShape:
+    """``shape`` itself where it is one tensor's with a channel dimension, else a ShapeError."""
+    extents = require_tensor(who, shape)
+    if not extents:
+        raise ShapeError(f"{who} expects a channel dimension besides the batch, got {shape}")
+    return extents
+
+
 def require_pair(who: str, shape: Shape) -> tuple[Shape, Shape]:
     """``shape`` itself where it is a pair's, else a ShapeError."""
     if is_tensor_shape(shape) or len(shape) != 2:

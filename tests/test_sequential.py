@@ -131,11 +131,13 @@ class TestCouplings:
 
     def test_a_net_that_would_broadcast_is_refused(self):
         coupling = AdditiveCoupling(nn.Linear(2, 1))
-        with pytest.raises(ShapeError, match=r"return the other half's shape \(4, 3\), got \(4, 1\)"):
+        with pytest.raises(ShapeError, match=r"net to return the shape \(4, 3\), got \(4, 1\)"):
             coupling((torch.randn(4, 2), torch.randn(4, 3)))
 
     def test_a_single_tensor_is_refused(self):
-        with pytest.raises(ShapeError, match="expects a pair of tensors, got Tensor; put a Split before it"):
+        with pytest.raises(
+            ShapeError, match="additive_coupling expects a pair of tensors, got Tensor; put a Split before it"
+        ):
             AdditiveCoupling(nn.Linear(2, 2))(torch.randn(4, 2))
 
 

@@ -1,10 +1,24 @@
 """The bijections, one family a file."""
 
-from .coupling import AdditiveCoupling
+from .coupling import AdditiveCoupling, AffineCoupling
 from .each import Each
+from .elementwise import ActNorm, Affine
 from .inverse import Inverse
+from .linear import Linear1x1
 from .permute import Permute
 from .psi import Psi
 from .split import Merge, Split
 
-__all__ = ["AdditiveCoupling", "Each", "Inverse", "Merge", "Permute", "Psi", "Split"]
+__all__ = [
+    "ActNorm",
+    "AdditiveCoupling",
+    "Affine",
+    "AffineCoupling",
+    "Each",
+    "Inverse",
+    "Linear1x1",
+    "Merge",
+    "Permute",
+    "Psi",
+    "Split",
+]

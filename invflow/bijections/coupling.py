@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
+import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..errors import ShapeError
-from ..registry import register
-from ..state import Shape, require_pair, require_tensor
+from ..registry import bijections, register
+from ..state import Shape, require_channels, require_pair
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
+class _Coupling(Bijection):
+    """``(a, b) -> (g(b; net(a)), a)``: what couplings share. The halves change places, and may differ in size."""
+
+    cheap_inverse = True
+    outputs: ClassVar[int] = 1
+    """How many numbers the conditioner gives for each one of b, stacked along the channels."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @classmethod
+    def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
+        """What the conditioner maps, for an incoming pair of this shape."""
+        who = bijections.name_of(cls)
+        first, second = (require_channels(who, half) for half in require_pair(who, shape))
+        return {"net": (first, (cls.outputs * second[0], *second[1:]))}
+
+    def output_shape(self, shape: Shape) -> Shape:
+        first, second = require_pair(bijections.name_of(type(self)), shape)
+        return second, first
+
+    def input_shape(self, shape: Shape) -> Shape:
+        return self.output_shape(shape)
+
+    def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
+        """What the conditioner makes of a, checked to fit b."""
+        made: Tensor = self.net(a) if context is None else self.net(a, context)
+        # Arithmetic would broadcast what does not fit, and the map would still look like a bijection.
+        expected = b.shape if self.outputs == 1 else (b.shape[0], self.outputs * b.shape[1], *b.shape[2:])
+        if made.shape != expected:
+            raise ShapeError(
+                f"{bijections.name_of(type(self))} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}"
+            )
+        return made
+
+
 @register("additive_coupling")
-class AdditiveCoupling(Bijection):
+class AdditiveCoupling(_Coupling):
     """``(a, b) -> (net(a) + b, a)``; its inverse is ``(u, v) -> (v, u - net(v))``. Log-determinant 0.
 
     The halves change places, as in i-RevNet, so that a chain of couplings changes both; they may differ in size.
@@ -33,52 +72,81 @@ class AdditiveCoupling(Bijection):
     ([(5, 3), (5, 2)], [1.0, 1.0])
     """
 
-    cheap_inverse = True
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
         ({"net": {"type": "conv", "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp"}}, ((2,), (3,))),
     ]
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    @staticmethod
-    def net_shapes(shape: Shape) -> dict[str, tuple[Shape, Shape]]:
-        """What the conditioner maps, for an incoming pair of this shape."""
-        first, second = require_pair("additive_coupling", shape)
-        return {"net": (require_tensor("additive_coupling", first), require_tensor("additive_coupling", second))}
-
     def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
-        a, b = x if type(x) is tuple and len(x) == 2 else _pair(x)
-        return self._shift(a, b, context) + b, a
+        a, b = x if type(x) is tuple and len(x) == 2 else _pair(self, x)
+        return self._condition(a, b, context) + b, a
 
     def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
-        u, v = _pair(y)
-        return v, u - self._shift(v, u, context)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        first, second = require_pair("additive_coupling", shape)
-        return second, first
-
-    def input_shape(self, shape: Shape) -> Shape:
-        return self.output_shape(shape)
-
-    def _shift(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
-        shift: Tensor = self.net(a) if context is None else self.net(a, context)
-        # Adding would broadcast what does not fit, and the map would still look like a bijection.
-        if shift.shape != b.shape:
-            raise ShapeError(
-                f"additive_coupling expects its net to return the other half's shape {tuple(b.shape)}, "
-                f"got {tuple(shift.shape)}"
-            )
-        return shift
+        u, v = y if type(y) is tuple and len(y) == 2 else _pair(self, y)
+        return v, u - self._condition(v, u, context)
 
 
-def _pair(state: Pair) -> Pair:
-    if not isinstance(state, tuple) or len(state) != 2:
+@register("affine_coupling")
+class AffineCoupling(_Coupling):
+    """``(a, b) -> (exp(s) * b + t, a)`` with ``s = clamp * tanh(r / clamp)`` and ``(r, t) = net(a)``.
+
+    Its inverse is ``(u, v) -> (v, exp(-s) * (u - t))``, its log-determinant ``sum(s)``. The log-scale is bounded, so
+    that no coupling stretches or shrinks by more than ``exp(clamp)``.
+
+    Reference: Dinh, Sohl-Dickstein, Bengio: Real NVP, 2016, https://arxiv.org/abs/1605.08803
+
+    Args:
+        net: the conditioner, any module: called with ``a``, or with ``a`` and the context where there is one; it
+            returns b's shape with twice the channels, first r and then t.
+        clamp: the bound of the log-scale.
+
+    >>> import torch
+    >>> coupling = AffineCoupling(torch.nn.Linear(2, 6))
+    >>> y, log_det = coupling.forward_and_log_det((torch.ones(5, 2), torch.zeros(5, 3)))
+    >>> log_det.shape
+    torch.Size([5])
+    """
+
+    outputs = 2
+    examples = [
+        ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
+        ({"net": {"type": "conv", "norm": "batch"}, "clamp": 0.5}, ((1, 3, 2), (3, 3, 2))),
+        ({"net": {"type": "mlp", "hidden": [4], "activation": "tanh"}}, ((2,), (3,))),
+    ]
+
+    def __init__(self, net: nn.Module, clamp: PositiveFloat = 2.0) -> None:
+        super().__init__(net)
+        self.clamp = clamp
+
+    def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
+        a, b = _pair(self, x)
+        log_scale, shift = self._scale_and_shift(a, b, context)
+        return log_scale.exp() * b + shift, a
+
+    def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
+        u, v = _pair(self, y)
+        log_scale, shift = self._scale_and_shift(v, u, context)
+        return v, torch.exp(-log_scale) * (u - shift)
+
+    def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
+        a, b = _pair(self, x)
+        log_scale, shift = self._scale_and_shift(a, b, context)
+        return (log_scale.exp() * b + shift, a), log_scale.flatten(1).sum(1)
+
+    def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
+        u, v = _pair(self, y)
+        log_scale, shift = self._scale_and_shift(v, u, context)
+        return (v, torch.exp(-log_scale) * (u - shift)), -log_scale.flatten(1).sum(1)
+
+    def _scale_and_shift(self, a: Tensor, b: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        raw, shift = self._condition(a, b, context).chunk(2, dim=1)
+        return self.clamp * torch.tanh(raw / self.clamp), shift
+
+
+def _pair(coupling: _Coupling, state: Pair) -> Pair:
+    if type(state) is not tuple or len(state) != 2:
         raise ShapeError(
-            f"additive_coupling expects a pair of tensors, got {type(state).__name__}; put a Split before it"
+            f"{bijections.name_of(type(coupling))} expects a pair of tensors, got {type(state).__name__}; put a Split before it"
         )
     return state

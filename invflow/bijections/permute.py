@@ -12,7 +12,7 @@ from torch import Tensor
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
 from ..registry import register
-from ..state import Shape, TensorShape, require_tensor
+from ..state import Shape, TensorShape, require_channels
 
 
 @register("permute")
@@ -49,7 +49,7 @@ class Permute(Bijection):
                 raise InvflowError(
                     "permute with a seed expects the incoming shape too: Permute(seed=0, shape=(8, 7, 7))"
                 )
-            channels = _channels(shape)
+            channels = require_channels("permute", shape)[0]
             # Python's own generator: its sequence is the same on every machine and in every version of torch.
             order = random.Random(seed).sample(range(channels), channels)
         elif sorted(order) != list(range(len(order))):
@@ -65,16 +65,10 @@ class Permute(Bijection):
         return y.index_select(1, self.order.argsort())
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        if _channels(shape) != len(self.order):
-            raise ShapeError(f"permute expects {len(self.order)} channels, got {_channels(shape)} in {shape}")
-        return require_tensor("permute", shape)
+        extents = require_channels("permute", shape)
+        if extents[0] != len(self.order):
+            raise ShapeError(f"permute expects {len(self.order)} channels, got {extents[0]} in {shape}")
+        return extents
 
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)
-
-
-def _channels(shape: Shape) -> int:
-    extents = require_tensor("permute", shape)
-    if not extents:
-        raise ShapeError(f"permute expects a channel dimension besides the batch, got {shape}")
-    return extents[0]

@@ -1,0 +1,119 @@
+"""Per-channel scale and shift, learned or read off the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+from ..errors import ShapeError
+from ..registry import bijections, register
+from ..state import Shape, TensorShape, require_channels
+
+
+class _ScaleAndShift(Bijection):
+    """``y = exp(log_scale) * x + shift`` per channel; the log-determinant is ``sum(log_scale)`` times the positions."""
+
+    cheap_inverse = True
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.channels = require_channels(bijections.name_of(type(self)), shape)[0]
+        self.log_scale = nn.Parameter(torch.zeros(self.channels))
+        self.shift = nn.Parameter(torch.zeros(self.channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        self.output_shape(tuple(x.shape[1:]))
+        return x * _spread(self.log_scale.exp(), x) + _spread(self.shift, x)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        self.output_shape(tuple(y.shape[1:]))
+        return (y - _spread(self.shift, y)) * _spread(torch.exp(-self.log_scale), y)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self(x, context), self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inverse(y, context), -self._log_det(y)
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        who = bijections.name_of(type(self))
+        extents = require_channels(who, shape)
+        if extents[0] != self.channels:
+            raise ShapeError(f"{who} expects {self.channels} channels, got {extents[0]} in {shape}")
+        return extents
+
+    def input_shape(self, shape: Shape) -> TensorShape:
+        return self.output_shape(shape)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        positions = x.shape[2:].numel()
+        return (positions * self.log_scale.sum()).to(x.dtype).expand(x.shape[0])
+
+
+@register("affine")
+class Affine(_ScaleAndShift):
+    """``y = exp(log_scale) * x + shift``, both learned, one pair per channel.
+
+    The log-determinant is ``height * width * sum(log_scale)``. It starts as the identity.
+
+    Args:
+        shape: the incoming shape, channels first.
+
+    >>> Affine(shape=(3, 4, 4)).forward_and_log_det(torch.ones(1, 3, 4, 4))[1].tolist()
+    [0.0]
+    """
+
+    examples = [({}, (3,)), ({}, (2, 3, 2))]
+
+
+@register("actnorm")
+class ActNorm(_ScaleAndShift):
+    """``y = exp(log_scale) * x + shift`` per channel, set by `initialize` so that y has mean 0 and variance 1.
+
+    The identity until then; learned from then on. The log-determinant is ``height * width * sum(log_scale)``.
+
+    Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
+
+    Args:
+        shape: the incoming shape, channels first.
+
+    >>> norm = ActNorm(shape=(2,))
+    >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    >>> norm.initialize(x)
+    >>> norm(x).tolist()
+    [[-1.0, 0.0], [1.0, 0.0]]
+    """
+
+    examples = [({}, (3,)), ({}, (2, 3, 2))]
+
+    initialized: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Sets scale and shift from a batch, once: a second call, also after loading, changes nothing.
+
+        A channel that is constant in the batch, as every one is in a batch of one vector, is shifted only.
+        """
+        self.output_shape(tuple(x.shape[1:]))
+        if self.initialized:
+            return
+        if not x.shape[0]:
+            raise ShapeError("actnorm expects a batch of at least one sample to initialize from, got none")
+        values = x.movedim(1, 0).flatten(1)
+        mean, deviation = values.mean(1), values.std(1, correction=0)
+        # What is left of a constant channel is rounding: to divide by that would blow noise up.
+        constant = deviation <= mean.abs() * torch.finfo(x.dtype).eps ** 0.5
+        scale = torch.where(constant, 1.0, 1.0 / deviation)
+        self.log_scale.copy_(scale.log())
+        self.shift.copy_(-mean * scale)
+        self.initialized.fill_(True)
+
+
+def _spread(per_channel: Tensor, x: Tensor) -> Tensor:
+    """One number per channel, shaped to be broadcast over the positions of x."""
+    return per_channel.reshape(-1, *(1,) * (x.dim() - 2))

@@ -1,0 +1,92 @@
+"""Learned linear maps across the channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+from ..errors import ShapeError
+from ..registry import register
+from ..state import Shape, TensorShape, require_channels
+
+
+@register("linear_1x1")
+class Linear1x1(Bijection):
+    """``y = W x`` across the channels at every position: an invertible 1x1 convolution.
+
+    ``W = P L (U + diag(sign * exp(log_diagonal)))`` with a fixed permutation P, unit lower triangular L and strictly
+    upper triangular U, so that it stays invertible while it is learned, its log-determinant is
+    ``height * width * sum(log_diagonal)``, and its inverse solves two triangular systems. It starts as a rotation.
+
+    Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
+
+    Args:
+        shape: the incoming shape, channels first.
+
+    >>> Linear1x1(shape=(3, 4, 4))(torch.ones(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    cheap_inverse = True
+    examples = [({}, (3,)), ({}, (2, 3, 2)), ({}, (1, 2, 2))]
+
+    order: Tensor
+    sign: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        channels = require_channels("linear_1x1", shape)[0]
+        rotation, _ = torch.linalg.qr(torch.randn(channels, channels))
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_diagonal = nn.Parameter(diagonal.abs().log())
+        self.register_buffer("sign", diagonal.sign())
+        self.register_buffer("order", permutation.argmax(1))  # (P x)[i] = x[order[i]]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        columns = self._columns(x)
+        lower, upper = self._factors()
+        return self._shaped((lower @ (upper @ columns)).index_select(0, self.order), x)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        columns = self._columns(y).index_select(0, self.order.argsort())
+        lower, upper = self._factors()
+        columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
+        return self._shaped(torch.linalg.solve_triangular(upper, columns, upper=True), y)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self(x, context), self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inverse(y, context), -self._log_det(y)
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        extents = require_channels("linear_1x1", shape)
+        if extents[0] != len(self.order):
+            raise ShapeError(f"linear_1x1 expects {len(self.order)} channels, got {extents[0]} in {shape}")
+        return extents
+
+    def input_shape(self, shape: Shape) -> TensorShape:
+        return self.output_shape(shape)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """L with its unit diagonal, and U with its own."""
+        lower = self.lower.tril(-1) + torch.eye(len(self.order), dtype=self.lower.dtype, device=self.lower.device)
+        return lower, self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        positions = x.shape[2:].numel()
+        return (positions * self.log_diagonal.sum()).to(x.dtype).expand(x.shape[0])
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """Every position of every sample as a column, ``(channels, batch * positions)``."""
+        self.output_shape(tuple(x.shape[1:]))
+        return x.movedim(1, 0).flatten(1)
+
+    @staticmethod
+    def _shaped(columns: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `_columns`."""
+        return columns.reshape(like.movedim(1, 0).shape).movedim(0, 1)
