@@ -195,7 +195,7 @@ class _Validator:
         data = self.expanded.data
         top: TopLevel | None = None
         try:
-            top = TopLevel.model_validate_json(json.dumps(data))
+            top = TopLevel.model_validate_json(json.dumps(_without_layers(data)))
         except ValidationError as error:
             self._add(error, (), data, TopLevel, "a spec")
         raw_layers = data.get("layers")
@@ -310,6 +310,13 @@ class _Validator:
                 self._problem(place, f"unknown {key} type {quoted(context['tag'])}{hint}")
             else:
                 self._problem(place, describe(detail))
+
+
+def _without_layers(data: dict[str, Any]) -> dict[str, Any]:
+    """What pydantic looks at: all but the layers, which are validated one by one, and what nobody knows."""
+    known = {field.alias or name for name, field in TopLevel.model_fields.items()}
+    shown = {key: value if key in known else None for key, value in data.items()}
+    return {**shown, "layers": []} if isinstance(data.get("layers"), list) else shown
 
 
 def _path_in(raw: Any, location: tuple[int | str, ...]) -> JsonPath:

@@ -87,6 +87,10 @@ def _own_size(raw: dict[str, Any] | list[Any]) -> int:
     return 1 + (sum(len(key) // _STRING_PER_VALUE for key in raw) if isinstance(raw, dict) else 0)
 
 
+def _refers(raw: dict[str, Any]) -> bool:
+    return "$var" in raw or "$item" in raw
+
+
 def _iteration(raw: Any, scope: _Scope) -> str:
     """Which iteration it is, for a fault in a value that a reference takes from it."""
     return Origin((), scope.iterations).iteration if isinstance(raw, dict) and "$item" in raw else ""
@@ -116,7 +120,7 @@ class _Expander:
             for i, child in enumerate(raw):
                 self._layer(child, (*at, i), out, scope, layers)
             return layers
-        if any(key in raw for key in _REFERENCES):
+        if _refers(raw):
             return self._substitute(raw, at, out, scope)
         self._count(_own_size(raw), at)
         return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
@@ -205,14 +209,14 @@ class _Expander:
         if raw.get("type") == "repeat":
             self.problems.note(Problem(at, "an item of with holds no repeat; put it where the item is used"))
             return _UNKNOWN
-        if any(key in raw for key in _REFERENCES):
+        if _refers(raw):
             return self._lookup(raw, at, scope)
         self._count(_own_size(raw) + len(raw), at)
         return {key: self._item(child, (*at, key), scope) for key, child in raw.items()}
 
     def _resolve(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
         """A value of the repeat itself, which may be a reference."""
-        if isinstance(raw, dict) and any(key in raw for key in _REFERENCES):
+        if isinstance(raw, dict) and _refers(raw):
             return self._lookup(raw, at, scope)
         return raw
 
@@ -253,11 +257,13 @@ class _Expander:
             return 1, True
         known = self._sizes.get(id(raw))
         if known is None:
-            children = [self._measure(child) for child in (raw.values() if isinstance(raw, dict) else raw)]
-            macro = isinstance(raw, dict) and (raw.get("type") == "repeat" or any(key in raw for key in _REFERENCES))
-            size = _own_size(raw) + sum(size for size, _ in children)
-            known = size, not macro and all(plain for _, plain in children), raw
-            self._sizes[id(raw)] = known
+            plain = not isinstance(raw, dict) or (raw.get("type") != "repeat" and not _refers(raw))
+            size = _own_size(raw)
+            for child in raw.values() if isinstance(raw, dict) else raw:
+                inner, inner_plain = self._measure(child)
+                size += inner
+                plain = plain and inner_plain
+            known = self._sizes[id(raw)] = size, plain, raw
         return known[:2]
 
     def _count(self, size: int, at: JsonPath) -> None:
