@@ -1,6 +1,6 @@
 """What the spec language costs: validating and expanding many layers, and building against constructing by hand.
 
-Building is timed in turn with constructing the same modules by hand, round after round; the median of the ratios counts.
+Building is timed in turn with constructing the same modules by hand, round after round; the median ratio counts.
 """
 
 from __future__ import annotations

@@ -47,9 +47,8 @@ class _Coupling(Bijection):
         # Arithmetic would broadcast what does not fit, and the map would still look like a bijection.
         expected = b.shape if self.outputs == 1 else (b.shape[0], self.outputs * b.shape[1], *b.shape[2:])
         if made.shape != expected:
-            raise ShapeError(
-                f"{bijections.name_of(type(self))} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}"
-            )
+            who = bijections.name_of(type(self))
+            raise ShapeError(f"{who} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}")
         return made
 
 
@@ -146,7 +145,6 @@ class AffineCoupling(_Coupling):
 
 def _pair(coupling: _Coupling, state: Pair) -> Pair:
     if type(state) is not tuple or len(state) != 2:
-        raise ShapeError(
-            f"{bijections.name_of(type(coupling))} expects a pair of tensors, got {type(state).__name__}; put a Split before it"
-        )
+        who = bijections.name_of(type(coupling))
+        raise ShapeError(f"{who} expects a pair of tensors, got {type(state).__name__}; put a Split before it")
     return state

@@ -42,6 +42,11 @@ def classifier(seed=0, classes=3):
     return invflow.build_model({**SPEC, "head": {"type": "linear", "classes": classes}})
 
 
+def flow(seed=0):
+    torch.manual_seed(seed)
+    return invflow.build_model({**SPEC, "prior": {"type": "standard_normal"}})
+
+
 def same(first, second):
     """Whether two models are of one kind, of one spec, and agree in every bit of every tensor."""
     one, other = first.state_dict(), second.state_dict()
@@ -54,16 +59,18 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("make", [chain, classifier])
+@pytest.mark.parametrize("make", [chain, classifier, flow])
 def test_what_was_saved_comes_back(make, dtype, tmp_path):
     model = make().to(dtype)
-    model(torch.rand(5, 1, 4, 4, dtype=dtype))  # moves the batch norm's statistics
+    trunk = getattr(model, "bijection", model)
+    trunk(torch.rand(5, 1, 4, 4, dtype=dtype))  # moves the batch norm's statistics
     invflow.save(model, tmp_path / "new" / "folder")
     loaded = invflow.load(tmp_path / "new" / "folder")
     assert same(model, loaded)
     x = torch.rand(2, 1, 4, 4, dtype=dtype)
-    assert torch.equal(loaded.eval()(x), model.eval()(x))
-    loaded.train()(x).sum().backward()  # its parameters are its own, and learn
+    again = getattr(loaded, "bijection", loaded)
+    assert torch.equal(again.eval()(x), trunk.eval()(x))
+    again.train()(x).sum().backward()  # its parameters are its own, and learn
 
 
 def test_a_chain_composed_in_python_needs_its_shape(tmp_path):
@@ -274,17 +281,23 @@ import invflow
 torch.set_num_threads(1)
 folder, kills = sys.argv[1], int(sys.argv[2])
 models = [classifier(seed, classes=500) for seed in (1, 2)]
+start = time.monotonic()
 invflow.save(models[0], folder)
+one_save = time.monotonic() - start
 met = []
 for seed in range(kills):
+    running, started = os.pipe()
     child = os.fork()
     if child == 0:
         while True:
-            for model in models[::-1]:
+            for model in models[:: 1 if seed % 2 else -1]:
                 invflow.save(model, folder)
-    time.sleep(random.Random(seed).uniform(0.002, 0.06))
+                os.write(started, b".")
+    os.read(running, 1)  # the child is at work: what follows meets it anywhere in its next two saves
+    time.sleep(random.Random(seed).uniform(0, 2 * one_save))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    os.close(running), os.close(started)
     loaded = invflow.load(folder)
     met.append([same(loaded, model) for model in models].index(True))
 print(met.count(0), met.count(1), len(os.listdir(folder)))
