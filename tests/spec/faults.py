@@ -387,6 +387,11 @@ HEAD = {
         "the convnet head expects (channels, height, width), or a tuple of such with one size, got ((2,), (2,))",
         in_schema=False,
     ),
+    "head and prior": Fault(
+        head('{"type": "linear", "classes": 2}, §"prior": {"type": "standard_normal"}'),
+        "prior",
+        "a spec has a head (a classifier) or a prior (a flow), not both",
+    ),
     "unknown prior": Fault(document(more='"prior": §{"type": "zzz"}'), "prior", f"unknown prior type 'zzz'{PRIORS}"),
 }
 

@@ -13,9 +13,9 @@ from .faults import FAULTS, document
 
 
 def build(source, **options):
-    """Builds a source, with its head where it has one."""
+    """Builds a source, with its head or its prior where it has one."""
     spec = invflow.load_spec(source, **options)
-    return (invflow.build if spec.head is None else invflow.build_model)(spec, **options)
+    return (invflow.build_model if spec.head or spec.prior else invflow.build)(spec, **options)
 
 
 def refuse(source, **options):

@@ -56,14 +56,17 @@ def test_to_spec_builds_the_same_names_shapes_and_function(case):
     assert same_function(chain, again, case.shape, case.context_shape)
 
 
-@given(chain_cases(), st.sampled_from([None, {"type": "linear", "classes": 3}]))
-def test_load_dump_load_is_load(case, head):
-    spec = invflow.load_spec({**case.spec, "head": head})
-    built = invflow.build(spec) if head is None else invflow.build_model(spec)
+@given(
+    chain_cases(),
+    st.sampled_from([{}, {"head": {"type": "linear", "classes": 3}}, {"prior": {"type": "standard_normal"}}]),
+)
+def test_load_dump_load_is_load(case, above):
+    spec = invflow.load_spec({**case.spec, **above})
+    built = (invflow.build_model if above else invflow.build)(spec)
     dumped = invflow.to_spec(built)
     again = invflow.load_spec(json.loads(json.dumps(dumped)))
     assert again.hash == spec.hash
-    assert invflow.to_spec(invflow.build(again)) == {key: value for key, value in dumped.items() if key != "head"}
+    assert invflow.to_spec(invflow.build(again)) == {key: value for key, value in dumped.items() if key not in above}
 
 
 @given(chain_cases(max_depth=4), st.integers(1, 4), st.randoms(use_true_random=False))
@@ -150,6 +153,7 @@ SPEC = {
         (("layers", 4), {"type": "psi", "block_size": 2}),
         (("head", "classes"), 4),
         (("head",), None),
+        (("head",), {"type": "convnet", "classes": 3, "hidden": [2]}),
     ],
     ids=str,
 )
@@ -162,6 +166,11 @@ def test_the_hash_tells_functions_apart(place, value):
     if place == ("layers", 2, "times"):
         inner["with"] = {"hidden": [[5]]}
     assert hash_of(changed) != hash_of(SPEC)
+
+
+def test_the_hash_tells_a_flow_from_its_chain():
+    chain = {key: value for key, value in SPEC.items() if key != "head"}
+    assert len({hash_of(chain), hash_of(SPEC), hash_of({**chain, "prior": {"type": "standard_normal"}})}) == 3
 
 
 def test_the_hash_sees_order_and_nesting():
@@ -329,7 +338,7 @@ def test_documents_of_version_1_keep_their_hash(name):
     path = GOLDEN / "v1" / f"{name}.json"
     spec = invflow.load_spec(path)
     assert spec.hash == HASHES[name]
-    model = invflow.build(spec) if spec.head is None else invflow.build_model(spec)
+    model = (invflow.build_model if spec.head or spec.prior else invflow.build)(spec)
     assert invflow.load_spec(invflow.to_spec(model)).hash == HASHES[name]
 
 
