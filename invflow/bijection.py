@@ -68,8 +68,13 @@ class Bijection(nn.Module, ABC):
             x: State = probe.inverse(zeros(shape, dtype=like.dtype, device=like.device))
         return shape_of(x)
 
+    @property
+    def awaits_data(self) -> bool:
+        """Whether `initialize` has something to do: an ActNorm that has seen no data, or a chain that holds one."""
+        return False
+
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
-        """Data-dependent initialisation from a batch, where a layer has any: ActNorm, and chains that hold one."""
+        """Data-dependent initialisation from a batch of inputs, where the layer has any."""
 
     def __repr__(self) -> str:
         """The class with the arguments it was constructed with, on one line."""

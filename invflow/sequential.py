@@ -96,11 +96,17 @@ class Sequential(Bijection):
             total = total + log_det
         return y, total
 
+    @property
+    def awaits_data(self) -> bool:
+        return any(layer.awaits_data for layer in self)
+
     @torch.no_grad()
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
-        for layer in self:
-            layer.initialize(x, context)
-            x = layer(x, context)
+        """Initialises each layer from what reaches it, and runs no further than that takes."""
+        waiting = [position for position, layer in enumerate(self) if layer.awaits_data]
+        for position in range(max(waiting, default=-1) + 1):
+            self[position].initialize(x, context)
+            x = self[position](x, context)
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
         """Every intermediate state: the input, then what each layer returns; ``len(self) + 1`` of them."""

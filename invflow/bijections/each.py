@@ -10,7 +10,7 @@ from torch import Tensor
 from ..bijection import Bijection
 from ..errors import ShapeError
 from ..registry import register
-from ..state import Shape, State, is_tensor_shape, leaf_shapes, zero_log_det
+from ..state import Shape, State, is_tensor_shape, leaf_shapes, leaves, zero_log_det
 
 
 @register("each")
@@ -43,6 +43,14 @@ class Each(Bijection):
     @property
     def cheap_inverse(self) -> bool:  # type: ignore[override]
         return self.layer.cheap_inverse
+
+    @property
+    def awaits_data(self) -> bool:
+        return self.layer.awaits_data
+
+    def initialize(self, x: State, context: Tensor | None = None) -> None:
+        """Initialises the layer from the first tensor, whose shape it was built for."""
+        self.layer.initialize(next(leaves(x)), context)
 
     @staticmethod
     def layer_shape(shape: Shape) -> Shape:

@@ -93,6 +93,10 @@ class ActNorm(_ScaleAndShift):
         super().__init__(shape)
         self.register_buffer("initialized", torch.tensor(False))
 
+    @property
+    def awaits_data(self) -> bool:
+        return not self.initialized
+
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Sets scale and shift from a batch, once: a second call, also after loading, changes nothing.

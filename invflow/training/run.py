@@ -147,6 +147,7 @@ def train(
     data = _fitting_data(spec, options, data_root, download)
     torch.manual_seed(options.seed)
     model = _build_classifier(spec)
+    model.bijection.initialize(data.train.pixels[: options.batch_size])
     write_checkpoint(spec.document, model.state_dict(), folder)
     run = Run(folder, spec, {})
     run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions())

@@ -1,0 +1,84 @@
+"""ActNorm's initialisation: explicit, once, and safe."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import invflow
+from invflow import Sequential, ShapeError
+from invflow.bijections import ActNorm, Each, Permute, Psi, Split
+
+
+def test_initialising_normalises_every_channel():
+    norm = ActNorm(shape=(3, 4, 5)).double()
+    x = torch.randn(7, 3, 4, 5, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 1e3]).view(3, 1, 1) + 5
+    norm.initialize(x)
+    y = norm(x).movedim(1, 0).flatten(1)
+    torch.testing.assert_close(y.mean(1), torch.zeros(3, dtype=torch.float64), atol=1e-9, rtol=0)  # cancels 5 / 1e-3
+    torch.testing.assert_close(y.var(1, correction=0), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_constant_channels_are_shifted_only(value, batch):
+    norm = ActNorm(shape=(2,))
+    x = torch.full((batch, 2), value)
+    norm.initialize(x)
+    assert norm(x).abs().max() <= 1e-6 * max(1.0, value)
+    assert torch.equal(norm.log_scale, torch.zeros(2))
+
+
+def test_only_the_first_initialisation_counts_also_after_loading():
+    norm, loaded = ActNorm(shape=(2,)), ActNorm(shape=(2,))
+    assert norm.awaits_data
+    norm.initialize(torch.randn(9, 2))
+    assert not norm.awaits_data
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    loaded.load_state_dict(before)
+    for one in (norm, loaded):
+        one.initialize(100 + torch.randn(9, 2))
+        one(torch.randn(9, 2))
+        assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
+
+
+def test_nothing_initialises_itself():
+    norm = ActNorm(shape=(2,)).train()
+    x = torch.randn(9, 2)
+    assert torch.equal(norm(x), x)
+    assert torch.equal(norm.inverse(x), x)
+    assert norm.awaits_data
+
+
+def test_no_sample_is_none_to_start_from():
+    with pytest.raises(ShapeError, match="at least one sample"):
+        ActNorm(shape=(2,)).initialize(torch.zeros(0, 2))
+
+
+def test_a_chain_initialises_each_layer_from_what_reaches_it():
+    chain = Sequential(Psi(2), ActNorm(shape=(4, 3, 3)), Sequential(Split(), Each(ActNorm(shape=(2, 3, 3)))))
+    x = 3 + 2 * torch.randn(50, 1, 6, 6)
+    chain.initialize(x)
+    assert not chain.awaits_data
+    states = chain.trace(x)
+    assert states[2].mean((0, 2, 3)).abs().max() < 1e-5
+    assert (states[2].var((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
+
+
+def test_initialising_runs_no_further_than_it_must(monkeypatch):
+    chain = Sequential(ActNorm(shape=(3,)), Permute(order=[2, 0, 1]))
+    monkeypatch.setattr(Permute, "forward", lambda *_: pytest.fail("ran a layer for nothing"))
+    chain.initialize(torch.randn(5, 3))
+
+
+def test_training_initialises(tmp_path):
+    from invflow.training import run as runs
+    from tests.test_training import tiny
+
+    spec = tiny(epochs=1)
+    layers = spec.document["layers"]
+    run = runs.train(
+        spec.replace(layers=[layers[0], {"type": "actnorm"}, *layers[1:]]), tmp_path / "run", progress=False
+    )
+    assert not run.load().bijection.awaits_data
+    assert isinstance(invflow.load(tmp_path / "run").bijection[1], ActNorm)
