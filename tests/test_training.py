@@ -11,7 +11,7 @@ import torch
 
 import invflow
 from invflow.errors import DataError, RunError
-from invflow.spec.training import SGD, Adam, AdamW, Affine, Augmentation, Cosine, Data, Elastic, OneCycle, Training
+from invflow.spec.training import SGD, Adam, AdamW, Affine, Augmentation, Cosine, Data, Elastic, OneCycle, Stroke, Training
 from invflow.training import run as runs
 from invflow.training.augment import Augment
 from invflow.training.data import Images, load_data, seed_at, train_loader
@@ -79,6 +79,19 @@ class TestAugmentation:
         for options in (Augmentation(affine=Affine(degrees=20)), Augmentation(elastic=Elastic())):
             first, second = Augment(options)(image.expand(2, -1, -1, -1))
             assert not torch.allclose(first, second, atol=1e-2)
+
+    def test_strokes_become_thicker_and_thinner(self):
+        line = torch.zeros(64, 1, 9, 9)
+        line[..., 3:6] = 1
+        torch.manual_seed(0)
+        changed = Augment(Augmentation(stroke=Stroke(probability=1.0)))(line)
+        assert changed.min() >= 0
+        assert changed.max() <= 1
+        widths = changed[:, 0, 4].sum(1)
+        assert widths.min() < 2.6
+        assert widths.max() > 3.4
+        unchanged = Augment(Augmentation(stroke=Stroke(probability=0.0)))(line)
+        torch.testing.assert_close(unchanged, line, atol=1e-5, rtol=0)
 
     def test_a_right_angle_is_a_rotation(self, monkeypatch):
         image = torch.rand(1, 1, 8, 8)

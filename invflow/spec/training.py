@@ -32,11 +32,20 @@ class Elastic(Options):
     sigma: PositiveFloat = Field(default=5.0, description="smoothness of the displacements, in pixels")
 
 
+class Stroke(Options):
+    """Random thickness of the strokes: some images are blurred and sharpened again about a random grey."""
+
+    probability: Fraction = Field(default=0.5, description="how many of the images, 0 to 1")
+    shift: Fraction = Field(default=0.3, le=0.5, description="how far that grey may lie from 1/2, either way")
+    contrast: PositiveFloat = Field(default=2.0, description="how steep the edges become")
+
+
 class Augmentation(Options):
     """What happens to each training image each time it is seen."""
 
     affine: Affine | None = Field(default=None, description="random affine map")
     elastic: Elastic | None = Field(default=None, description="random smooth deformation")
+    stroke: Stroke | None = Field(default=None, description="random thickness of the strokes")
 
 
 class Data(Options):
