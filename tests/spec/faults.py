@@ -770,6 +770,15 @@ LIMITS = {
         "more than the limit of 1000000 values once everything is expanded",
         in_schema=False,
     ),
+    "keys through the back door": Fault(
+        document(
+            '{"type": "repeat", "times": 5000, "layers": [\n'
+            f'      §{{"type": "psi", "layout": {{"$var": "layout"}}, "{"x" * 10_000}": 1}}]}}',
+            more='"vars": {"layout": "block"}',
+        ),
+        "layers.0.layers.0",
+        "more than the limit of 1000000 values once everything is expanded",
+    ),
     "parameters": Fault(
         document(
             '{"type": "split"}',

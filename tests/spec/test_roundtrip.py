@@ -236,6 +236,13 @@ def test_composed_in_python():
     assert same_function(chain, invflow.build(document), (5,))
 
 
+def test_a_net_that_was_replaced_is_dumped_as_it_is_now():
+    coupling = AdditiveCoupling(MLP((2,), (3,)))
+    coupling.net = MLP((2,), (3,), hidden=[4])
+    document = invflow.to_spec(invflow.Sequential(coupling), input_shape=((2,), (3,)))
+    assert document["layers"] == [{"type": "additive_coupling", "net": {"type": "mlp", "hidden": [4]}}]
+
+
 def test_a_chain_of_its_own_names_no_input_shape():
     with pytest.raises(invflow.SpecError, match=r"name its input, to_spec\(chain, input_shape=\(1, 28, 28\)\)"):
         invflow.to_spec(invflow.Sequential(Psi(2)))
