@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, PositiveInt
@@ -47,24 +49,29 @@ def conv_stack(
 
     Each is followed by norm and activation, the last one only with ``final_activation``.
     """
-    layers: list[nn.Module] = []
-    for position, (narrow, wide) in enumerate(itertools.pairwise(widths), start=1):
-        layers.append(nn.Conv2d(narrow, wide, kernel_size, padding=kernel_size // 2))
-        if position < len(widths) - 1 or final_activation:
-            layers += [nn.BatchNorm2d(wide)] if norm == "batch" else []
-            layers.append(make_activation(activation))
-    return layers
+    layer = functools.partial(nn.Conv2d, kernel_size=kernel_size, padding=kernel_size // 2)
+    return _stack(widths, layer, nn.BatchNorm2d if norm == "batch" else None, activation, final_activation)
 
 
 def linear_stack(
     widths: list[int], activation: Activation, norm: Norm | None, final_activation: bool
 ) -> list[nn.Module]:
     """Linear maps from ``widths[0]`` to ``widths[-1]`` features, otherwise like `conv_stack`."""
+    return _stack(widths, nn.Linear, nn.BatchNorm1d if norm == "batch" else None, activation, final_activation)
+
+
+def _stack(
+    widths: list[int],
+    make_layer: Callable[[int, int], nn.Module],
+    make_norm: Callable[[int], nn.Module] | None,
+    activation: Activation,
+    final_activation: bool,
+) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for position, (narrow, wide) in enumerate(itertools.pairwise(widths), start=1):
-        layers.append(nn.Linear(narrow, wide))
+        layers.append(make_layer(narrow, wide))
         if position < len(widths) - 1 or final_activation:
-            layers += [nn.BatchNorm1d(wide)] if norm == "batch" else []
+            layers += [] if make_norm is None else [make_norm(wide)]
             layers.append(make_activation(activation))
     return layers
 
