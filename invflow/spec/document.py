@@ -22,8 +22,8 @@ from .expand import Expanded, expand
 from .limits import DEFAULT_LIMITS, Limits
 from .text import JsonPath, Problem, Problems, read_source
 from .training import Options, Training
+from .versions import SPEC_VERSION, migrate
 
-SPEC_VERSION = 1
 MOST_DIMENSIONS = 16
 SpecSource: TypeAlias = Union[str, Path, dict[str, Any], "Spec"]
 
@@ -173,16 +173,7 @@ def load_spec(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Spec:
     """
     if isinstance(source, Spec):
         return source
-    document = read_source(source, limits)
-    _check_version(document.data, document.error)
-    return _Validator(expand(document, limits)).spec()
-
-
-def _check_version(data: dict[str, Any], error: Any) -> None:
-    version = data.get("spec_version", SPEC_VERSION)
-    if isinstance(version, int) and version > SPEC_VERSION:
-        message = f"spec_version {version} is newer than this invflow reads (up to {SPEC_VERSION}); upgrade invflow"
-        raise error([Problem(("spec_version",), message)])
+    return _Validator(expand(migrate(read_source(source, limits)), limits)).spec()
 
 
 class _Validator:

@@ -13,6 +13,7 @@ from ..models import Classifier, Flow
 from ..registry import Registry, bijections, heads, nets, priors
 from ..sequential import Sequential
 from ..state import Shape, is_tensor_shape
+from .versions import SPEC_VERSION
 
 
 def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = None) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     if chain.declared_context_shape is not None:
         declared["context_shape"] = list(chain.declared_context_shape)
     document: dict[str, Any] = {
-        "spec_version": 1,
+        "spec_version": SPEC_VERSION,
         "input": declared,
         "layers": [_document(layer, bijections) for layer in chain],
     }
