@@ -11,7 +11,19 @@ import torch
 
 import invflow
 from invflow.errors import DataError, RunError
-from invflow.spec.training import SGD, Adam, AdamW, Affine, Augmentation, Cosine, Data, Elastic, OneCycle, Stroke, Training
+from invflow.spec.training import (
+    SGD,
+    Adam,
+    AdamW,
+    Affine,
+    Augmentation,
+    Cosine,
+    Data,
+    Elastic,
+    OneCycle,
+    Stroke,
+    Training,
+)
 from invflow.training import run as runs
 from invflow.training.augment import Augment
 from invflow.training.data import Images, load_data, seed_at, train_loader
