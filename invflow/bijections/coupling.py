@@ -139,7 +139,8 @@ class AffineCoupling(_Coupling):
         return (v, torch.exp(-log_scale) * (u - shift)), -log_scale.flatten(1).sum(1)
 
     def _scale_and_shift(self, a: Tensor, b: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        raw, shift = self._condition(a, b, context).chunk(2, dim=1)
+        # Under autocast the net may answer in bfloat16, in which exp and sums would lose digits.
+        raw, shift = self._condition(a, b, context).to(b.dtype).chunk(2, dim=1)
         return self.clamp * torch.tanh(raw / self.clamp), shift
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,9 @@ class Linear1x1(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         columns = self._columns(x)
         lower, upper = self._factors()
-        return self._shaped((lower @ (upper @ columns)).index_select(0, self.order), x)
+        with _own_precision(x):
+            mixed = lower @ (upper @ columns)
+        return self._shaped(mixed.index_select(0, self.order), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         columns = self._columns(y).index_select(0, self.order.argsort())
@@ -90,3 +94,8 @@ class Linear1x1(Bijection):
     def _shaped(columns: Tensor, like: Tensor) -> Tensor:
         """The inverse of `_columns`."""
         return columns.reshape(like.movedim(1, 0).shape).movedim(0, 1)
+
+
+def _own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """No autocast: a state in bfloat16 would have lost what the inverse needs. The meta device knows no autocast."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,103 @@
+"""What a property is: a promise, a number that measures how far it is broken, and a tolerance with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ...state import State
+from ..tolerances import eps
+from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
+
+FLOAT64_EVAL: Mapping[str, Any] = {"dtype": torch.float64, "training": False}
+EVAL: Mapping[str, Any] = {"training": False}
+
+
+class Broken(AssertionError):
+    """A promise that is broken as a whole, not by a number: what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """A promise that every bijection keeps.
+
+    Attributes:
+        name: what reports call it.
+        promise: what is expected, in one line.
+        measure: how far a trial is from the promise; raises Broken where no number says it.
+        tolerance: the largest number that is allowed, for a trial.
+        needs: what of a setting the property fixes: log-determinants are measured in float64, for example.
+        kinds: the inputs it is tried on.
+        start: which state of the trial it starts from: what a report shows as the failing input.
+        trials: at most so many in one check, for what is slow or the same for every input.
+    """
+
+    name: str
+    promise: str
+    measure: Callable[[Trial], float]
+    tolerance: Callable[[Trial], float]
+    needs: Mapping[str, Any]
+    kinds: tuple[Kind, ...]
+    start: Literal["x", "y"]
+    trials: int | None
+
+    def adapt(self, setting: Setting) -> Setting:
+        """The setting with what this property needs."""
+        kind = setting.kind if setting.kind in self.kinds else self.kinds[0]
+        adapted = dataclasses.replace(setting, kind=kind, **self.needs)
+        if adapted.training and adapted.batch < 2:
+            return dataclasses.replace(adapted, batch=2)  # batch statistics of one number are none
+        return adapted
+
+    def applies_to(self, subject: Subject) -> bool:
+        """Whether there is anything to check: a context, or what the author of a foreign layer knows."""
+        unchecked: tuple[str, ...] = getattr(subject.bijection, "unchecked", ())
+        return self.name not in unchecked and (self.name != "context" or subject.context_shape is not None)
+
+
+def promised(
+    tolerance: float | Callable[[Trial], float],
+    *,
+    needs: Mapping[str, Any] = EVAL,
+    kinds: tuple[Kind, ...] = KINDS,
+    start: Literal["x", "y"] = "x",
+    trials: int | None = None,
+) -> Callable[[Callable[[Trial], float]], Property]:
+    """Makes a property of the function that measures it; its docstring is the promise."""
+
+    def decorate(measure: Callable[[Trial], float]) -> Property:
+        promise = " ".join((measure.__doc__ or "").split())
+        allowed = tolerance if callable(tolerance) else lambda trial: tolerance
+        return Property(measure.__name__.replace("_", " "), promise, measure, allowed, needs, kinds, start, trials)
+
+    return decorate
+
+
+def roundings(number: float) -> Callable[[Trial], float]:
+    """A tolerance of so many roundings a layer, in the trial's dtype."""
+
+    def allowed(trial: Trial) -> float:
+        return number * layer_count(trial.bijection) * eps(trial.setting.dtype)
+
+    return allowed
+
+
+def expect(holds: bool, expected: str) -> None:
+    """Raises Broken unless it holds."""
+    if not holds:
+        raise Broken(expected)
+
+
+def both_ways(trial: Trial) -> list[tuple[str, Callable[..., tuple[Any, torch.Tensor]], State]]:
+    """Each direction's call that computes all there is, by name, and a state to give it."""
+    with torch.no_grad():
+        image = trial.image
+    bijection = trial.bijection
+    return [
+        ("forward_and_log_det", bijection.forward_and_log_det, trial.x),
+        ("inverse_and_log_det", bijection.inverse_and_log_det, image),
+    ]

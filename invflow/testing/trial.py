@@ -1,0 +1,252 @@
+"""What a property is tried on: a bijection in a drawn condition, with inputs of many kinds."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+from ..state import Shape, State, TensorShape, leaves, make_state, map_state, shape_of
+
+Kind = Literal["normal", "huge", "tiny", "zeros", "repeated"]
+Layout = Literal["contiguous", "strided", "channels_last", "expanded"]
+Domain: TypeAlias = str | tuple[float, float]
+
+KINDS: tuple[Kind, ...] = ("normal", "huge", "tiny", "zeros", "repeated")
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "channels_last", "expanded")
+BATCHES = (3, 2, 1, 5, 0)
+TRAIN_BATCHES = (5, 2, 3)  # batch statistics of one number are none: torch refuses
+DTYPES = (torch.float64, torch.float32)
+
+DOMAINS: dict[str, tuple[float, float]] = {
+    "reals": (-math.inf, math.inf),
+    "positive": (0.0, math.inf),
+    "unit": (0.0, 1.0),
+}
+"""The domains that have a name: open intervals, in every coordinate."""
+
+_SCALES: dict[Kind, float] = {"normal": 1.0, "huge": 1e6, "tiny": 1e-6, "zeros": 0.0, "repeated": 1.0}
+_FARTHEST = 13.8  # exp of it is 1e6, as large as huge inputs are
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Under which conditions a property is tried.
+
+    Attributes:
+        kind: which values the inputs have.
+        layout: how they lie in memory.
+        batch: how many samples.
+        dtype: of the inputs and the bijection.
+        training: whether the bijection is in train mode.
+        weights: None for the weights as they are, otherwise the seed of what is added to them: layers that start as
+            the identity would hide what they do.
+        seed: of the inputs.
+    """
+
+    kind: Kind = "normal"
+    layout: Layout = "contiguous"
+    batch: int = 3
+    dtype: torch.dtype = torch.float64
+    training: bool = False
+    weights: int | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        mode = "train" if self.training else "eval"
+        weights = "weights as given" if self.weights is None else f"weights moved by seed {self.weights}"
+        values = f"{self.kind} inputs, {self.layout}, batch {self.batch}"
+        return f"{values}, {str(self.dtype).removeprefix('torch.')}, {mode} mode, {weights}, seed {self.seed}"
+
+    def draw(self, shape: Shape, domain: tuple[float, float], salt: int = 0) -> State:
+        """A state in the domain; another one for another salt."""
+        generator = torch.Generator().manual_seed(self.seed * 101 + salt)
+
+        def tensor(leaf: TensorShape) -> Tensor:
+            values = torch.randn((self.batch, *leaf), generator=generator, dtype=torch.float64) * _SCALES[self.kind]
+            if self.kind == "repeated" and values.numel():
+                values = values.flatten()[0].expand(values.shape)
+            return _laid_out(_into(domain, values, self.dtype), self.layout)
+
+        return make_state(tensor, shape)
+
+
+def some_settings(seed: int, count: int, *, perturb: bool = True) -> Iterator[Setting]:
+    """``count`` settings: each kind and each mode early on, the rest drawn at random from the seed."""
+    source = random.Random(seed)
+    for number in range(count):
+        training = number % 3 == 1
+        yield Setting(
+            kind=KINDS[number] if number < len(KINDS) else source.choice(KINDS),
+            layout=LAYOUTS[number % len(LAYOUTS)],
+            batch=source.choice(TRAIN_BATCHES if training else BATCHES) if number else 3,
+            dtype=DTYPES[number % 5 == 4],
+            training=training,
+            weights=source.randrange(2**16) if perturb and number else None,
+            seed=source.randrange(2**16),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A bijection, of which a property may do what it likes with a copy, and the inputs to try it on.
+
+    Attributes:
+        bijection: a copy in the setting's dtype and mode.
+        shape: the input's shape.
+        x: an input.
+        y: a state in the codomain, drawn independently of x where the codomain is known, else the image of x; None
+            where the bijection would not say.
+        context: as many contexts as samples, or None.
+        other_context: another one.
+    """
+
+    bijection: Bijection
+    shape: Shape
+    setting: Setting
+    x: State
+    y: State | None
+    context: Tensor | None
+    other_context: Tensor | None
+
+    @property
+    def image(self) -> State:
+        """A state to invert: y, and where there is none, whatever the bijection raises."""
+        return self.bijection(self.x, self.context) if self.y is None else self.y
+
+    @property
+    def is_exact(self) -> bool:
+        return self.bijection.level == "exact"
+
+    def generator(self) -> torch.Generator:
+        """For what else a property draws: the same numbers each time."""
+        return torch.Generator().manual_seed(self.setting.seed + 1)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bijection to be checked and what must be known about it."""
+
+    bijection: Bijection
+    shape: Shape
+    context_shape: TensorShape | None = None
+    domain: Domain | None = None
+    codomain: Domain | None = None
+
+    def trial(self, setting: Setting) -> Trial:
+        """The bijection in this setting, the original left as it is."""
+        bijection = copy.deepcopy(self.bijection)
+        if setting.weights is not None:
+            perturb(bijection, setting.weights)
+        bijection = bijection.to(setting.dtype).train(setting.training)
+        inputs, _ = self.domains
+        x = setting.draw(self.shape, inputs)
+        context, other = (self._context(setting, salt) for salt in (1, 2))
+        return Trial(bijection, self.shape, setting, x, self._image(setting, bijection, x, context), context, other)
+
+    @functools.cached_property
+    def domains(self) -> tuple[tuple[float, float], tuple[float, float] | None]:
+        """The intervals of inputs and outputs; None for outputs that are known as images only."""
+        domain = self.bijection.domain if self.domain is None else self.domain
+        codomain = self.codomain or getattr(self.bijection, "codomain", "reals" if domain == "reals" else None)
+        return _interval(domain), None if codomain is None else _interval(codomain)
+
+    def _context(self, setting: Setting, salt: int) -> Tensor | None:
+        if self.context_shape is None:
+            return None
+        generator = torch.Generator().manual_seed(setting.seed * 101 + salt)
+        return torch.randn((setting.batch, *self.context_shape), generator=generator, dtype=setting.dtype)
+
+    def _image(self, setting: Setting, bijection: Bijection, x: State, context: Tensor | None) -> State | None:
+        """Drawn in the codomain, or computed; None where that fails, which the properties will find."""
+        probe, outputs = copy.deepcopy(bijection), self.domains[1]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            try:
+                y: State = probe(map_state(torch.clone, x), context)
+                return y if outputs is None else setting.draw(shape_of(y), outputs, salt=3)
+            except Exception:
+                return None
+
+
+def perturb(module: nn.Module, seed: int) -> None:
+    """Moves all weights and running statistics by seeded noise, as training would; conditioning stays moderate."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor, scale: float) -> Tensor:
+        return (torch.randn(like.shape, generator=generator, dtype=torch.float64) * scale).to(like)
+
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.is_floating_point():
+                # A matrix moves by a map whose norm is about a half, whatever its size.
+                scale = 0.25 / math.sqrt(max(1, weight[0].numel())) if weight.dim() > 1 else 0.25
+                weight.add_(noise(weight, scale))
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(noise(buffer, 0.25))
+            elif name.endswith("running_var"):
+                buffer.mul_(noise(buffer, 0.25).exp())
+
+
+def sample(state: Any, index: int) -> Any:
+    """One sample of a state or a context, as a batch of one."""
+    return None if state is None else map_state(lambda leaf: leaf[index : index + 1], state)
+
+
+def batch_size(state: State) -> int:
+    """How many samples a state holds."""
+    return next(leaves(state)).shape[0]
+
+
+def layer_count(bijection: Bijection) -> int:
+    """How many bijections are at work in one: those that hold no others; at least 1."""
+
+    def holds_others(one: nn.Module) -> bool:
+        return any(isinstance(part, Bijection) for part in one.modules() if part is not one)
+
+    return max(1, sum(isinstance(part, Bijection) and not holds_others(part) for part in bijection.modules()))
+
+
+def _interval(domain: Domain) -> tuple[float, float]:
+    if isinstance(domain, str):
+        if domain not in DOMAINS:
+            names = ", ".join(map(repr, sorted(DOMAINS)))
+            raise ValueError(f"unknown domain {domain!r}: there is {names}; or pass an interval, domain=(low, high)")
+        return DOMAINS[domain]
+    low, high = domain
+    if not low < high:
+        raise ValueError(f"a domain expects an interval (low, high) with low < high, got {domain}")
+    return low, high
+
+
+def _into(domain: tuple[float, float], values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Real numbers mapped into an open interval, and kept off its ends after rounding to the dtype."""
+    low, high = domain
+    if math.isinf(low) and math.isinf(high):
+        return values.to(dtype)
+    moderate = values.clamp(-_FARTHEST, _FARTHEST)
+    if math.isinf(high):
+        return (low + moderate.exp()).to(dtype)
+    if math.isinf(low):
+        return (high - moderate.exp()).to(dtype)
+    inside = (low + (high - low) * moderate.sigmoid()).to(dtype)
+    margin = torch.finfo(dtype).eps * max(abs(low), abs(high), high - low)
+    return inside.clamp(low + margin, high - margin)
+
+
+def _laid_out(x: Tensor, layout: Layout) -> Tensor:
+    if layout == "strided":
+        return torch.stack([x, x], dim=-1)[..., 0]
+    if layout == "channels_last" and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "expanded":
+        return x[:1].contiguous().expand(x.shape) if x.shape[0] else x  # one sample, seen several times
+    return x.contiguous()
