@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def check_bijection(
     """Proves a bijection, or says how it fails: round trips, log-determinants, gradients, conduct.
 
     It works on copies: the caller's module, its dtype, mode, hooks, and all generators of random numbers stay as they
-    are. What the bijection raises is a finding.
+    are; hooks run with the copies too, for they may be part of the map. What the bijection raises is a finding.
 
     Args:
         bijection: yours, or anybody's through `from_callables`.
@@ -85,9 +86,22 @@ def examine(
     seed: int = 0,
 ) -> Report:
     """What `check_bijection` does, without raising."""
-    settings = list(some_settings(seed, examples, perturb=perturb))
-    findings = [_examine_one(prop, subject, settings) for prop in chosen(only, skip) if prop.applies_to(subject)]
-    return Report(one_line(subject.bijection), tuple(findings), seed)
+    findings: dict[str, Finding] = {}
+    properties = [prop for prop in chosen(only, skip) if prop.applies_to(subject)]
+    tried: dict[str, set[Setting]] = {prop.name: set() for prop in properties}
+    for setting in some_settings(seed, examples, perturb=perturb):
+        trials = functools.cache(subject.trial)  # properties that need the same share its copy of the module
+        for prop in properties:
+            adapted, before = prop.adapt(setting), findings.get(prop.name)
+            enough = prop.trials is not None and len(tried[prop.name]) >= prop.trials
+            if enough or adapted in tried[prop.name] or (before is not None and not before.ok):
+                continue
+            tried[prop.name].add(adapted)
+            found = try_property(prop, subject, setting, trials)
+            if before is None or _used(found) > _used(before):
+                findings[prop.name] = found
+    counted = [dataclasses.replace(one, trials=len(tried[one.name])) for one in findings.values()]
+    return Report(one_line(subject.bijection), tuple(counted), seed)
 
 
 def chosen(only: Collection[str] | None = None, skip: Collection[str] = ()) -> list[Property]:
@@ -99,12 +113,21 @@ def chosen(only: Collection[str] | None = None, skip: Collection[str] = ()) -> l
     return [prop for prop in PROPERTIES if prop.name not in skip and (only is None or prop.name in only)]
 
 
-def try_property(prop: Property, subject: Subject, setting: Setting) -> Finding:
-    """One property in one setting; where it fails, with the smallest input found that fails."""
+def try_property(
+    prop: Property, subject: Subject, setting: Setting, trials: Callable[[Setting], Trial] | None = None
+) -> Finding:
+    """One property in one setting; where it fails, with the smallest input found that fails.
+
+    Args:
+        prop: the property.
+        subject: what it is tried on.
+        setting: adapted to what the property needs.
+        trials: ``subject.trial``, or what remembers its results.
+    """
     setting = prop.adapt(setting)
-    with undisturbed():
+    with undisturbed(setting.seed):
         try:
-            trial = subject.trial(setting)
+            trial = (trials or subject.trial)(setting)
         except Exception as error:
             # Nothing can be tried on a module that has no copy.
             return _finding(prop, setting, error=error)
@@ -116,35 +139,22 @@ def try_property(prop: Property, subject: Subject, setting: Setting) -> Finding:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Leaves every generator of random numbers, and the gradient mode, as they were."""
+def undisturbed(seed: int) -> Iterator[None]:
+    """Leaves every generator of random numbers, and the gradient mode, as they were; inside, they start from a seed."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
 
 
-def _examine_one(prop: Property, subject: Subject, settings: list[Setting]) -> Finding:
-    worst: Finding | None = None
-    tried: set[Setting] = set()
-    for setting in map(prop.adapt, settings):
-        if setting in tried or (prop.trials is not None and len(tried) >= prop.trials):
-            continue
-        tried.add(setting)
-        finding = try_property(prop, subject, setting)
-        if worst is None or _excess(finding) > _excess(worst):
-            worst = finding
-        if not finding.ok:
-            break
-    assert worst is not None
-    return dataclasses.replace(worst, trials=len(tried))
-
-
-def _excess(finding: Finding) -> float:
-    """How much of the tolerance is used up; past it, or where there is none, everything."""
+def _used(finding: Finding) -> float:
+    """How much of the tolerance is used up; where there is none, nothing or everything."""
     if not finding.ok:
         return math.inf
     return finding.worst / finding.tolerance if finding.tolerance else 0.0

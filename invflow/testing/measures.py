@@ -21,7 +21,7 @@ LARGEST_JACOBIAN = 1024
 
 
 def difference(a: State, b: State) -> float:
-    """Max |a - b| over all tensors of two states; NaN where they have NaN or infinities that do not cancel."""
+    """The largest |a - b| over all tensors of two states; NaN where they have NaN or infinities that do not cancel."""
     found = [
         (q.double() - p.double()).abs().max()
         for p, q in zip(leaves(a), leaves(b), strict=True)
@@ -41,7 +41,7 @@ def same_bits(a: Any, b: Any) -> bool:
         return type(a) is type(b) and len(a) == len(b) and all(same_bits(p, q) for p, q in zip(a, b, strict=True))
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return bool(((a == b) | ((a != a) & (b != b))).all())
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def jacobian(function: Callable[[State], State], x: State) -> Tensor:

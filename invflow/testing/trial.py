@@ -141,6 +141,9 @@ class Subject:
     domain: Domain | None = None
     codomain: Domain | None = None
 
+    def __post_init__(self) -> None:
+        _ = self.domains  # a name that means nothing is the caller's mistake, not a finding
+
     def trial(self, setting: Setting) -> Trial:
         """The bijection in this setting, the original left as it is."""
         bijection = copy.deepcopy(self.bijection)

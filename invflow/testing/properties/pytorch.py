@@ -52,6 +52,7 @@ def state_dict(trial: Trial) -> float:
 
 
 def same(trial: Trial, other: Any) -> bool:
+    """Whether another instance returns the same bits as the trial's."""
     return same_bits(tuple(seen_through(trial.bijection, trial)), tuple(seen_through(other, trial)))
 
 

@@ -1,0 +1,93 @@
+"""Other people's layers, given as callables."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+from ..state import Shape, State, shape_of, zeros
+
+Call = Callable[..., Any]
+
+_LOG_DETS = ("log det", "inverse log det", "log det form")
+
+
+class Foreign(Bijection):
+    """A layer of another library as a bijection, for `check_bijection`.
+
+    Attributes:
+        unchecked: the properties that nothing is known for, by name.
+    """
+
+    def __init__(
+        self,
+        forward: Call,
+        inverse: Call,
+        forward_log_det: Call | None,
+        inverse_log_det: Call | None,
+        module: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self._calls = (forward, inverse)
+        self._log_dets = (forward_log_det, inverse_log_det)
+        # Functions that are defined inside others do not pickle, which is no fault of the layer.
+        self.unchecked = ("pickles", *(() if all(self._log_dets) else _LOG_DETS))
+
+    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+        return self._call(self._calls[0], x, context)
+
+    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+        return self._call(self._calls[1], y, context)
+
+    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        if self._log_dets[0] is None:
+            return super().forward_and_log_det(x, context)
+        return self.forward(x, context), self._call(self._log_dets[0], x, context)
+
+    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        if self._log_dets[1] is None:
+            return super().inverse_and_log_det(y, context)
+        return self.inverse(y, context), self._call(self._log_dets[1], y, context)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        probe = copy.deepcopy(self).eval()
+        like = next(probe.parameters(), torch.empty(0))
+        with torch.no_grad():
+            y: State = probe(zeros(shape, dtype=like.dtype, device=like.device))
+        return shape_of(y)
+
+    def _call(self, function: Call, state: Any, context: Tensor | None) -> Any:
+        held = () if self.module is None else (self.module,)
+        return function(*held, state) if context is None else function(*held, state, context)
+
+
+def from_callables(
+    forward: Call,
+    inverse: Call,
+    *,
+    forward_log_det: Call | None = None,
+    inverse_log_det: Call | None = None,
+    module: nn.Module | None = None,
+) -> Foreign:
+    """A bijection of the functions that another library's layer offers, for `check_bijection`.
+
+    Args:
+        forward: x to y; called with the context too where there is one.
+        inverse: y to x, likewise.
+        forward_log_det: x to log |det dy/dx|, of shape (batch,). Without both, log-determinants are not checked.
+        inverse_log_det: y to log |det dx/dy|.
+        module: the layer, where it has weights. The functions then get it as their first argument, for the check runs
+            on copies of it in several dtypes and modes.
+
+    >>> from invflow.testing import check_bijection
+    >>> double = from_callables(lambda x: 2 * x, lambda y: y / 2)
+    >>> check_bijection(double, (3,), examples=2, skip=["compiles"]).ok
+    True
+    """
+    return Foreign(forward, inverse, forward_log_det, inverse_log_det, module)

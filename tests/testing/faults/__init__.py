@@ -1,0 +1,6 @@
+"""Bijections with one fault each, and the property that must find it."""
+
+from . import conduct, inverses, log_dets, modules
+from .base import FAULTS, healthy
+
+__all__ = ["FAULTS", "conduct", "healthy", "inverses", "log_dets", "modules"]

@@ -1,0 +1,102 @@
+"""What plants a fault, and the sound bijections that faults start from."""
+
+from __future__ import annotations
+
+import torch
+
+from invflow import Bijection, Sequential
+from invflow.bijections import ActNorm, AdditiveCoupling, Affine, AffineCoupling, Linear1x1, Merge, Psi, Split
+from invflow.nets import MLP, Conv
+
+FAULTS = {}
+"""What is wrong -> (class, input shape, context shape, the property that must find it)."""
+
+VECTOR = (4,)
+IMAGE = (2, 2, 3)
+PAIR = ((2,), (3,))
+CONTEXT = (2,)
+
+
+def fault(found_by, shape=VECTOR, context_shape=None):
+    """Plants a faulty class, which its docstring names."""
+
+    def decorate(cls):
+        name = " ".join(cls.__doc__.split()).rstrip(".")
+        assert name not in FAULTS
+        FAULTS[name] = (cls, shape, context_shape, found_by)
+        return cls
+
+    return decorate
+
+
+def net(outputs, context_shape=None):
+    return MLP((2,), (outputs,), context_shape, hidden=[4], activation="tanh")
+
+
+class Affinely(AffineCoupling):
+    def __init__(self, context_shape=None, clamp=2.0):
+        super().__init__(net(6, context_shape), clamp)
+
+
+class Additively(AdditiveCoupling):
+    def __init__(self):
+        super().__init__(net(3))
+
+
+class Scale(Affine):
+    shape = VECTOR
+
+    def __init__(self):
+        super().__init__(self.shape)
+        with torch.no_grad():
+            self.log_scale.copy_(torch.linspace(-0.5, 0.7, self.channels))
+
+
+class ImageScale(Scale):
+    shape = IMAGE
+
+
+class Residual(Bijection):
+    """y = x + 0.7 tanh(x), inverted by fixed-point iteration."""
+
+    steps = 200
+
+    def forward(self, x, context=None):
+        return x + 0.7 * torch.tanh(x)
+
+    def inverse(self, y, context=None):
+        x = y
+        for _ in range(self.steps):
+            x = y - 0.7 * torch.tanh(x)
+        return x
+
+    def forward_and_log_det(self, x, context=None):
+        return self(x), torch.log1p(0.7 / torch.cosh(x.clamp(-50, 50)) ** 2).sum(1)
+
+    def inverse_and_log_det(self, y, context=None):
+        x = self.inverse(y)
+        return x, -self.forward_and_log_det(x)[1]
+
+
+def healthy():
+    """Sound bijections that look like the faulty ones: none of them may be flagged."""
+    return {
+        "scale": (Scale(), VECTOR, None),
+        "image scale": (ImageScale(), IMAGE, None),
+        "coupling": (Affinely(), PAIR, None),
+        "context": (Affinely(CONTEXT), PAIR, CONTEXT),
+        "residual": (Residual(), VECTOR, None),
+        "chain": (
+            Sequential(
+                Psi(2),
+                ActNorm((4, 2, 2)),
+                Linear1x1((4, 2, 2)),
+                Split(),
+                AffineCoupling(Conv((2, 2, 2), (4, 2, 2), hidden=[4])),
+                AdditiveCoupling(Conv((2, 2, 2), (2, 2, 2), norm="batch", final_activation=True)),
+                Merge(),
+            ),
+            (1, 4, 4),
+            None,
+        ),
+    }

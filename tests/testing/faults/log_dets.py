@@ -1,0 +1,109 @@
+"""Log-determinants that are not those of the map."""
+
+from __future__ import annotations
+
+from invflow import Bijection
+
+from .base import IMAGE, PAIR, Affinely, ImageScale, Scale, fault
+
+
+@fault("inverse log det")
+class SignFlippedBackwards(Scale):
+    """The inverse's log-determinant has the forward's sign."""
+
+    def inverse_and_log_det(self, y, context=None):
+        return self.inverse(y), self._log_det(y)
+
+
+@fault("log det")
+class SignFlippedForwards(Scale):
+    """The forward's log-determinant has the inverse's sign."""
+
+    def forward_and_log_det(self, x, context=None):
+        return self(x), -self._log_det(x)
+
+
+@fault("log det")
+class LogDetZero(Scale):
+    """The log-determinant is zero where the volume changes."""
+
+    forward_and_log_det = Bijection.forward_and_log_det
+    inverse_and_log_det = Bijection.inverse_and_log_det
+
+
+@fault("log det form")
+class LogDetFloat32(Scale):
+    """The log-determinant comes in float32 for float64."""
+
+    def _log_det(self, x):
+        return super()._log_det(x).float()
+
+
+@fault("log det")
+class LogDetThroughFloat32(Scale):
+    """The log-determinant is computed in float32 and cast back."""
+
+    def _log_det(self, x):
+        return self.log_scale.float().sum().to(x.dtype).expand(x.shape[0])
+
+
+@fault("log det", IMAGE)
+class LogDetOncePerChannel(ImageScale):
+    """The log-determinant of a channel counts once instead of height times width times."""
+
+    def _log_det(self, x):
+        return self.log_scale.sum().to(x.dtype).expand(x.shape[0])
+
+
+@fault("log det", IMAGE)
+class LogDetMean(ImageScale):
+    """The log-determinant is a mean over the channels."""
+
+    def _log_det(self, x):
+        return super()._log_det(x) / self.channels
+
+
+@fault("log det form")
+class LogDetScalar(Scale):
+    """The log-determinant is one number for the whole batch."""
+
+    def _log_det(self, x):
+        return self.log_scale.sum().to(x.dtype)
+
+
+@fault("log det form")
+class LogDetKeepsDim(Scale):
+    """The log-determinant has the shape (batch, 1)."""
+
+    def _log_det(self, x):
+        return super()._log_det(x)[:, None]
+
+
+@fault("log det", PAIR)
+class LogDetSumsTheBatch(Affinely):
+    """The log-determinant is summed over the batch."""
+
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x, context)
+        return y, log_det.sum().expand_as(log_det)
+
+
+@fault("gradients", PAIR)
+class LogDetDetached(Affinely):
+    """The log-determinant carries no gradient."""
+
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = super().forward_and_log_det(x, context)
+        return y, log_det.detach()
+
+
+@fault("log det", PAIR)
+class LogDetBeforeClamp(Affinely):
+    """The log-determinant sums the log-scale before it is clamped."""
+
+    def __init__(self):
+        super().__init__(clamp=0.3)
+
+    def forward_and_log_det(self, x, context=None):
+        raw, _ = self.net(x[0]).chunk(2, 1)
+        return self(x), raw.sum(1)
