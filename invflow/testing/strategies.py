@@ -6,13 +6,15 @@ registries. A class's ``examples`` are where the drawing starts; each draw varie
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import SpecError
@@ -20,11 +22,11 @@ from ..fields import FieldSet
 from ..registry import bijections, nets
 from ..sequential import Sequential
 from ..spec import build
-from ..state import Shape, State, is_tensor_shape, make_state
+from ..state import Shape, State, is_tensor_shape
+from .trial import BATCHES, DOMAINS, DTYPES, KINDS, LAYOUTS, Setting
 
 LARGEST_EXTENT = 6
 LARGEST_INT = 5  # above a field's own minimum: small tensors find the same faults as large ones
-BATCHES = (2, 3, 1, 0, 5)
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -86,47 +88,59 @@ def cases(draw: Draw, tag: str) -> Case:
 def chain_cases(draw: Draw, max_depth: int = 12) -> Case:
     """A chain of up to ``max_depth`` layers of any registered types, each accepting what reaches it."""
     shape = draw(st.sampled_from([(5,), (4, 4, 4), (1, 4, 6), ((2, 2, 2), (3, 2, 2)), ((3,), (2,))]))
-    case = Case((), shape, draw(st.none() | st.just((2,))))
-    examples = [
-        {"type": tag, **fields} for tag in bijections.registered() for fields, _ in bijections.find(tag).examples
-    ]
+    context_shape = draw(st.none() | st.just((2,)))
+    layers: list[dict[str, Any]] = []
+    reached = shape
     for _ in range(draw(st.integers(1, max_depth))):
-        layer = draw(st.sampled_from(examples).flatmap(_varied))
-        longer = Case((*case.layers, layer), shape, case.context_shape)
-        if longer.builds():
-            case = longer
-    return case
+        example = draw(st.sampled_from(_accepting(tuple(bijections.registered()), reached, context_shape)))
+        varied = draw(_varied(example))
+        after = _shape_after(json.dumps(varied), reached, context_shape)
+        layers.append(example if after is None else varied)
+        reached = after or _shape_after(json.dumps(example), reached, context_shape) or reached
+    return Case(tuple(layers), shape, context_shape)
+
+
+@functools.cache
+def _accepting(tags: tuple[str, ...], shape: Shape, context_shape: tuple[int, ...] | None) -> list[dict[str, Any]]:
+    """The examples of these layers that accept a shape."""
+    examples = [
+        {"type": tag, **fields}
+        for tag in tags
+        for fields, _ in bijections.find(tag).examples
+        if bijections.find(tag).domain == "reals"  # what reaches a layer inside a chain may be anything
+    ]
+    return [one for one in examples if _shape_after(json.dumps(one), shape, context_shape) is not None]
+
+
+@functools.lru_cache(maxsize=4096)
+def _shape_after(document: str, shape: Shape, context_shape: tuple[int, ...] | None) -> Shape | None:
+    """The shape after a layer; None where it does not accept the one before."""
+    try:
+        return Case((json.loads(document),), shape, context_shape).chain().output_shape(shape)
+    except SpecError:
+        return None
+
+
+@st.composite
+def conditions(draw: Draw) -> Setting:
+    """A setting to try a property in: inputs, memory layout, batch, dtype, mode, and weights moved or as they are."""
+    return Setting(
+        kind=draw(st.sampled_from(KINDS)),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        batch=draw(st.sampled_from(BATCHES)),
+        dtype=draw(st.sampled_from(DTYPES)),
+        training=draw(st.booleans()),
+        weights=draw(st.integers(0, 2**16) | st.none()),  # layers that start as the identity hide what they do
+        seed=draw(st.integers(0, 2**16)),
+    )
 
 
 @st.composite
 def states(draw: Draw, shape: Shape, batch: int | None = None, dtype: torch.dtype = torch.float64) -> State:
     """An input state: ordinary, huge, tiny, zero or repeated values, in one of several memory layouts."""
-    size = draw(st.sampled_from(BATCHES)) if batch is None else batch
-    scale = draw(st.sampled_from([1.0, 1e6, 1e-6, 0.0]))
-    constant = draw(st.booleans()) and draw(st.booleans())
-    layout = draw(st.sampled_from([_contiguous, _strided, _channels_last]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-
-    def tensor(leaf: tuple[int, ...]) -> Tensor:
-        values = torch.randn((size, *leaf), generator=generator, dtype=torch.float64)
-        if constant and values.numel():
-            values = values.flatten()[0].expand(values.shape)
-        made: Tensor = layout((values * scale).to(dtype))
-        return made
-
-    return make_state(tensor, shape)
-
-
-def _contiguous(x: Tensor) -> Tensor:
-    return x.contiguous()
-
-
-def _strided(x: Tensor) -> Tensor:
-    return torch.stack([x, x], dim=-1)[..., 0]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    setting: Setting = draw(conditions())
+    size = setting.batch if batch is None else batch
+    return dataclasses.replace(setting, batch=size, dtype=dtype).draw(shape, DOMAINS["reals"])
 
 
 @st.composite

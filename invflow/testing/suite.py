@@ -1,0 +1,86 @@
+"""Property tests of registered bijections, for a package's own test suite in one line."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from hypothesis import given
+
+from ..registry import bijections
+from ..state import leaves, shape_of, zeros
+from .checker import check_bijection, chosen, try_property
+from .report import BijectionError, Report
+from .strategies import Case, cases, conditions
+from .trial import Setting, Subject
+
+COMPILES = "compiles"
+
+
+def property_tests(*tags: str, skip: Collection[str] = ()) -> Callable[..., None]:
+    """A pytest function that tests registered bijections as the built-in ones are tested.
+
+    Hypothesis draws documents, shapes, inputs, contexts, dtypes, modes and weights; every property is checked on each.
+    How many it draws is up to the Hypothesis profile.
+
+    Args:
+        *tags: the types to test, as in a spec; they are registered, or advertised by an installed package.
+        skip: the names of properties to leave out.
+
+    >>> test_mine = property_tests("psi", "permute")  # in a test module, this line is all
+    """
+    import pytest
+
+    @pytest.mark.parametrize("tag", tags)
+    def test(tag: str) -> None:
+        check_examples(tag, skip)
+
+        @given(case=cases(tag), setting=conditions())
+        def every_property(case: Case, setting: Setting) -> None:
+            check_case(case, setting, skip)
+
+        every_property()
+
+    return test
+
+
+def check_case(case: Case, setting: Setting, skip: Collection[str] = ()) -> Report:
+    """Every property of a drawn layer, or chain of layers, in one setting. Raises BijectionError.
+
+    The compiler is left out: `check_examples` asks it once.
+    """
+    chain = case.chain(seed=setting.seed)
+    subject = Subject(chain[0] if len(chain) == 1 else chain, case.shape, case.context_shape)
+    trials = functools.cache(subject.trial)
+    properties = [prop for prop in chosen(skip={COMPILES, *skip}) if prop.applies_to(subject)]
+    findings = tuple(try_property(prop, subject, setting, trials) for prop in properties)
+    report = Report(str(case.spec), findings, setting.seed)
+    if not report.ok:
+        raise BijectionError(report) from next((one.cause for one in report.failures if one.cause), None)
+    _check_construction(case)
+    return report
+
+
+def check_examples(tag: str, skip: Collection[str] = ()) -> None:
+    """A registered type has examples, they build, and the compiler takes one of them."""
+    examples = [Case(({"type": tag, **fields},), shape) for fields, shape in bijections.find(tag).examples]
+    assert examples, f"{tag} has no examples: it is neither documented nor tested"
+    layers = [case.bijection() for case in examples]
+    if COMPILES not in skip:
+        check_bijection(layers[-1], examples[-1].shape, only=[COMPILES])
+
+
+def _check_construction(case: Case) -> None:
+    """Another instance takes the weights of the first, and constructors work without memory."""
+    first, other = case.chain(seed=0), case.chain(seed=1)
+    assert list(first.state_dict()) == list(other.state_dict()), "two instances have different state_dict keys"
+    other.load_state_dict(copy.deepcopy(first.state_dict()))
+    with torch.device("meta"):
+        chain: Any = case.chain().eval()
+        context = None if case.context_shape is None else torch.zeros(2, *case.context_shape)
+        y = chain(zeros(case.shape, 2), context)
+    assert all(leaf.is_meta for leaf in leaves(y)), "on the meta device, the constructor makes real tensors"
+    assert shape_of(y) == chain.output_shape(case.shape)
