@@ -16,6 +16,7 @@ from ..spec.training import Data
 DATA_VARIABLE = "INVFLOW_DATA"
 _DIGITS_TEST_STEP = 4  # every fourth of the digits is a test image: they come sorted by who wrote them
 _TEST_BATCH = 1000
+_GREYS = {"digits": 16, "mnist": 256}  # powers of two: pixels lie on a grid that floats hold exactly
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ def load_data(options: Data, root: Path | None = None, *, download: bool = False
     size = options.train_size or len(found.train)
     if size > len(found.train):
         raise DataError(f"{options.name} has {len(found.train)} training images, the spec asks for {size}")
-    return DataSet(Images(found.train.pixels[:size], found.train.labels[:size]), found.test)
+    first = Images(found.train.pixels[:size], found.train.labels[:size])
+    # Whole numbers until here: a slice of floats would hold on to all images.
+    return DataSet(*(Images(images.pixels / _GREYS[options.name], images.labels) for images in (first, found.test)))
 
 
 def _digits() -> DataSet:
     from sklearn.datasets import load_digits  # slow to import
 
     raw = load_digits()
-    pixels = torch.tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16
+    pixels = torch.tensor(raw.images, dtype=torch.uint8).unsqueeze(1)
     labels = torch.tensor(raw.target)
     is_test = torch.arange(len(labels)) % _DIGITS_TEST_STEP == _DIGITS_TEST_STEP - 1
     return DataSet(Images(pixels[~is_test], labels[~is_test]), Images(pixels[is_test], labels[is_test]))
@@ -88,7 +91,7 @@ def _mnist(root: Path | None, download: bool) -> DataSet:
             f"mnist is not in {folder} {why}; name the folder that holds MNIST/raw with --data-root or {DATA_VARIABLE}"
             + ("" if download else ", or pass --download")
         ) from None
-    train, test = (Images(part.data.unsqueeze(1).float() / 256, part.targets) for part in parts)
+    train, test = (Images(part.data.unsqueeze(1), part.targets) for part in parts)
     return DataSet(train, test)
 
 
