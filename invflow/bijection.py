@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .state import Shape, State, shape_of, zero_log_det, zeros
+from .state import Shape, State, map_state, shape_of, zero_log_det, zeros
+
+Replay: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
 class Bijection(nn.Module, ABC):
@@ -52,6 +55,25 @@ class Bijection(nn.Module, ABC):
         """``(x, log |det dx/dy|)``: the second is the negative of the forward one at x."""
         return self.inverse(y, context), zero_log_det(y)
 
+    def retrace(
+        self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool
+    ) -> tuple[Any, Any, Tensor | None]:
+        """``(x, f(x), log |det df/dx|)`` from ``y = f(x)``, for constant-memory training.
+
+        ``x`` is computed without a graph and becomes a leaf; what follows from it has one. The default inverts, then
+        runs forward; a bijection that knows better, as couplings do, evaluates its conditioner once for both.
+
+        Args:
+            y: an output, detached.
+            context: as in `forward`.
+            replay: a context manager to evaluate in whatever draws random numbers: it draws the same ones each time.
+            log_det: whether the log-determinant is asked for; else it is None.
+        """
+        with torch.no_grad(), replay():
+            x = map_state(_as_leaf, self.inverse(y, context))
+        with replay():
+            return x, *(self.forward_and_log_det(x, context) if log_det else (self(x, context), None))
+
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of ``self(x)`` for an ``x`` of this shape. Raises ShapeError where there is none."""
         return shape
@@ -79,6 +101,10 @@ class Bijection(nn.Module, ABC):
     def __repr__(self) -> str:
         """The class with the arguments it was constructed with, on one line."""
         return one_line(self)
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
 
 
 def one_line(module: nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import ShapeError
 from .registry import register
+from .reversible import Backprop, run_chain
 from .state import Shape, State, TensorShape, zero_log_det
 
 _LEVELS = ("float", "grid", "exact")
@@ -26,6 +27,8 @@ class Sequential(Bijection):
 
     Args:
         *layers: the bijections, first applied first; none of them is the identity.
+        backprop: what training keeps of the states in between: "stored" all of them, "reversible" none of those that
+            are cheap to compute again by inverting, "checkpoint" the inputs of the layers.
 
     Attributes:
         declared_shape: the input shape that the chain was built for from a spec, else None.
@@ -57,12 +60,13 @@ class Sequential(Bijection):
     declared_shape: Shape | None = None
     declared_context_shape: TensorShape | None = None
 
-    def __init__(self, *layers: Bijection) -> None:
+    def __init__(self, *layers: Bijection, backprop: Backprop = "stored") -> None:
         super().__init__()
         for position, layer in enumerate(layers):
             if not isinstance(layer, Bijection):
                 raise ShapeError(f"Sequential expects bijections, got {type(layer).__name__} at position {position}")
         self.layers = nn.ModuleList(layers)
+        self.backprop = backprop
 
     @property
     def level(self) -> str:  # type: ignore[override]
@@ -72,7 +76,14 @@ class Sequential(Bijection):
     def cheap_inverse(self) -> bool:  # type: ignore[override]
         return all(layer.cheap_inverse for layer in self)
 
+    @property
+    def _frugal(self) -> bool:
+        """Whether this forward drops activations: only where there is a backward to drop them for."""
+        return self.backprop != "stored" and torch.is_grad_enabled()
+
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
+        if self._frugal:
+            return run_chain(self, self.backprop, x, context, log_det=False)[0]
         for layer in self.layers:
             x = layer(x, context)
         return x
@@ -83,6 +94,9 @@ class Sequential(Bijection):
         return y
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        if self._frugal:
+            y, log_det = run_chain(self, self.backprop, x, context, log_det=True)
+            return y, cast(Tensor, log_det)
         total = zero_log_det(x)
         for layer in self:
             x, log_det = layer.forward_and_log_det(x, context)
@@ -153,9 +167,9 @@ class Sequential(Bijection):
         if isinstance(index, int):
             return layers[index]
         if index.step in (None, 1):
-            return Sequential(*layers[index])
+            return Sequential(*layers[index], backprop=self.backprop)
         if index.step == -1:
-            return Sequential(*(Inverse(layer) for layer in layers[index]))
+            return Sequential(*(Inverse(layer) for layer in layers[index]), backprop=self.backprop)
         raise ShapeError(f"a slice of a Sequential expects step 1 or -1 (the inverse chain), got {index.step}")
 
     def __repr__(self) -> str:

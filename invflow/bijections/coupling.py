@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, TypeAlias
 
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from ..bijection import Bijection
+from ..bijection import Bijection, Replay
 from ..errors import ShapeError
 from ..registry import bijections, register
-from ..state import Shape, require_channels, require_pair
+from ..state import Shape, require_channels, require_pair, zero_log_det
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 class _Coupling(Bijection):
-    """``(a, b) -> (g(b; net(a)), a)``: what couplings share. The halves change places, and may differ in size."""
+    """``(a, b) -> (g(b; net(a)), a)``: what couplings share. The halves change places, and may differ in size.
+
+    A coupling says what g is: `_transform`, `_untransform`, and `_log_det` where g does not keep the volume.
+    """
 
     cheap_inverse = True
     outputs: ClassVar[int] = 1
@@ -26,6 +30,48 @@ class _Coupling(Bijection):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+
+    @abstractmethod
+    def _transform(self, b: Tensor, made: Tensor) -> Tensor:
+        """U = g(b; made)."""
+
+    @abstractmethod
+    def _untransform(self, u: Tensor, made: Tensor) -> Tensor:
+        """B = g^-1(u; made)."""
+
+    def _log_det(self, b: Tensor, made: Tensor) -> Tensor:
+        """Log |det du/db|, ``(batch,)``."""
+        return zero_log_det(b)
+
+    def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
+        a, b = x if type(x) is tuple and len(x) == 2 else _pair(self, x)
+        return self._transform(b, self._condition(a, b, context)), a
+
+    def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
+        u, v = y if type(y) is tuple and len(y) == 2 else _pair(self, y)
+        return v, self._untransform(u, self._condition(v, u, context))
+
+    def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
+        a, b = _pair(self, x)
+        made = self._condition(a, b, context)
+        return (self._transform(b, made), a), self._log_det(b, made)
+
+    def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
+        u, v = _pair(self, y)
+        made = self._condition(v, u, context)
+        return (v, self._untransform(u, made)), -self._log_det(u, made)
+
+    def retrace(
+        self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool
+    ) -> tuple[Pair, Pair, Tensor | None]:
+        u, v = _pair(self, y)
+        a = v.detach().requires_grad_()
+        with replay():
+            made = self._condition(a, u, context)
+        with torch.no_grad():
+            b = self._untransform(u, made)
+        b.requires_grad_()
+        return (a, b), (self._transform(b, made), a), self._log_det(b, made) if log_det else None
 
     @classmethod
     def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
@@ -77,13 +123,11 @@ class AdditiveCoupling(_Coupling):
         ({"net": {"type": "mlp"}}, ((2,), (3,))),
     ]
 
-    def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
-        a, b = x if type(x) is tuple and len(x) == 2 else _pair(self, x)
-        return self._condition(a, b, context) + b, a
+    def _transform(self, b: Tensor, made: Tensor) -> Tensor:
+        return made + b
 
-    def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
-        u, v = y if type(y) is tuple and len(y) == 2 else _pair(self, y)
-        return v, u - self._condition(v, u, context)
+    def _untransform(self, u: Tensor, made: Tensor) -> Tensor:
+        return u - made
 
 
 @register("affine_coupling")
@@ -118,29 +162,23 @@ class AffineCoupling(_Coupling):
         super().__init__(net)
         self.clamp = clamp
 
-    def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
-        a, b = _pair(self, x)
-        log_scale, shift = self._scale_and_shift(a, b, context)
-        return log_scale.exp() * b + shift, a
+    def _transform(self, b: Tensor, made: Tensor) -> Tensor:
+        log_scale, shift = self._scale_and_shift(made)
+        return log_scale.exp() * b + shift
 
-    def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
-        u, v = _pair(self, y)
-        log_scale, shift = self._scale_and_shift(v, u, context)
-        return v, torch.exp(-log_scale) * (u - shift)
+    def _untransform(self, u: Tensor, made: Tensor) -> Tensor:
+        log_scale, shift = self._scale_and_shift(made)
+        return torch.exp(-log_scale) * (u - shift)
 
-    def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
-        a, b = _pair(self, x)
-        log_scale, shift = self._scale_and_shift(a, b, context)
-        return (log_scale.exp() * b + shift, a), log_scale.flatten(1).sum(1)
+    def _log_det(self, b: Tensor, made: Tensor) -> Tensor:
+        return self._scale_and_shift(made)[0].flatten(1).sum(1)
 
-    def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
-        u, v = _pair(self, y)
-        log_scale, shift = self._scale_and_shift(v, u, context)
-        return (v, torch.exp(-log_scale) * (u - shift)), -log_scale.flatten(1).sum(1)
-
-    def _scale_and_shift(self, a: Tensor, b: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         # Under autocast the net may answer in bfloat16, in which exp and sums would lose digits.
-        raw, shift = self._condition(a, b, context).to(b.dtype).chunk(2, dim=1)
+        return super()._condition(a, b, context).to(b.dtype)
+
+    def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:
+        raw, shift = made.chunk(2, dim=1)
         return self.clamp * torch.tanh(raw / self.clamp), shift
 
 

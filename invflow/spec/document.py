@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import SpecError
 from ..fields import JsonField, counted, describe, quoted, shortened
 from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
+from ..reversible import Backprop
 from ..state import Shape, TensorShape
 from .expand import Expanded, expand
 from .limits import DEFAULT_LIMITS, Limits
@@ -79,7 +80,12 @@ class TopLevel(Options):
     head: Any = Field(default=None, description="what turns the last state into logits")
     prior: Any = Field(default=None, description="the distribution of the last state")
     training: Training | None = Field(default=None, description="how the model is trained")
+    backprop: Backprop = Field(default="stored", description="what training keeps of the states between the layers")
     checkpoint: CheckpointBlock | None = Field(default=None, description="written by save")
+
+
+_UNDECISIVE = frozenset({"backprop"})
+"""Fields that say how something is computed, and nothing of what: they are no part of a spec's identity."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,8 @@ class Node:
             for name, child in self.children.items()
             if child != field_set.fields[name].default
         }
-        return {"type": self.tag, **field_set.canonical(self.values), **nested}
+        decisive = {name: value for name, value in self.values.items() if name not in _UNDECISIVE}
+        return {"type": self.tag, **field_set.canonical(decisive), **nested}
 
 
 class Spec:

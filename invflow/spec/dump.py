@@ -44,6 +44,8 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
         "input": declared,
         "layers": [_document(layer, bijections) for layer in chain],
     }
+    if chain.backprop != "stored":
+        document["backprop"] = chain.backprop
     if isinstance(model, Classifier):
         document["head"] = _document(model.head, heads)
     if isinstance(model, Flow):
