@@ -170,14 +170,23 @@ def compare(
 
 
 @app.command()
-def check(spec: SpecPath, as_json: AsJson = False) -> None:
+def check(
+    spec: SpecPath,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Every property of every layer and of the chain; error by depth.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Shapes, parameters and round-trip error of every layer; exit status 1 where a layer does not run backwards."""
     from .diagnostics.check import chain_of
     from .diagnostics.check import check as run_check
 
-    report = run_check(chain_of(spec))
+    chain = chain_of(spec)
+    report = run_check(chain)
+    found = _check_thoroughly(chain) if thorough else None
     if as_json:
-        _print_json({"spec": str(spec), **dataclasses.asdict(report)})
+        more = {} if found is None else {"thorough": dataclasses.asdict(found)}
+        _print_json({"spec": str(spec), **dataclasses.asdict(report), **more})
     else:
         columns = list(report.round_trip_error)
         table = Table("", "layer", "in", "out", "parameters", "exact", *columns)
@@ -190,8 +199,47 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
         errors = [f"{error:.1e}" for error in report.round_trip_error.values()]
         table.add_row("", "whole chain", "", "", f"{report.parameters:,}", "", *errors)
         _wide(out).print(table)
-        out.print("ok: it runs backwards to rounding" if report.ok else "failed: it does not run backwards")
-    raise typer.Exit(0 if report.ok else 1)
+        if found is not None:
+            _print_thorough(found)
+        if found is not None and not found.ok:
+            out.print("failed: a property does not hold")
+        else:
+            out.print("ok: it runs backwards to rounding" if report.ok else "failed: it does not run backwards")
+    raise typer.Exit(0 if report.ok and (found is None or found.ok) else 1)
+
+
+def _check_thoroughly(chain: Any) -> Any:
+    from .diagnostics.thorough import check_thoroughly
+
+    with err.status("checking") as status:
+        return check_thoroughly(chain, lambda line: status.update(f"checking {line}"))
+
+
+def _print_thorough(found: Any) -> None:
+    """A Thorough as a table, its failures, and where precision is lost."""
+    table = Table("", "layer", "properties", "worst round trip", "error by depth")
+    for position, layer in enumerate(found.layers):
+        table.add_row(str(position), *_proof_cells(layer), f"{found.error_by_depth[position]:.1e}")
+    table.add_section()
+    table.add_row("", *_proof_cells(found.chain), "")
+    _wide(out).print(table)
+    named = {str(position): layer for position, layer in enumerate(found.layers)} | {"chain": found.chain}
+    for name, proof in named.items():
+        for failure in proof.failures:
+            out.print(f"{name}: {proof.layer}: {failure}", markup=False, soft_wrap=True)
+    unmeasured = sorted({name for proof in named.values() for name in proof.unmeasured})
+    if unmeasured:
+        out.print(f"not measured, the state is too large for its Jacobian: {', '.join(unmeasured)}")
+    if found.lost_at is None:
+        out.print("no precision is lost on the way back")
+    else:
+        where = f"layer {found.lost_at}, {found.layers[found.lost_at].layer}"
+        out.print(f"most precision is lost at {where}", markup=False, soft_wrap=True)
+
+
+def _proof_cells(proof: Any) -> tuple[str, str, str]:
+    failed = len(proof.failures)
+    return proof.layer, f"{proof.checked - failed} of {proof.checked}", f"{proof.worst['round trip']:.1e}"
 
 
 @app.command()

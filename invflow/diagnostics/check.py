@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..spec import build, load
-from ..state import Shape, make_state
+from ..state import Shape, State, make_state, shape_of
 from .roundtrip import RoundTrip, round_trips
 
 SAMPLES = 16
@@ -65,13 +66,8 @@ def check(chain: Sequential) -> Report:
     Args:
         chain: one that knows its input shape, as every chain built from a spec does.
     """
-    shape = chain.declared_shape
-    if shape is None:
-        raise ValueError("check expects a chain built from a spec, which knows the shape of its input")
-    generator = torch.Generator().manual_seed(0)
-    x = make_state(lambda leaf: torch.randint(256, (SAMPLES, *leaf), generator=generator) / 256, shape)
-    context_shape = chain.declared_context_shape
-    context = None if context_shape is None else torch.randn((SAMPLES, *context_shape), generator=generator)
+    x, context = inputs(chain)
+    shape = shape_of(x)
     found = round_trips(chain, x, context)
     shapes = chain.shapes(shape)
     layers = [
@@ -88,6 +84,16 @@ def check(chain: Sequential) -> Report:
     errors = {" ".join(key): result.relative for key, result in found.items()}
     ok = all(_within_rounding(dtype, result) for (dtype, _), result in found.items())
     return Report(layers, errors, _parameters(chain), ok)
+
+
+def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
+    """Numbers like pixels for a chain that knows its input shape, and a context where it wants one."""
+    if chain.declared_shape is None:
+        raise ValueError("check expects a chain built from a spec, which knows the shape of its input")
+    generator = torch.Generator().manual_seed(0)
+    x = make_state(lambda leaf: torch.randint(256, (SAMPLES, *leaf), generator=generator) / 256, chain.declared_shape)
+    context_shape = chain.declared_context_shape
+    return x, None if context_shape is None else torch.randn((SAMPLES, *context_shape), generator=generator)
 
 
 def _within_rounding(dtype: str, result: RoundTrip) -> bool:

@@ -53,6 +53,21 @@ def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> Ro
     return RoundTrip(absolute, absolute / _scale(states), equal / max(1, total), tuple(by_layer))
 
 
+@torch.no_grad()
+def errors_on_the_way_back(chain: Sequential, x: State, context: Tensor | None = None) -> list[float]:
+    """How far each state is off when the chain is run backwards from its end, relative as in `RoundTrip`.
+
+    Entry i is the error of the state that layer i was given; the last one, of the chain's output, is 0.
+    """
+    chain = copy.deepcopy(chain)
+    states = chain.trace(x, context)
+    scale, back, errors = _scale(states), states[-1], [0.0]
+    for layer, state in zip(reversed(list(chain)), reversed(states[:-1]), strict=True):
+        back = layer.inverse(back, context)
+        errors.insert(0, _largest_difference(state, back) / scale)
+    return errors
+
+
 def round_trips(chain: Sequential, x: State, context: Tensor | None = None) -> dict[tuple[str, str], RoundTrip]:
     """`round_trip` in float32 and float64, in eval and train mode: keys such as ``("float32", "eval")``."""
     found = {}

@@ -22,6 +22,7 @@ class Foreign(Bijection):
 
     Attributes:
         unchecked: the properties that nothing is known for, by name.
+        layer_count: how many layers' roundings it may add up.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Foreign(Bijection):
         forward_log_det: Call | None,
         inverse_log_det: Call | None,
         module: nn.Module | None,
+        layer_count: int,
     ) -> None:
         super().__init__()
+        self.layer_count = layer_count
         self.module = module
         self._calls = (forward, inverse)
         self._log_dets = (forward_log_det, inverse_log_det)
@@ -74,6 +77,7 @@ def from_callables(
     forward_log_det: Call | None = None,
     inverse_log_det: Call | None = None,
     module: nn.Module | None = None,
+    layer_count: int = 1,
 ) -> Foreign:
     """A bijection of the functions that another library's layer offers, for `check_bijection`.
 
@@ -84,10 +88,11 @@ def from_callables(
         inverse_log_det: y to log |det dx/dy|.
         module: the layer, where it has weights. The functions then get it as their first argument, for the check runs
             on copies of it in several dtypes and modes.
+        layer_count: how many layers are inside; the tolerance of roundings grows with it.
 
     >>> from invflow.testing import check_bijection
     >>> double = from_callables(lambda x: 2 * x, lambda y: y / 2)
     >>> check_bijection(double, (3,), examples=2, skip=["compiles"]).ok
     True
     """
-    return Foreign(forward, inverse, forward_log_det, inverse_log_det, module)
+    return Foreign(forward, inverse, forward_log_det, inverse_log_det, module, layer_count)

@@ -210,7 +210,10 @@ def batch_size(state: State) -> int:
 
 
 def layer_count(bijection: Bijection) -> int:
-    """How many bijections are at work in one: those that hold no others; at least 1."""
+    """How many bijections are at work in one: those that hold no others; at least 1. A foreign layer says itself."""
+    told: int | None = getattr(bijection, "layer_count", None)
+    if told is not None:
+        return told
 
     def holds_others(one: nn.Module) -> bool:
         return any(isinstance(part, Bijection) for part in one.modules() if part is not one)

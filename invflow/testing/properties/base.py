@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from ...state import State
+from ...state import State, flat_size
+from ..measures import LARGEST_JACOBIAN
 from ..tolerances import eps
 from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
 
@@ -34,6 +35,7 @@ class Property:
         kinds: the inputs it is tried on.
         start: which state of the trial it starts from: what a report shows as the failing input.
         trials: at most so many in one check, for what is slow or the same for every input.
+        dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Property:
     kinds: tuple[Kind, ...]
     start: Literal["x", "y"]
     trials: int | None
+    dense: bool
 
     def adapt(self, setting: Setting) -> Setting:
         """The setting with what this property needs."""
@@ -54,9 +57,11 @@ class Property:
         return adapted
 
     def applies_to(self, subject: Subject) -> bool:
-        """Whether there is anything to check: a context, or what the author of a foreign layer knows."""
+        """Whether there is anything to check: a context, a Jacobian, what the author of a foreign layer knows."""
         unchecked: tuple[str, ...] = getattr(subject.bijection, "unchecked", ())
-        return self.name not in unchecked and (self.name != "context" or subject.context_shape is not None)
+        if self.name in unchecked or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
+            return False
+        return self.name != "context" or subject.context_shape is not None
 
 
 def promised(
@@ -66,13 +71,15 @@ def promised(
     kinds: tuple[Kind, ...] = KINDS,
     start: Literal["x", "y"] = "x",
     trials: int | None = None,
+    dense: bool = False,
 ) -> Callable[[Callable[[Trial], float]], Property]:
     """Makes a property of the function that measures it; its docstring is the promise."""
 
     def decorate(measure: Callable[[Trial], float]) -> Property:
         promise = " ".join((measure.__doc__ or "").split())
         allowed = tolerance if callable(tolerance) else lambda trial: tolerance
-        return Property(measure.__name__.replace("_", " "), promise, measure, allowed, needs, kinds, start, trials)
+        name = measure.__name__.replace("_", " ")
+        return Property(name, promise, measure, allowed, needs, kinds, start, trials, dense)
 
     return decorate
 

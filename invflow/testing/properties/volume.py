@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...state import State, flat_size, flatten, leaves, map_state, unflatten
-from ..measures import LARGEST_JACOBIAN, condition_number, derivatives, jacobian, with_context
+from ...state import State, flatten, leaves, map_state, unflatten
+from ..measures import condition_number, derivatives, jacobian, with_context
 from ..tolerances import EXACT, GRADIENT, LOG_DET, LOG_DET_CONDITION, SAME_ROUNDINGS
 from ..trial import Trial, batch_size, sample
 from .base import FLOAT64_EVAL, both_ways, expect, promised, roundings
@@ -18,7 +18,6 @@ TWO_SAMPLES = {**FLOAT64_EVAL, "batch": 2}
 
 def _expected(trial: Trial) -> Tensor:
     """Log |det dy/dx| of each sample, from the dense Jacobian by autodiff."""
-    expect(flat_size(trial.shape) <= LARGEST_JACOBIAN, f"at most {LARGEST_JACOBIAN} numbers, to make a Jacobian of")
     found = []
     for i in range(batch_size(trial.x)):
         dense = jacobian(with_context(trial.bijection, sample(trial.context, i)), sample(trial.x, i))
@@ -35,14 +34,14 @@ def _log_det_error(trial: Trial, log_det: Tensor) -> float:
     return error / max(1.0, condition / LOG_DET_CONDITION)
 
 
-@promised(LOG_DET, needs=TWO_SAMPLES)
+@promised(LOG_DET, needs=TWO_SAMPLES, dense=True)
 def log_det(trial: Trial) -> float:
     """The forward log-determinant is log |det dy/dx|, that of the dense Jacobian by autodiff."""
     _, found = trial.bijection.forward_and_log_det(trial.x, trial.context)
     return _log_det_error(trial, found.detach())
 
 
-@promised(LOG_DET, needs=TWO_SAMPLES)
+@promised(LOG_DET, needs=TWO_SAMPLES, dense=True)
 def inverse_log_det(trial: Trial) -> float:
     """The inverse log-determinant is log |det dx/dy|: the negative of the forward one at x."""
     y = map_state(torch.Tensor.detach, trial.bijection(trial.x, trial.context))
@@ -98,12 +97,10 @@ def inverse_gradients(trial: Trial) -> float:
     )
 
 
-@promised(roundings(SAME_ROUNDINGS), needs=TWO_SAMPLES, kinds=("normal",), trials=2)
+@promised(roundings(SAME_ROUNDINGS), needs=TWO_SAMPLES, kinds=("normal",), trials=2, dense=True)
 def vmap(trial: Trial) -> float:
     """torch.func.vmap over jacrev gives the Jacobian of each sample."""
     bijection = trial.bijection
-    size = flat_size(trial.shape)
-    expect(size <= LARGEST_JACOBIAN, f"at most {LARGEST_JACOBIAN} numbers, to make a Jacobian of")
 
     def one(flat: Tensor, context: Tensor | None) -> Tensor:
         given = None if context is None else context[None]
