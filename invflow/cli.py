@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator
@@ -48,9 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     except InvflowError as error:
         status = _complain(str(error))
     except OSError as error:
-        if error.filename is None:
-            raise
-        status = _complain(f"{error.filename}: {error.strerror}")
+        where = "" if error.filename is None else f"{error.filename}: "
+        status = _complain(f"{where}{error.strerror or error}")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -90,7 +90,7 @@ def train(
                 run = runs.resume(resume, data_root=data_root, download=download)
             else:
                 document = load_spec(spec)  # type: ignore[arg-type]
-                folder = to or _new_folder(document.name or "run")
+                folder = to or _new_folder(runs.folder_name(document))
                 run = runs.train(document, folder, data_root=data_root, download=download, overrides=overrides)
             found, pictures = illustrate(run, data_root)
         except KeyboardInterrupt:
@@ -249,6 +249,7 @@ def show(
 ) -> None:
     """A spec's layers with the shapes as they flow, or its expansion."""
     from .spec import build, build_model
+    from .spec.text import printable
 
     document = _load_document(spec)
     if expanded:
@@ -256,7 +257,7 @@ def show(
         return
     model = build_model(document) if document.head or document.prior else build(document)
     count = sum(weight.numel() for weight in model.parameters())
-    out.print(f"{document.name or spec}: {count:,} parameters, hash {document.hash[:16]}", markup=False)
+    out.print(f"{printable(document.name or str(spec))}: {count:,} parameters, hash {document.hash[:16]}", markup=False)
     out.print(repr(model), markup=False, soft_wrap=True)
 
 
@@ -356,7 +357,16 @@ def _new_folder(name: str) -> Path:
 
 
 def _print_json(answer: Any) -> None:
-    print(json.dumps(answer, indent=2))
+    print(json.dumps(_finite(answer), indent=2, allow_nan=False))
+
+
+def _finite(answer: Any) -> Any:
+    """JSON has no NaN and no infinity: null says that there is no number."""
+    if isinstance(answer, dict):
+        return {key: _finite(value) for key, value in answer.items()}
+    if isinstance(answer, list | tuple):
+        return [_finite(value) for value in answer]
+    return None if isinstance(answer, float) and not math.isfinite(answer) else answer
 
 
 def _wide(console: Console) -> Console:

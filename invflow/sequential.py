@@ -164,7 +164,7 @@ class Sequential(Bijection):
     def __getitem__(self, index: slice) -> Sequential: ...
     def __getitem__(self, index: int | slice) -> Bijection:
         layers = list(self)
-        if isinstance(index, int):
+        if not isinstance(index, slice):
             return layers[index]
         if index.step in (None, 1):
             return Sequential(*layers[index], backprop=self.backprop)

@@ -37,6 +37,8 @@ def shape_of(state: State) -> Shape:
     """
     if isinstance(state, tuple):
         return tuple(shape_of(part) for part in state)
+    if not isinstance(state, Tensor):
+        raise ShapeError(f"a state is a tensor or a tuple of tensors, got {type(state).__name__}")
     return tuple(state.shape[1:])
 
 

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
 import invflow
-from invflow.cli import main
+from invflow.cli import app, main
 from tests.test_training import tiny
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -214,7 +215,7 @@ def test_a_mistake_is_one_line_and_status_2(call, arguments, message):
     assert message in err
 
 
-@pytest.mark.parametrize("verb", ["train", "compare", "evaluate", "check", "show", "plot-psi", "interpolate", "diff"])
+@pytest.mark.parametrize("verb", sorted(typer.main.get_command(app).commands))
 def test_help_says_what_a_verb_does(call, verb):
     status, out, _ = call(verb, "--help")
     assert status == 0

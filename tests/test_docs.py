@@ -10,6 +10,7 @@ import pytest
 
 import invflow
 from invflow import registry
+from invflow.spec.training import Affine, Augmentation, Data, Elastic, Stroke, Training
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/spec.md"]
@@ -37,9 +38,19 @@ def test_python_in_the_readme_runs(monkeypatch):
 
 def test_the_spec_page_names_every_type_and_field():
     text = (ROOT / "docs" / "spec.md").read_text()
-    for one in (registry.bijections, registry.nets, registry.heads):
+    for one in (registry.bijections, registry.nets, registry.heads, registry.priors):
         for tag, cls in one.registered().items():
             row = re.search(rf"^\| `{tag}` \|.*$", text, re.MULTILINE)
+            if one is registry.priors:
+                assert f'{{"type": "{tag}"}}' in text
+                continue
             assert row, f"{tag} is not in docs/spec.md"
             missing = [name for name in one.fields(cls).fields if f"`{name}`" not in row.group()]
             assert not missing, f"docs/spec.md says nothing of {missing} of {tag}"
+
+
+@pytest.mark.parametrize("options", [Training, Data, Augmentation, Affine, Elastic, Stroke])
+def test_the_spec_page_names_every_training_option(options):
+    section = (ROOT / "docs" / "spec.md").read_text().split("## Training")[1]
+    missing = [name for name in options.model_fields if f"`{name}`" not in section and f".{name}`" not in section]
+    assert not missing, f"docs/spec.md says nothing of {missing}"

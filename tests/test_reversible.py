@@ -14,8 +14,8 @@ import invflow
 from invflow import Sequential
 from invflow.bijections import ActNorm, AdditiveCoupling, AffineCoupling, Inverse, Linear1x1, Merge, Permute, Psi, Split
 from invflow.nets import MLP, Conv
-from invflow.state import leaves, map_state
-from invflow.testing import chain_cases, states
+from invflow.state import leaves, make_state, map_state
+from invflow.testing import chain_cases
 
 GRADIENT = 1e-10
 """Relative, float64: inverting loses some units of eps per layer, times the gain of a dozen layers."""
@@ -86,7 +86,9 @@ def images():
 def test_random_chains_train_as_plain_ones_do(data):
     case = data.draw(chain_cases(max_depth=8))
     chain = case.chain(seed=data.draw(st.integers(0, 99))).double().train()
-    x = data.draw(states(case.shape, batch=5))
+    # Ordinary numbers: at the kink of a ReLU, where zeros and repeated values put many, rounding decides the gradient.
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    x = make_state(lambda leaf: torch.randn((5, *leaf), generator=generator, dtype=torch.float64), case.shape)
     context = None if case.context_shape is None else torch.randn(5, *case.context_shape, dtype=torch.float64)
     assert_equal_training(chain, x, context, log_det=data.draw(st.booleans()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from invflow.training.module import make_optimizer, make_schedule
 
 def tiny(**training):
     options = {"data": {"name": "digits", "train_size": 64}, "batch_size": 16, "epochs": 4, **training}
-    coupling = {"type": "additive_coupling", "net": {"type": "conv", "norm": "batch"}}
+    coupling = {"type": "additive_coupling", "net": {"type": "conv", "hidden": [4], "norm": "batch"}}
     return invflow.load_spec(
         {
             "name": "tiny",
@@ -79,6 +80,7 @@ class TestData:
         assert len({tuple(order) for order in orders(0)}) == 3
         assert all(sorted(order) == list(range(10)) for order in orders(0))
         assert [len(labels) for _, labels in train_loader(images, 4, 0)] == [4, 4, 2]
+        assert [len(labels) for _, labels in train_loader(images, 9, 0)] == [10], "a batch of one has no statistics"
 
 
 class TestAugmentation:
@@ -220,15 +222,16 @@ class TestRuns:
         assert all(torch.equal(expected[name], found[name]) for name in expected)
         assert [row["epoch"] for row in run.metrics()] == [0, 1, 2, 3]
         assert run.metrics()[-1]["test_accuracy"] == whole.metrics()[-1]["test_accuracy"]
-        with pytest.raises(RunError, match="is finished"):
-            runs.resume(tmp_path / "run")
+        assert runs.resume(tmp_path / "run").record == run.record, "a finished run is left as it is"
 
     def test_the_last_epoch_is_evaluated_whatever_the_interval(self, tmp_path):
         run = runs.train(tiny(epochs=3, evaluate_every=2), tmp_path / "run", progress=False)
         weights = run.load().state_dict()
         every = runs.train(tiny(epochs=3), tmp_path / "every", progress=False).load().state_dict()
         assert all(torch.equal(weights[name], every[name]) for name in weights)
+        assert [row["epoch"] for row in run.metrics()] == [0, 1, 2]
         assert "test_accuracy" in run.metrics()[-1]
+        assert run.record["epochs_done"] == 3
 
     def test_a_folder_that_holds_something_is_not_touched(self, tmp_path):
         (tmp_path / "precious").write_text("data")
@@ -238,10 +241,32 @@ class TestRuns:
 
     @pytest.mark.parametrize("content", [None, "{", "[]"])
     def test_a_folder_that_is_no_run(self, tmp_path, content):
+        invflow.save(invflow.build_model(tiny()), tmp_path)
         if content is not None:
             (tmp_path / "run.json").write_text(content)
-        with pytest.raises((RunError, invflow.CheckpointError)):
+        with pytest.raises(RunError, match="no run here" if content is None else "cannot be read"):
             runs.Run.open(tmp_path)
+
+    def test_a_truncated_state_cannot_be_gone_on_from(self, tmp_path):
+        run = runs.train(tiny(epochs=1), tmp_path / "run", progress=False)
+        run.update(status="training")
+        last = tmp_path / "run" / "resume" / "last.ckpt"
+        last.write_bytes(last.read_bytes()[:1000])
+        with pytest.raises(RunError, match=r"last\.ckpt: cannot be gone on from"):
+            runs.resume(tmp_path / "run", progress=False)
+
+    @pytest.mark.parametrize("name", ["../../escape", "/absolute", "..", "a/b", "", None, "x" * 500])
+    def test_a_specs_name_leads_to_no_other_folder(self, name):
+        made = runs.folder_name(tiny().replace(name=name))
+        assert made
+        assert Path("runs") / made == (Path("runs") / made).parent / Path(made).name
+        assert len(made) <= 60
+
+    def test_a_spec_that_cannot_be_trained_leaves_no_folder(self, tmp_path):
+        spec = tiny().replace(input={"shape": [1, 8, 8], "context_shape": [2]})
+        with pytest.raises(invflow.SpecError, match=r"input\.context_shape: digits has no context"):
+            runs.train(spec, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
     def test_images_that_do_not_fit_the_spec(self, tmp_path):
         spec = tiny().replace(input={"shape": [1, 28, 28]})

@@ -119,7 +119,7 @@ class AdditiveCoupling(_Coupling):
 
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
-        ({"net": {"type": "conv", "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),
+        ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp"}}, ((2,), (3,))),
     ]
 
@@ -154,7 +154,7 @@ class AffineCoupling(_Coupling):
     outputs = 2
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
-        ({"net": {"type": "conv", "norm": "batch"}, "clamp": 0.5}, ((1, 3, 2), (3, 3, 2))),
+        ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}, "clamp": 0.5}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp", "hidden": [4], "activation": "tanh"}}, ((2,), (3,))),
     ]
 

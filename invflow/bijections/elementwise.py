@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..bijection import Bijection
 from ..errors import ShapeError
 from ..registry import bijections, register
-from ..state import Shape, TensorShape, require_channels
+from ..state import Shape, TensorShape, require_channels, shape_of
 
 
 class _ScaleAndShift(Bijection):
@@ -23,11 +23,11 @@ class _ScaleAndShift(Bijection):
         self.shift = nn.Parameter(torch.zeros(self.channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(tuple(x.shape[1:]))
+        self.output_shape(shape_of(x))
         return x * _spread(self.log_scale.exp(), x) + _spread(self.shift, x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(tuple(y.shape[1:]))
+        self.output_shape(shape_of(y))
         return (y - _spread(self.shift, y)) * _spread(torch.exp(-self.log_scale), y)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class _ScaleAndShift(Bijection):
 
     def _log_det(self, x: Tensor) -> Tensor:
         positions = x.shape[2:].numel()
-        return (positions * self.log_scale.sum()).to(x.dtype).expand(x.shape[0])
+        return (positions * self.log_scale.sum()).to(x.dtype).repeat(x.shape[0])
 
 
 @register("affine")
@@ -103,7 +103,7 @@ class ActNorm(_ScaleAndShift):
 
         A channel that is constant in the batch, as every one is in a batch of one vector, is shifted only.
         """
-        self.output_shape(tuple(x.shape[1:]))
+        self.output_shape(shape_of(x))
         if self.initialized:
             return
         if not x.shape[0]:

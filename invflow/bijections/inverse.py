@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bijection import Bijection
+from ..errors import InvflowError
 from ..registry import register
 from ..state import Shape
 
@@ -43,6 +44,15 @@ class Inverse(Bijection):
     @property
     def cheap_inverse(self) -> bool:  # type: ignore[override]
         return self.layer.cheap_inverse
+
+    @property
+    def awaits_data(self) -> bool:
+        return self.layer.awaits_data
+
+    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+        """Refuses: what a layer is to be initialised from is the inverse's output, which does not exist yet."""
+        if self.awaits_data:
+            raise InvflowError("a layer run backwards cannot be initialised from data; initialise it, then invert it")
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
         return self.layer.inverse(x, context)

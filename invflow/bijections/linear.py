@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..bijection import Bijection
 from ..errors import ShapeError
 from ..registry import register
-from ..state import Shape, TensorShape, require_channels
+from ..state import Shape, TensorShape, require_channels, shape_of
 
 
 @register("linear_1x1")
@@ -58,8 +58,10 @@ class Linear1x1(Bijection):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         columns = self._columns(y).index_select(0, self.order.argsort())
         lower, upper = self._factors()
+        if y.dtype in (torch.float16, torch.bfloat16):  # which the solver does not know
+            lower, upper, columns = lower.float(), upper.float(), columns.float()
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-        return self._shaped(torch.linalg.solve_triangular(upper, columns, upper=True), y)
+        return self._shaped(torch.linalg.solve_triangular(upper, columns, upper=True).to(y.dtype), y)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self(x, context), self._log_det(x)
@@ -83,11 +85,11 @@ class Linear1x1(Bijection):
 
     def _log_det(self, x: Tensor) -> Tensor:
         positions = x.shape[2:].numel()
-        return (positions * self.log_diagonal.sum()).to(x.dtype).expand(x.shape[0])
+        return (positions * self.log_diagonal.sum()).to(x.dtype).repeat(x.shape[0])
 
     def _columns(self, x: Tensor) -> Tensor:
         """Every position of every sample as a column, ``(channels, batch * positions)``."""
-        self.output_shape(tuple(x.shape[1:]))
+        self.output_shape(shape_of(x))
         return x.movedim(1, 0).flatten(1)
 
     @staticmethod

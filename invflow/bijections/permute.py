@@ -12,7 +12,7 @@ from torch import Tensor
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
 from ..registry import register
-from ..state import Shape, TensorShape, require_channels
+from ..state import Shape, TensorShape, require_channels, shape_of
 
 
 @register("permute")
@@ -57,11 +57,11 @@ class Permute(Bijection):
         self.register_buffer("order", torch.tensor(order))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(tuple(x.shape[1:]))
+        self.output_shape(shape_of(x))
         return x.index_select(1, self.order)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(tuple(y.shape[1:]))
+        self.output_shape(shape_of(y))
         return y.index_select(1, self.order.argsort())
 
     def output_shape(self, shape: Shape) -> TensorShape:

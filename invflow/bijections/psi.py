@@ -10,7 +10,7 @@ from torch import Tensor
 from ..bijection import Bijection
 from ..errors import ShapeError
 from ..registry import register
-from ..state import Shape, TensorShape, require_tensor
+from ..state import Shape, TensorShape, require_tensor, shape_of
 
 # Where (batch, channel, row, row in block, column, column in block) go: first the batch, then the three that become
 # the new channel, slowest first, then row and column.
@@ -51,13 +51,13 @@ class Psi(Bijection):
         self.layout = layout
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        channels, height, width = self.output_shape(tuple(x.shape[1:]))
+        channels, height, width = self.output_shape(shape_of(x))
         side = self.block_size
         blocks = x.reshape(x.shape[0], x.shape[1], height, side, width, side)
         return blocks.permute(_TO_CHANNELS[self.layout]).reshape(x.shape[0], channels, height, width)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        channels, height, width = self.input_shape(tuple(y.shape[1:]))
+        channels, height, width = self.input_shape(shape_of(y))
         side = self.block_size
         split = (side, side, channels) if self.layout == "block" else (channels, side, side)
         blocks = y.reshape(y.shape[0], *split, *y.shape[2:])

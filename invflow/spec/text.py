@@ -62,7 +62,7 @@ class Source:
         details: list[SpecErrorDetail] = []
         for problem in problems:
             line, column = self._place(problem)
-            path = ".".join(_printable(part) for part in problem.path)
+            path = ".".join(printable(part) for part in problem.path)
             details.append({"path": path, "line": line, "column": column, "message": problem.message})
         if self.text is not None:
             details.sort(key=lambda detail: (detail["line"] or 0, detail["column"] or 0))
@@ -190,7 +190,7 @@ def line_and_column(text: str, offset: int) -> tuple[int, int]:
     return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
 
 
-def _printable(step: str | int) -> str:
+def printable(step: str | int) -> str:
     """A step of a path as one line that every terminal takes."""
     return str(step) if str(step).isprintable() else repr(step)[1:-1]
 

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Scale: TypeAlias = Annotated[float, Field(ge=0.01, le=100)]
+
+
+def _in_order(scales: tuple[float, float]) -> tuple[float, float]:
+    if scales[0] > scales[1]:
+        raise ValueError("the smaller scale comes first")
+    return scales
 
 
 class Options(BaseModel):
@@ -21,15 +37,17 @@ class Affine(Options):
 
     degrees: NonNegativeFloat = Field(default=0.0, le=180, description="largest rotation either way, in degrees")
     translate: Fraction = Field(default=0.0, description="largest shift, as a fraction of height and width")
-    scale: tuple[PositiveFloat, PositiveFloat] = Field(default=(1.0, 1.0), description="smallest and largest scale")
+    scale: Annotated[tuple[Scale, Scale], AfterValidator(_in_order)] = Field(
+        default=(1.0, 1.0), description="smallest and largest scale"
+    )
     shear: NonNegativeFloat = Field(default=0.0, lt=90, description="largest shear either way, in degrees")
 
 
 class Elastic(Options):
     """Random smooth deformation of every training image."""
 
-    alpha: NonNegativeFloat = Field(default=30.0, description="strength of the displacements")
-    sigma: PositiveFloat = Field(default=5.0, description="smoothness of the displacements, in pixels")
+    alpha: NonNegativeFloat = Field(default=30.0, le=1e4, description="strength of the displacements")
+    sigma: PositiveFloat = Field(default=5.0, le=100, description="smoothness of the displacements, in pixels")
 
 
 class Stroke(Options):
@@ -37,7 +55,7 @@ class Stroke(Options):
 
     probability: Fraction = Field(default=0.5, description="how many of the images, 0 to 1")
     shift: Fraction = Field(default=0.3, le=0.5, description="how far that grey may lie from 1/2, either way")
-    contrast: PositiveFloat = Field(default=2.0, description="how steep the edges become")
+    contrast: PositiveFloat = Field(default=2.0, le=1e3, description="how steep the edges become")
 
 
 class Augmentation(Options):

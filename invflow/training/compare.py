@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..spec.document import Spec
 from .data import load_data
 from .evaluate import evaluate
-from .run import train
+from .run import check_trainable, folder_name, overridden, train
 
 
 @dataclass
@@ -49,13 +51,18 @@ def compare(
         announce: called with a line before and after each training.
         **options: as in `train`: data_root, download, progress.
     """
+    for _, spec in specs:  # before the first hour is spent on another one
+        check_trainable(
+            overridden(spec, overrides or {}), options.get("data_root"), download=options.get("download", False)
+        )
     rows = []
     for position, (name, spec) in enumerate(specs):
         row = Row(name)
         rows.append(row)
+        errors: list[float] = []
         for seed in range(seeds):
             announce(f"{name}: seed {seed} ({seed + 1} of {seeds})")
-            place = folder / f"{spec.name or 'spec'}-{position}" / f"seed-{seed}"
+            place = folder / f"{folder_name(spec)}-{position}" / f"seed-{seed}"
             run = train(spec, place, overrides={**(overrides or {}), "seed": seed}, **options)
             model = run.load()
             found = evaluate(model, load_data(run.training.data, options.get("data_root")))
@@ -64,6 +71,8 @@ def compare(
             row.test_accuracy.append(found.test_accuracy)
             row.seconds.append(run.record["seconds"])
             if found.invertible:
-                row.round_trip_error = max(row.round_trip_error or 0.0, found.round_trips["float32", "eval"].relative)
+                errors.append(found.round_trips["float32", "eval"].relative)
             announce(f"{name}: seed {seed}: test accuracy {found.test_accuracy:.2%}, {run.record['seconds']:.0f} s")
+        if errors:
+            row.round_trip_error = float(torch.tensor(errors).max())  # NaN where any is: Python's max would lose it
     return rows

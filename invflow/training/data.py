@@ -85,6 +85,10 @@ def _mnist(root: Path | None, download: bool) -> DataSet:
     folder = root or (Path(os.environ[DATA_VARIABLE]) if DATA_VARIABLE in os.environ else Path("data"))
     try:
         parts = [MNIST(folder, train=train, download=download) for train in (True, False)]
+    except (AssertionError, ValueError) as error:
+        raise DataError(
+            f"mnist in {folder} is damaged ({error or type(error).__name__}); copy or download it again"
+        ) from None
     except RuntimeError as error:
         why = f"and the download failed: {error}" if download else "and may not be downloaded"
         raise DataError(
@@ -113,7 +117,10 @@ def seed_at(seed: int, position: int) -> int:
 def train_loader(images: Images, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of training images, in an order that the seed decides and nothing else."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return _loader(images, torch.split(order, batch_size))
+    batches = torch.split(order, batch_size)
+    if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm has no statistics of one image
+        batches = (*batches[:-2], torch.cat(batches[-2:]))
+    return _loader(images, batches)
 
 
 def test_loader(images: Images) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ import csv
 import json
 import logging
 import platform
+import re
 import signal
 import time
 import warnings
@@ -37,6 +38,7 @@ RUN_FILE = "run.json"
 BEST = "best"
 PICTURES = "pictures"
 _LAST = "last.ckpt"
+_LARGEST_RECORD = 2**20
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,11 @@ class Run:
         """The run in a folder that `train` wrote. Raises RunError where there is none."""
         path = folder / RUN_FILE
         try:
-            record = json.loads(path.read_text())
-        except FileNotFoundError:
+            with path.open("rb") as file:
+                record = json.loads(file.read(_LARGEST_RECORD))
+            if not isinstance(record, dict):
+                raise ValueError("no JSON object")
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{folder}: no run here: expected a folder with {RUN_FILE}, as 'invflow train' writes it"
             ) from None
@@ -87,12 +92,14 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """One row per epoch, from the CSV logs of all stretches; a later stretch's word counts."""
         rows: dict[int, dict[str, float]] = {}
-        stretches = sorted((self.folder / "logs" / "csv").glob("version_*"), key=lambda path: int(path.name[8:]))
+        stretches = sorted((self.folder / "logs" / "csv").glob("version_[0-9]*"), key=lambda path: int(path.name[8:]))
         for stretch in stretches:
             if (stretch / "metrics.csv").is_file():
                 with (stretch / "metrics.csv").open(newline="") as file:
                     for row in csv.DictReader(file):
                         known = {name: float(value) for name, value in row.items() if value and name != "step"}
+                        # The evaluation at the very end is logged under an epoch that there is not.
+                        known["epoch"] = min(known["epoch"], self.training.epochs - 1)
                         rows.setdefault(int(known["epoch"]), {}).update(known)
         return [rows[epoch] for epoch in sorted(rows)]
 
@@ -102,7 +109,7 @@ class _KeepCheckpoints(lightning.Callback):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.best = float(run.record.get("best_test_accuracy", -1.0))
+        self.best = float(run.record.get("best_test_accuracy") or -1.0)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         accuracy = round(float(trainer.callback_metrics["test_accuracy"]), 6)  # float32: the rest is noise
@@ -112,7 +119,11 @@ class _KeepCheckpoints(lightning.Callback):
         if accuracy > self.best:
             self.best = accuracy
             write_checkpoint(document, weights, self.run.folder / BEST)
-        self.run.update(epochs_done=trainer.current_epoch + 1, test_accuracy=accuracy, best_test_accuracy=self.best)
+        self.run.update(
+            epochs_done=min(trainer.current_epoch + 1, self.run.training.epochs),
+            test_accuracy=accuracy,
+            best_test_accuracy=self.best,
+        )
 
 
 def train(
@@ -144,7 +155,7 @@ def train(
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
     options = spec.training or Training()
-    data = _fitting_data(spec, options, data_root, download)
+    data = check_trainable(spec, data_root, download=download)
     torch.manual_seed(options.seed)
     model = _build_classifier(spec)
     model.bijection.initialize(data.train.pixels[: options.batch_size])
@@ -157,25 +168,51 @@ def train(
 def resume(folder: Path, *, data_root: Path | None = None, download: bool = False, progress: bool = True) -> Run:
     """Goes on with a run that was interrupted; the result is the one that it would have had.
 
+    A run that is finished is returned as it is.
+
     Raises:
-        RunError: no run, or one that is finished.
+        RunError: no run, or one whose state cannot be read.
     """
     run = Run.open(folder)
     if run.record.get("status") == "finished":
-        raise RunError(f"{folder}: this run is finished; train the spec again into another folder")
+        return run
     options = run.training
     data = _fitting_data(run.spec, options, data_root, download)
     torch.manual_seed(options.seed)
     last = folder / "resume" / _LAST
+    if last.is_file():
+        _require_readable(last)
     return _fit(run, _build_classifier(run.spec), data, progress, last if last.is_file() else None)
+
+
+def _require_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="meta", weights_only=True)
+    except Exception as error:  # truncated, altered, or another kind of file: each raises its own
+        raise RunError(f"{checkpoint}: cannot be gone on from ({type(error).__name__}); train the spec anew") from None
+
+
+def folder_name(spec: Spec) -> str:
+    """A name for a spec's folder: its own without what leads elsewhere, for specs may come from strangers."""
+    return re.sub(r"[^\w.-]+", "-", spec.name or "").strip(".-")[:60] or "run"
+
+
+def check_trainable(spec: Spec, data_root: Path | None = None, *, download: bool = False) -> DataSet:
+    """The data of a spec, if a classifier can be trained on them as it says; raises as `train` does."""
+    options = spec.training or Training()
+    data = _fitting_data(spec, options, data_root, download)
+    with torch.device("meta"):
+        _build_classifier(spec)
+    return data
 
 
 def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
     """The spec with entries of its training block replaced; ``lr`` is the optimiser's, ``train_size`` the data's."""
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     if not overrides:
         return spec
     defaults = Training().model_dump(mode="json", exclude_none=True)
-    training = {**defaults, **spec.expanded.get("training", {})}
+    training = {**defaults, **(spec.expanded.get("training") or {})}
     for name, value in overrides.items():
         if name == "lr":
             training["optimizer"] = {**training["optimizer"], "lr": value}
@@ -207,6 +244,8 @@ def _fitting_data(spec: Spec, options: Training, root: Path | None, download: bo
     if spec.input_shape != data.image_shape:
         message = f"{options.data.name} has images of shape {data.image_shape}, the spec expects {spec.input_shape}"
         raise spec.error(("input", "shape"), message)
+    if spec.context_shape is not None:
+        raise spec.error(("input", "context_shape"), f"{options.data.name} has no context to train with")
     if spec.head is not None and spec.head.values.get("classes", data.classes) != data.classes:
         message = f"{options.data.name} has {data.classes} classes, the head {spec.head.values['classes']}"
         raise spec.error(("head", "classes"), message)
