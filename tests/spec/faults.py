@@ -667,7 +667,7 @@ TRAINING = {
     "affine scale": Fault(
         training('{"data": {"augmentation": {"affine": {"scale": [§0, 1]}}}}'),
         "training.data.augmentation.affine.scale.0",
-        "input should be greater than 0, got 0",
+        "input should be greater than or equal to 0.01, got 0",
     ),
     "optimizer no object": Fault(
         training('{"optimizer": §"sgd"}'), "training.optimizer", 'input should be an object, got "sgd"'
