@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..bijection import Bijection, one_line
 from ..state import Shape, State, TensorShape, leaves, map_state
 from .properties import PROPERTIES, Broken, Property
 from .report import BijectionError, Finding, Report
-from .trial import DOMAINS, Domain, Setting, Subject, Trial, sample, some_settings
+from .trial import DOMAINS, KINDS, Domain, Kind, Setting, Subject, Trial, sample, some_settings
 
 EXAMPLES = 10
 MOST_SHRINKS = 60  # tries to make a failing input smaller
@@ -34,6 +34,7 @@ def check_bijection(
     codomain: Domain | None = None,
     examples: int = EXAMPLES,
     perturb: bool = True,
+    kinds: Sequence[Kind] = KINDS,
     only: Collection[str] | None = None,
     skip: Collection[str] = (),
     seed: int = 0,
@@ -51,6 +52,7 @@ def check_bijection(
         codomain: likewise for outputs; by default the attribute ``codomain`` of the bijection, the reals where the
             domain is, and else whatever forward returns.
         examples: how many settings each property is tried in: inputs, dtype, mode, weights.
+        kinds: which inputs; huge ones, for example, overflow where a scale is unbounded.
         perturb: whether the weights are moved by noise in all settings but the first.
         only: the names of the properties to check; all by default.
         skip: the names of those to leave out.
@@ -68,7 +70,7 @@ def check_bijection(
     True
     """
     subject = Subject(bijection, shape, context_shape, domain, codomain)
-    report = examine(subject, examples=examples, perturb=perturb, only=only, skip=skip, seed=seed)
+    report = examine(subject, examples=examples, perturb=perturb, kinds=kinds, only=only, skip=skip, seed=seed)
     if not report.ok:
         raise BijectionError(report) from next(
             (finding.cause for finding in report.failures if finding.cause is not None), None
@@ -81,6 +83,7 @@ def examine(
     *,
     examples: int = EXAMPLES,
     perturb: bool = True,
+    kinds: Sequence[Kind] = KINDS,
     only: Collection[str] | None = None,
     skip: Collection[str] = (),
     seed: int = 0,
@@ -89,7 +92,7 @@ def examine(
     findings: dict[str, Finding] = {}
     properties = [prop for prop in chosen(only, skip) if prop.applies_to(subject)]
     tried: dict[str, set[Setting]] = {prop.name: set() for prop in properties}
-    for setting in some_settings(seed, examples, perturb=perturb):
+    for setting in some_settings(seed, examples, perturb=perturb, kinds=kinds):
         trials = functools.cache(subject.trial)  # properties that need the same share its copy of the module
         for prop in properties:
             adapted, before = prop.adapt(setting), findings.get(prop.name)

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -79,13 +79,13 @@ class Setting:
         return make_state(tensor, shape)
 
 
-def some_settings(seed: int, count: int, *, perturb: bool = True) -> Iterator[Setting]:
+def some_settings(seed: int, count: int, *, perturb: bool = True, kinds: Sequence[Kind] = KINDS) -> Iterator[Setting]:
     """``count`` settings: each kind and each mode early on, the rest drawn at random from the seed."""
     source = random.Random(seed)
     for number in range(count):
         training = number % 3 == 1
         yield Setting(
-            kind=KINDS[number] if number < len(KINDS) else source.choice(KINDS),
+            kind=kinds[number] if number < len(kinds) else source.choice(kinds),
             layout=LAYOUTS[number % len(LAYOUTS)],
             batch=source.choice(TRAIN_BATCHES if training else BATCHES) if number else 3,
             dtype=DTYPES[number % 5 == 4],
@@ -180,7 +180,7 @@ class Subject:
 
 
 def perturb(module: nn.Module, seed: int) -> None:
-    """Moves all weights and running statistics by seeded noise, as training would; conditioning stays moderate."""
+    """Moves what training would, weights and running statistics, by seeded noise; conditioning stays moderate."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor, scale: float) -> Tensor:
@@ -188,7 +188,7 @@ def perturb(module: nn.Module, seed: int) -> None:
 
     with torch.no_grad():
         for weight in module.parameters():
-            if weight.is_floating_point():
+            if weight.requires_grad and weight.is_floating_point():
                 # A matrix moves by a map whose norm is about a half, whatever its size.
                 scale = 0.25 / math.sqrt(max(1, weight[0].numel())) if weight.dim() > 1 else 0.25
                 weight.add_(noise(weight, scale))

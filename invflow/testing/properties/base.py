@@ -35,6 +35,7 @@ class Property:
         kinds: the inputs it is tried on.
         start: which state of the trial it starts from: what a report shows as the failing input.
         trials: at most so many in one check, for what is slow or the same for every input.
+        empty: whether it is tried on batches of no samples, about which the others have nothing to say.
         dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
     """
 
@@ -47,11 +48,14 @@ class Property:
     start: Literal["x", "y"]
     trials: int | None
     dense: bool
+    empty: bool
 
     def adapt(self, setting: Setting) -> Setting:
         """The setting with what this property needs."""
         kind = setting.kind if setting.kind in self.kinds else self.kinds[0]
         adapted = dataclasses.replace(setting, kind=kind, **self.needs)
+        if not adapted.batch and not self.empty:
+            adapted = dataclasses.replace(adapted, batch=1)
         if adapted.training and adapted.batch < 2:
             return dataclasses.replace(adapted, batch=2)  # batch statistics of one number are none
         return adapted
@@ -72,6 +76,7 @@ def promised(
     start: Literal["x", "y"] = "x",
     trials: int | None = None,
     dense: bool = False,
+    empty: bool = False,
 ) -> Callable[[Callable[[Trial], float]], Property]:
     """Makes a property of the function that measures it; its docstring is the promise."""
 
@@ -79,7 +84,7 @@ def promised(
         promise = " ".join((measure.__doc__ or "").split())
         allowed = tolerance if callable(tolerance) else lambda trial: tolerance
         name = measure.__name__.replace("_", " ")
-        return Property(name, promise, measure, allowed, needs, kinds, start, trials, dense)
+        return Property(name, promise, measure, allowed, needs, kinds, start, trials, dense, empty)
 
     return decorate
 
@@ -108,3 +113,14 @@ def both_ways(trial: Trial) -> list[tuple[str, Callable[..., tuple[Any, torch.Te
         ("forward_and_log_det", bijection.forward_and_log_det, trial.x),
         ("inverse_and_log_det", bijection.inverse_and_log_det, image),
     ]
+
+
+def all_calls(trial: Trial) -> list[tuple[str, Callable[..., tuple[Any, ...]], State]]:
+    """The plain calls too; each returns a tuple, of the state alone or with the log-determinant."""
+
+    def alone(call: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+        return lambda state, context: (call(state, context),)
+
+    (*_, x), (*_, image) = computed = both_ways(trial)
+    plain = [("forward", alone(trial.bijection), x), ("inverse", alone(trial.bijection.inverse), image)]
+    return [*plain, *computed]

@@ -14,7 +14,7 @@ from ...state import State, leaves, map_state
 from ..measures import condition_number, difference, in_double, magnitude, same_bits
 from ..tolerances import EXACT, SAME_ROUNDINGS
 from ..trial import Trial, batch_size, sample
-from .base import both_ways, expect, promised, roundings
+from .base import all_calls, both_ways, expect, promised, roundings
 
 SEVERAL = {"training": False, "batch": 3}
 
@@ -43,7 +43,7 @@ def plain_call(trial: Trial) -> float:
 @promised(EXACT, needs={})
 def input_untouched(trial: Trial) -> float:
     """The caller's tensors hold the same numbers after a call as before, and were never written to."""
-    for name, call, state in both_ways(trial):
+    for name, call, state in all_calls(trial):
         given = [*leaves(state), *([] if trial.context is None else [trial.context])]
         before = [(leaf.clone(), leaf._version) for leaf in given]
         with torch.no_grad():
@@ -60,7 +60,7 @@ def input_untouched(trial: Trial) -> float:
 def module_untouched(trial: Trial) -> float:
     """In eval mode a call moves no weight, no buffer, no mode, and no generator of random numbers."""
     bijection = trial.bijection
-    for name, call, state in both_ways(trial):
+    for name, call, state in all_calls(trial):
         before = {key: value.clone() for key, value in bijection.state_dict().items()}
         modes, generators = _modes(bijection), _generators()
         call(state, trial.context)
@@ -87,7 +87,7 @@ def _generators() -> tuple[Any, ...]:
 def determinism(trial: Trial) -> float:
     """The same call gives the same bits twice."""
     with torch.no_grad():
-        for name, call, state in both_ways(trial):
+        for name, call, state in all_calls(trial):
             first, second = call(state, trial.context), call(state, trial.context)
             expect(same_bits(first, second), f"{name} to return the same bits twice")
     return 0.0
@@ -97,7 +97,7 @@ def determinism(trial: Trial) -> float:
 def no_memory(trial: Trial) -> float:
     """What a call returns does not depend on the calls before it."""
     with torch.no_grad():
-        for name, call, state in both_ways(trial):
+        for name, call, state in all_calls(trial):
             first = call(state, trial.context)
             for _, other, given in both_ways(trial):
                 other(sample(given, 0), sample(trial.context, 0))
@@ -115,7 +115,7 @@ def batch_independence(trial: Trial) -> float:
     """In eval mode each sample gets what it would get alone."""
     found = []
     with torch.no_grad():
-        for _, call, state in both_ways(trial):
+        for _, call, state in all_calls(trial):
             together = call(state, trial.context)
             for i in range(batch_size(state)):
                 alone = call(sample(state, i), sample(trial.context, i))
@@ -128,7 +128,7 @@ def nan_contained(trial: Trial) -> float:
     """A NaN in one sample reaches no other."""
     found = []
     with torch.no_grad():
-        for _, call, state in both_ways(trial):
+        for _, call, state in all_calls(trial):
             spoilt = map_state(lambda leaf: leaf.clone().index_fill(0, torch.tensor([1]), float("nan")), state)
             for clean, other in zip(call(state, trial.context), call(spoilt, trial.context), strict=True):
                 found += [(sample(clean, i), sample(other, i)) for i in (0, 2)]
@@ -140,7 +140,7 @@ def memory_layout(trial: Trial) -> float:
     """Strided, expanded and channels-last inputs give what contiguous ones give."""
     found = []
     with torch.no_grad():
-        for _, call, state in both_ways(trial):
+        for _, call, state in all_calls(trial):
             plain = map_state(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), state)
             found += list(zip(call(state, trial.context), call(plain, trial.context), strict=True))
     return same_numbers(trial, found, roundings(SAME_ROUNDINGS)(trial))
@@ -151,8 +151,8 @@ def dtype_kept(trial: Trial) -> float:
     """The output has the dtype and the device of the input, and finite inputs give finite outputs."""
     like = next(leaves(trial.x))
     with torch.no_grad():
-        for name, call, state in both_ways(trial):
-            result, _ = call(state, trial.context)
+        for name, call, state in all_calls(trial):
+            result = call(state, trial.context)[0]
             for leaf in leaves(result):
                 expect(leaf.dtype == like.dtype, f"{name}: {like.dtype}, got {leaf.dtype}")
                 expect(leaf.device == like.device, f"{name}: device {like.device}, got {leaf.device}")
