@@ -76,13 +76,8 @@ class Sequential(Bijection):
     def cheap_inverse(self) -> bool:  # type: ignore[override]
         return all(layer.cheap_inverse for layer in self)
 
-    @property
-    def _frugal(self) -> bool:
-        """Whether this forward drops activations: only where there is a backward to drop them for."""
-        return self.backprop != "stored" and torch.is_grad_enabled()
-
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
-        if self._frugal:
+        if self.backprop != "stored" and torch.is_grad_enabled():
             return run_chain(self, self.backprop, x, context, log_det=False)[0]
         for layer in self.layers:
             x = layer(x, context)
@@ -94,7 +89,7 @@ class Sequential(Bijection):
         return y
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        if self._frugal:
+        if self.backprop != "stored" and torch.is_grad_enabled():
             y, log_det = run_chain(self, self.backprop, x, context, log_det=True)
             return y, cast(Tensor, log_det)
         total = zero_log_det(x)

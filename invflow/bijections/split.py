@@ -17,7 +17,7 @@ Sizes: TypeAlias = tuple[PositiveInt, PositiveInt]
 
 
 def _sizes(who: str, sizes: Sizes | None, dim: int, shape: Shape) -> tuple[int, int]:
-    """The sizes of the two parts of a tensor of this shape; halves by default, the first the smaller."""
+    """The sizes of the two parts of a tensor of this shape."""
     whole = require_tensor(who, shape)
     if len(whole) < dim:
         raise ShapeError(f"{who} along dim {dim} expects at least {dim} dimensions besides the batch, got {shape}")
@@ -27,7 +27,7 @@ def _sizes(who: str, sizes: Sizes | None, dim: int, shape: Shape) -> tuple[int, 
             f"{who} expects at least 2 channels along dim {dim} to make two parts of, got {extent} in {shape}; "
             "put a psi before"
         )
-    parts = sizes or (extent // 2, extent - extent // 2)
+    parts = _parts(sizes, extent)
     if sum(parts) != extent:
         raise ShapeError(
             f"{who} with sizes {list(parts)} expects {sum(parts)} along dim {dim}, got {extent} in {shape}"
@@ -35,9 +35,35 @@ def _sizes(who: str, sizes: Sizes | None, dim: int, shape: Shape) -> tuple[int, 
     return parts
 
 
-def _cut(x: Tensor, sizes: tuple[int, int], dim: int) -> tuple[Tensor, Tensor]:
-    first, second = torch.split(x, list(sizes), dim)
-    return first, second
+def _parts(sizes: Sizes | None, extent: int) -> tuple[int, int]:
+    """The sizes as given, or halves, the first the smaller."""
+    return sizes or (extent // 2, extent - extent // 2)
+
+
+def _cut(who: str, x: Tensor, sizes: Sizes | None, dim: int) -> tuple[Tensor, Tensor]:
+    # What fits is seen at a glance: this runs in every forward. What does not is explained by _sizes.
+    if isinstance(x, Tensor) and x.dim() > dim:
+        extent = x.shape[dim]
+        parts = _parts(sizes, extent)
+        if extent > 1 and parts[0] + parts[1] == extent:
+            first, second = torch.split_with_sizes(x, parts, dim)
+            return first, second
+    _sizes(who, sizes, dim, shape_of(x))
+    raise ShapeError(f"{who} expects one tensor, got {type(x).__name__}")
+
+
+def _join(who: str, x: tuple[Tensor, Tensor], sizes: Sizes | None, dim: int) -> Tensor:
+    """The pair as one tensor; a pair that cutting would not return is a ShapeError."""
+    # First done, then looked at: this runs in every forward, and what does not fit has time to be explained.
+    if isinstance(x, tuple):
+        try:
+            whole = torch.cat(x, dim)
+            if len(x) == 2 and x[0].shape[dim] == _parts(sizes, whole.shape[dim])[0]:
+                return whole
+        except (RuntimeError, TypeError, IndexError):
+            pass  # explained below
+    _whole_shape(who, sizes, dim, shape_of(x))
+    raise ShapeError(f"{who} expects two tensors of one batch and dtype, got {[tuple(part.shape) for part in x]}")
 
 
 def _part_shapes(shape: TensorShape, sizes: tuple[int, int], dim: int) -> tuple[TensorShape, TensorShape]:
@@ -82,11 +108,10 @@ class Split(Bijection):
         self.dim = dim
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _cut(x, _sizes("split", self.sizes, self.dim, shape_of(x)), self.dim)
+        return _cut("split", x, self.sizes, self.dim)
 
     def inverse(self, y: tuple[Tensor, Tensor], context: Tensor | None = None) -> Tensor:
-        self.input_shape(shape_of(y))
-        return torch.cat(y, self.dim)
+        return _join("the inverse of split", y, self.sizes, self.dim)
 
     def output_shape(self, shape: Shape) -> Shape:
         sizes = _sizes("split", self.sizes, self.dim, shape)
@@ -125,11 +150,10 @@ class Merge(Bijection):
         self.dim = dim
 
     def forward(self, x: tuple[Tensor, Tensor], context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(x))
-        return torch.cat(x, self.dim)
+        return _join("merge", x, self.sizes, self.dim)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _cut(y, _sizes("the inverse of merge", self.sizes, self.dim, shape_of(y)), self.dim)
+        return _cut("the inverse of merge", y, self.sizes, self.dim)
 
     def output_shape(self, shape: Shape) -> Shape:
         return _whole_shape("merge", self.sizes, self.dim, shape)
