@@ -12,10 +12,12 @@ from torch import Tensor
 from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..spec import build, load
-from ..state import Shape, State, make_state, shape_of
+from ..state import Shape, State, flat_size, make_state, shape_of
 from .roundtrip import RoundTrip, round_trips
 
 SAMPLES = 16
+LARGEST_BATCH = 2**24
+"""Numbers in all samples together: a spec may come from a stranger, and ask for states that fill the memory."""
 ROUNDINGS = 1000
 """How many units of the dtype's eps a chain may lose: 1e-4 in float32, 2e-13 in float64. A chain that is inverted
 correctly loses a few per layer times the gain of the layers behind it; one that is not loses everything."""
@@ -91,9 +93,10 @@ def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
     if chain.declared_shape is None:
         raise ValueError("check expects a chain built from a spec, which knows the shape of its input")
     generator = torch.Generator().manual_seed(0)
-    x = make_state(lambda leaf: torch.randint(256, (SAMPLES, *leaf), generator=generator) / 256, chain.declared_shape)
+    samples = max(2, min(SAMPLES, LARGEST_BATCH // flat_size(chain.declared_shape)))
+    x = make_state(lambda leaf: torch.randint(256, (samples, *leaf), generator=generator) / 256, chain.declared_shape)
     context_shape = chain.declared_context_shape
-    return x, None if context_shape is None else torch.randn((SAMPLES, *context_shape), generator=generator)
+    return x, None if context_shape is None else torch.randn((samples, *context_shape), generator=generator)
 
 
 def _within_rounding(dtype: str, result: RoundTrip) -> bool:

@@ -82,11 +82,15 @@ def round_trips(chain: Sequential, x: State, context: Tensor | None = None) -> d
 
 
 def _largest_difference(a: State, b: State) -> float:
-    return max(
-        (float((p - q).abs().max()) for p, q in zip(leaves(a), leaves(b), strict=True) if p.numel()), default=0.0
-    )
+    pairs = zip(leaves(a), leaves(b), strict=True)
+    return _largest(0.0, [(p - q).abs().max() for p, q in pairs if p.numel()])
 
 
 def _scale(states: list[State]) -> float:
     """max(1, the largest magnitude in any of the states)."""
-    return max([1.0, *(float(leaf.abs().max()) for state in states for leaf in leaves(state) if leaf.numel())])
+    return _largest(1.0, [leaf.abs().max() for state in states for leaf in leaves(state) if leaf.numel()])
+
+
+def _largest(least: float, values: list[Tensor]) -> float:
+    """The largest number, and NaN where any of them is: Python's max would lose it."""
+    return float(torch.tensor([least, *map(float, values)], dtype=torch.float64).max())
