@@ -229,3 +229,19 @@ def test_import_does_not_load_what_only_training_needs():
         "assert not late, late"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_an_override_keeps_the_place_of_a_fault(call, tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text(Path(DIGITS).read_text().replace('"shape": [1, 8, 8]', '"shape": [1, 6, 6]'))
+    status, _, err = call("train", broken, "--epochs", 1)
+    assert status == 2
+    assert err.startswith(f"invflow: {broken}:5:")
+    assert "input.shape: digits has images of shape (1, 8, 8), the spec expects (1, 6, 6)" in err
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "-1"])
+def test_a_learning_rate_that_is_none(call, rate):
+    status, _, err = call("train", DIGITS, "--lr", rate)
+    assert status == 2
+    assert "training.optimizer.lr: input should be" in err

@@ -21,7 +21,7 @@ from ..reversible import Backprop
 from ..state import Shape, TensorShape
 from .expand import Expanded, expand
 from .limits import DEFAULT_LIMITS, Limits
-from .text import JsonPath, Problem, Problems, read_source
+from .text import JsonPath, Problem, Problems, Source, read_source
 from .training import Options, Training
 from .versions import SPEC_VERSION, migrate
 
@@ -150,9 +150,10 @@ class Spec:
         return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def replace(self, **top_level: Any) -> Spec:
-        """The same spec with other top-level entries; None drops one."""
-        document = {**self.document, **top_level}
-        return load_spec({key: value for key, value in document.items() if value is not None})
+        """The same spec with other top-level entries; None drops one. Errors still point into the spec's text."""
+        document = {key: value for key, value in {**self.document, **top_level}.items() if value is not None}
+        source = Source(document, self._expanded.source.name, self._expanded.source.text)
+        return _Validator(expand(migrate(source), DEFAULT_LIMITS)).spec()
 
     def error(self, path: JsonPath, message: object) -> SpecError:
         """What is wrong at a path of the expanded document, placed where that was written."""
