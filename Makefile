@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEMO_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench clean
+.PHONY: help demo test lint format docs bench proof clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ docs: $(READY)  ## the schema and the pages, into site/
 
 bench: $(READY)  ## speed against hand-written PyTorch and FrEIA
 	$(BIN)/python benchmarks/overhead.py
+
+proof: $(READY)  ## the worst value of every property of every bijection, into docs/proof.md
+	$(BIN)/python -m invflow.testing.proof | tee docs/proof.md
 
 clean:  ## forget what was made, the virtual environment too
 	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis
