@@ -107,9 +107,25 @@ def _as_leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
 
 
+def arguments_of(module: nn.Module) -> dict[str, Any] | None:
+    """The arguments that a registered class was constructed with; None for any other module.
+
+    A part that the module keeps under its parameter's name is what the module holds now: it may have been replaced.
+    """
+    recorded: dict[str, Any] | None = module.__dict__.get("_arguments")
+    if recorded is None:
+        return None
+    kept: frozenset[str] = module.__dict__["_kept"]
+    current = {name: getattr(module, name) for name in kept if hasattr(module, name)}
+    return {
+        **recorded,
+        **{name: tuple(part) if isinstance(part, nn.ModuleList) else part for name, part in current.items()},
+    }
+
+
 def one_line(module: nn.Module) -> str:
     """``Class(argument=value, net=Net(argument=value))`` on one line, as far as the arguments were recorded."""
-    arguments: dict[str, Any] | None = module.__dict__.get("_arguments")
+    arguments = arguments_of(module)
     if arguments is None:
         inside = module.extra_repr() or ("..." if next(module.children(), None) is not None else "")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -10,10 +11,10 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, ValidationError, create_model
 from pydantic_core import ErrorDetails
 from torch import nn
 
@@ -53,7 +54,9 @@ class FieldSet:
     def __init__(self, cls: type) -> None:
         self.cls = cls
         # The constructor's own: a class that overrides __new__ hides it.
-        _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        construct = cls.__init__  # type: ignore[misc]
+        own = _no_arguments if construct is nn.Module.__init__ else construct
+        _, *parameters = inspect.signature(own).parameters.values()
         self.signature = inspect.Signature(parameters)
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -66,7 +69,10 @@ class FieldSet:
     @functools.cached_property
     def fields(self) -> Mapping[str, JsonField]:
         """Name -> field, in the constructor's order."""
-        hints = typing.get_type_hints(self.cls.__init__, include_extras=True)  # type: ignore[misc]
+        try:
+            hints = typing.get_type_hints(self.cls.__init__, include_extras=True)  # type: ignore[misc]
+        except NameError as error:
+            raise TypeError(f"{self.cls.__name__}: an annotation cannot be resolved: {error}") from None
         descriptions = argument_descriptions(inspect.getdoc(self.cls) or "")
         found = {}
         for name, parameter in self.signature.parameters.items():
@@ -92,7 +98,10 @@ class FieldSet:
             for name, field in ((name, self.fields[name]) for name in self.plain)
         }
         config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-        return create_model(self.cls.__name__, __config__=config, **definitions)
+        try:
+            return create_model(self.cls.__name__, __config__=config, **definitions)
+        except PydanticSchemaGenerationError as error:
+            raise TypeError(f"{self.cls.__name__}: a parameter's type has no JSON form: {error.message}") from None
 
     @functools.cached_property
     def plain(self) -> tuple[str, ...]:
@@ -119,7 +128,8 @@ class FieldSet:
 def checked_constructor(cls: type, fields: FieldSet) -> Any:
     """``cls.__init__`` that validates its plain arguments by the fields' types and records all of them."""
     construct = cls.__init__  # type: ignore[misc]
-    signature = inspect.signature(construct)
+    # A class without a constructor of its own has Module's, which takes whatever it is given.
+    signature = inspect.signature(_no_arguments if construct is nn.Module.__init__ else construct)
 
     @functools.wraps(construct)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -134,17 +144,37 @@ def checked_constructor(cls: type, fields: FieldSet) -> Any:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise InvflowError(f"{cls.__name__}: {place}: {describe(first)}") from None
+        parts = {name: given[name] for name, field in fields.fields.items() if field.kind != "value" and name in given}
+        for name, part in parts.items():
+            _require_part(cls, fields.fields[name], part)
+        # A constructor may change what it is given; the record, and the next instance's defaults, stay as they were.
+        recorded = {name: value if name in parts else copy.deepcopy(value) for name, value in list(given.items())[1:]}
         construct(*bound.args, **bound.kwargs)
         if type(self) is cls:
-            self.__dict__["_arguments"] = dict(list(given.items())[1:])
+            self.__dict__["_arguments"] = recorded
+            self.__dict__["_kept"] = frozenset(name for name, part in parts.items() if _is_kept(cast(nn.Module, self), name, part))
 
     return init
 
 
-def arguments_of(module: nn.Module) -> dict[str, Any] | None:
-    """The arguments that a registered class was constructed with; None for any other module."""
-    recorded = module.__dict__.get("_arguments")
-    return None if recorded is None else dict(recorded)
+def _no_arguments(self: Any) -> None:
+    """The signature of a class without a constructor of its own."""
+
+
+def _is_kept(module: nn.Module, name: str, part: Any) -> bool:
+    """Whether the module holds this part, unwrapped, under its parameter's name."""
+    held = getattr(module, name, None)
+    if isinstance(part, tuple) and isinstance(held, nn.ModuleList):
+        return len(part) == len(held) and all(a is b for a, b in zip(part, held, strict=True))
+    return held is part and isinstance(held, nn.Module)
+
+
+def _require_part(cls: type, field: JsonField, part: Any) -> None:
+    if part is None and field.default is None:
+        return
+    base = nn.Module if field.kind == "net" else Bijection
+    if field.kind != "layers" and not isinstance(part, base):
+        raise InvflowError(f"{cls.__name__}: {field.name}: expected a {base.__name__}, got {type(part).__name__}")
 
 
 def describe(error: ErrorDetails) -> str:

@@ -75,3 +75,30 @@ def test_training_a_flow_is_refused_for_now(tmp_path):
     spec = invflow.load_spec({**PAIR, "input": {"shape": [1, 8, 8]}, "layers": []})
     with pytest.raises(invflow.SpecError, match="prior: train expects a spec with a head"):
         train(spec, tmp_path / "run")
+
+
+def test_a_loaded_flow_samples_in_its_dtype(tmp_path):
+    invflow.save(invflow.build_model(PAIR).double(), tmp_path)
+    assert invflow.load(tmp_path).sample(3).dtype == torch.float64
+
+
+def test_what_could_not_be_loaded_again_replaces_nothing(tmp_path):
+    invflow.save(invflow.build_model(PAIR), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    chain = invflow.Sequential(invflow.bijections.Psi(2))
+    with pytest.raises(invflow.SpecError, match="that 2 divides, got 5 x 5"):
+        invflow.save(chain, tmp_path, input_shape=(1, 5, 5))
+    net = invflow.nets.MLP((1,), (1,), context_shape=(2,))
+    coupled = invflow.Sequential(invflow.bijections.Split(), invflow.bijections.AdditiveCoupling(net))
+    with pytest.raises(invflow.CheckpointError, match="is expected to have shape"):
+        invflow.save(coupled, tmp_path, input_shape=(2,))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_link_to_an_endless_file_is_refused(tmp_path):
+    invflow.save(invflow.build_model(PAIR), tmp_path)
+    (weights,) = tmp_path.glob("weights-*")
+    weights.unlink()
+    weights.symlink_to("/dev/zero")
+    with pytest.raises(invflow.CheckpointError, match="no ordinary file"):
+        invflow.load(tmp_path)

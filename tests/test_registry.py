@@ -143,3 +143,84 @@ def test_registered_nets_and_heads_build():
 def test_registered_is_read_only():
     with pytest.raises(TypeError):
         invflow.registered()["x"] = make_scale()
+
+
+def test_a_class_without_a_constructor_registers():
+    @invflow.register("acme.negate")
+    class Negate(invflow.Bijection):
+        """y = -x."""
+
+        examples = [({}, (2,))]
+
+        def forward(self, x, context=None):
+            return -x
+
+        def inverse(self, y, context=None):
+            return -y
+
+    chain = invflow.build(spec_of({"type": "acme.negate"}))
+    assert chain(torch.ones(1, 2)).tolist() == [[-1.0, -1.0]]
+    assert invflow.to_spec(chain)["layers"] == [{"type": "acme.negate"}]
+    with pytest.raises(TypeError, match=r"Negate\(\) got an unexpected keyword argument"):
+        Negate(factor=2)
+
+
+def test_a_wrapped_part_is_written_as_it_was_given():
+    @invflow.register("acme.backwards")
+    class Backwards(invflow.Bijection):
+        """The layer, run backwards."""
+
+        examples = [({"layer": {"type": "permute", "order": [1, 2, 0]}}, (3,))]
+
+        def __init__(self, layer: invflow.Bijection) -> None:
+            super().__init__()
+            self.layer = invflow.Inverse(layer)
+
+        def forward(self, x, context=None):
+            return self.layer(x, context)
+
+        def inverse(self, y, context=None):
+            return self.layer.inverse(y, context)
+
+    inner = {"type": "permute", "order": [1, 2, 0]}
+    chain = invflow.build(spec_of({"type": "acme.backwards", "layer": inner}, shape=(3,)))
+    x = torch.tensor([[0.0, 1.0, 2.0]])
+    assert torch.equal(invflow.build(invflow.to_spec(chain))(x), chain(x))
+
+
+def test_repr_and_spec_show_what_a_coupling_holds_now():
+    coupling = invflow.bijections.AdditiveCoupling(invflow.nets.MLP((2,), (2,), hidden=[5]))
+    coupling.net = invflow.nets.MLP((2,), (2,), hidden=[7])
+    assert "hidden=[7]" in repr(coupling)
+    document = invflow.to_spec(invflow.Sequential(coupling), input_shape=((2,), (2,)))
+    assert document["layers"][0]["net"]["hidden"] == [7]
+
+
+def test_a_constructor_that_changes_its_argument_changes_nothing_else():
+    @invflow.register("acme.greedy")
+    class Greedy(make_scale()):
+        def __init__(self, values: list[int] = [1]) -> None:  # noqa: B006
+            super().__init__(2.0)
+            values.append(9)
+
+    for _ in range(2):
+        chain = invflow.build(spec_of({"type": "acme.greedy", "values": [3]}))
+        assert invflow.to_spec(chain)["layers"] == [{"type": "acme.greedy", "values": [3]}]
+
+
+@pytest.mark.parametrize("part", [None, "x", nn.Linear])
+def test_a_part_that_is_none(part):
+    with pytest.raises(ValueError, match="AdditiveCoupling: net: expected a Module"):
+        invflow.bijections.AdditiveCoupling(part)
+    with pytest.raises(ValueError, match="Inverse: layer: expected a Bijection"):
+        invflow.Inverse(nn.Linear(2, 2) if part is nn.Linear else part)
+
+
+def test_a_type_without_a_json_form_is_named():
+    @invflow.register("acme.tensor")
+    class Holder(make_scale()):
+        def __init__(self, value: torch.Tensor) -> None:
+            super().__init__(2.0)
+
+    with pytest.raises(TypeError, match="Holder: a parameter's type has no JSON form"):
+        Holder(torch.zeros(1))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import write_atomically
@@ -35,7 +36,8 @@ _LARGEST_ITEM = 16  # bytes of the largest number that torch knows, a complex128
 def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_shape: Shape | None = None) -> None:
     """Writes a chain, a classifier or a flow into a folder, which is made where it does not exist.
 
-    A reader finds the old checkpoint or the new one at every moment, whatever interrupts the writing.
+    A reader finds the old checkpoint or the new one at every moment, whatever interrupts the writing. A layer that
+    stands twice in a chain comes back as two layers with equal weights.
 
     Args:
         model: what to save; its dtype is kept.
@@ -43,9 +45,14 @@ def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_sha
         input_shape: as in `to_spec`.
 
     Raises:
-        SpecError: as in `to_spec`.
+        SpecError: as in `to_spec`; or the model cannot be built for this input.
+        CheckpointError: the model that its document builds has other weights.
     """
-    write_checkpoint(to_spec(model, input_shape), model.state_dict(), folder)
+    document, weights = to_spec(model, input_shape), model.state_dict()
+    with torch.device("meta"):  # before anything is replaced: would it come back?
+        again = _build(load_spec(document), DEFAULT_LIMITS)
+    _check_fit(Path(folder), weights, again.state_dict())
+    write_checkpoint(document, weights, folder)
 
 
 def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential | Classifier | Flow:
@@ -57,14 +64,31 @@ def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential |
     """
     folder = Path(folder)
     spec, block = read_checkpoint_spec(folder, limits)
-    is_chain = spec.head is None and spec.prior is None
-    model = build(spec, limits=limits) if is_chain else build_model(spec, limits=limits)
+    model = _build(spec, limits)
     expected = model.state_dict()
     most = _LARGEST_ITEM * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES
     tensors = _read_weights(folder / block.weights, block.digest, most)
     _check_fit(folder / block.weights, tensors, expected)
     model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
+    _convert_what_is_not_saved(model)
     return model
+
+
+def _build(spec: Spec, limits: Limits) -> Sequential | Classifier | Flow:
+    is_chain = spec.head is None and spec.prior is None
+    return build(spec, limits=limits) if is_chain else build_model(spec, limits=limits)
+
+
+def _convert_what_is_not_saved(model: nn.Module) -> None:
+    """Gives buffers that are in no checkpoint, a prior's for example, the dtype of the weights."""
+    weight = next((weight for weight in model.parameters() if weight.is_floating_point()), None)
+    if weight is None:
+        return
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(weight.dtype)
 
 
 def read_checkpoint_spec(folder: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Spec, CheckpointBlock]:
@@ -102,9 +126,12 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
 
 def _read_weights(path: Path, digest: str, most: int) -> dict[str, Tensor]:
     try:
-        if path.stat().st_size > most:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: no ordinary file, as save writes it")
+        with path.open("rb") as file:  # never more than there can be, whatever the file's size is said to be
+            payload = file.read(most + 1)
+        if len(payload) > most:
             raise CheckpointError(f"{path}: larger than the weights of its spec can be")
-        payload = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: the weights cannot be read: {error.strerror}") from None
     if hashlib.sha256(payload).hexdigest() != digest:

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..bijection import Bijection
+from ..bijection import Bijection, arguments_of
 from ..errors import SpecError
-from ..fields import arguments_of
 from ..models import Classifier, Flow
 from ..registry import Registry, bijections, heads, nets, priors
 from ..sequential import Sequential
@@ -67,8 +66,7 @@ def _document(module: nn.Module, registry: Registry[Any]) -> dict[str, Any]:
     for name, field in field_set.fields.items():
         if field.kind == "value" or name not in arguments:
             continue
-        # What the module holds now, where it keeps it under the parameter's name: it may have been replaced.
-        current = getattr(module, name, arguments[name])
+        current = arguments[name]
         if field.kind == "layers":
             document[name] = [_document(layer, bijections) for layer in current]
         elif current is not None:
