@@ -151,8 +151,9 @@ def checked_constructor(cls: type, fields: FieldSet) -> Any:
         recorded = {name: value if name in parts else copy.deepcopy(value) for name, value in list(given.items())[1:]}
         construct(*bound.args, **bound.kwargs)
         if type(self) is cls:
-            self.__dict__["_arguments"] = recorded
-            self.__dict__["_kept"] = frozenset(name for name, part in parts.items() if _is_kept(cast(nn.Module, self), name, part))
+            module = cast(nn.Module, self)
+            module.__dict__["_arguments"] = recorded
+            module.__dict__["_kept"] = frozenset(name for name, part in parts.items() if _is_kept(module, name, part))
 
     return init
 
