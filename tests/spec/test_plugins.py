@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -258,3 +259,30 @@ def test_two_packages_that_advertise_one_tag(run, tmp_path):
         "layers.0: layer type 'acme.scale' is advertised by several distributions: 'acme-flows', 'other'; uninstall "
         "all but one"
     )
+
+
+def test_one_line_tests_the_bijections_of_another_package(run, tmp_path):
+    """The package's own test module finds its bijection by entry point, and tests it in a line."""
+    del run  # installs the package
+    site = tmp_path / "site"
+    (site / "test_acme.py").write_text(
+        'from invflow.testing import property_tests\n\ntest_mine = property_tests("acme.scale")\n'
+    )
+    (site / "conftest.py").write_text(
+        "from hypothesis import Phase, settings\n\n"
+        'settings.register_profile("few", max_examples=3, deadline=None, phases=[Phase.generate])\n'
+        'settings.load_profile("few")\n'
+    )
+    healthy = _pytest_in(site)
+    assert healthy.returncode == 0, healthy.stdout
+    assert "1 passed" in healthy.stdout
+    (site / "acme_flows.py").write_text(GOOD.replace("return self.inverse(y), -self", "return self.inverse(y), self"))
+    planted = _pytest_in(site)
+    assert planted.returncode == 1
+    assert "BijectionError" in planted.stdout
+
+
+def _pytest_in(site):
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(site), str(site)]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, timeout=300, check=False)
