@@ -254,3 +254,20 @@ def test_from_a_spec():
     assert invflow.load_spec(spec).hash == invflow.load_spec(plain).hash
     with pytest.raises(invflow.SpecError, match="backprop: input should be 'stored', 'reversible' or 'checkpoint'"):
         invflow.build({**spec, "backprop": "revertible"})
+
+
+@pytest.mark.parametrize("log_det", [False, True])
+def test_vmap_over_jacrev(log_det):
+    chain = Sequential(Split(), *(AffineCoupling(MLP((2,), (4,), hidden=[5], activation="tanh")) for _ in range(2)))
+    chain = Sequential(*chain, Merge()).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+
+    def call(point):
+        y, determinant = chain.forward_and_log_det(point[None])
+        return determinant if log_det else y[0]
+
+    found = []
+    for policy in ("stored", "reversible"):
+        chain.backprop = policy
+        found.append(torch.func.vmap(torch.func.jacrev(call))(x))
+    torch.testing.assert_close(*found)

@@ -111,18 +111,24 @@ def _reverse(layers: list[Bijection], x: State, context: Tensor | None, log_det:
 class _Reverse(torch.autograd.Function):
     """The forward of a run of layers; its backward inverts them, one by one, and differentiates each as it goes."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, run: _Run, context: Tensor | None, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(run: _Run, context: Tensor | None, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         pieces = iter(tensors[:count])
         y, total = run.forward(make_state(lambda _: next(pieces), run.input_shape), context)
-        outputs = list(leaves(y))
+        # Views, because a layer may hand on its input as it is, and an input is not to be saved as an output.
+        return (*(leaf.view_as(leaf) for leaf in leaves(y)), *([] if total is None else [total]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        run, context = inputs[:2]
+        outputs = output[:-1] if run.log_det else output
         ctx.run = run
-        ctx.count = count
         ctx.outputs = len(outputs)
         ctx.has_context = context is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*outputs, *([] if context is None else [context]))
-        return (*outputs, *([] if total is None else [total]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
