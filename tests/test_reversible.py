@@ -267,7 +267,8 @@ def test_vmap_over_jacrev(log_det):
         return determinant if log_det else y[0]
 
     found = []
-    for policy in ("stored", "reversible"):
+    for policy in ("stored", "reversible", "checkpoint"):
         chain.backprop = policy
         found.append(torch.func.vmap(torch.func.jacrev(call))(x))
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])

@@ -57,6 +57,8 @@ def _forward(layer: Bijection, x: State, context: Tensor | None, log_det: bool) 
 
 def _checkpoint(layer: Bijection, x: State, context: Tensor | None, log_det: bool) -> tuple[Any, Tensor | None]:
     """A layer's forward that keeps its input only."""
+    if torch._C._are_functorch_transforms_active():  # torch.func knows no checkpoints: there all is kept
+        return _forward(layer, x, context, log_det)
     made: tuple[Any, Tensor | None] = checkpoint(
         functools.partial(_forward, layer, log_det=log_det),
         x,
