@@ -75,6 +75,7 @@ class Registry(Generic[M]):
             if cls in self._fields:
                 raise ValueError(f"{_name(cls)} is registered as {self.tag_of(cls)!r} already")
             fields = FieldSet(cls)
+            _ = fields.values  # a type that no document can hold is refused here, before it spoils the schema
             cls.__init__ = checked_constructor(cls, fields)  # type: ignore[method-assign]
             if held is not None:
                 del self._fields[held]

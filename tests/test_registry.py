@@ -217,10 +217,10 @@ def test_a_part_that_is_none(part):
 
 
 def test_a_type_without_a_json_form_is_named():
-    @invflow.register("acme.tensor")
     class Holder(make_scale()):
         def __init__(self, value: torch.Tensor) -> None:
             super().__init__(2.0)
 
     with pytest.raises(TypeError, match="Holder: a parameter's type has no JSON form"):
-        Holder(torch.zeros(1))
+        invflow.register("acme.tensor")(Holder)
+    assert "acme.tensor" not in invflow.registered()
