@@ -66,13 +66,23 @@ class Bijection(nn.Module, ABC):
         Args:
             y: an output, detached.
             context: as in `forward`.
-            replay: a context manager to evaluate in whatever draws random numbers: it draws the same ones each time.
+            replay: a context manager to evaluate the layer's parts in: they find what they found in the forward, the
+                same random numbers and the same buffers, each time that it is entered.
             log_det: whether the log-determinant is asked for; else it is None.
         """
         with torch.no_grad(), replay():
             x = map_state(_as_leaf, self.inverse(y, context))
         with replay():
             return x, *(self.forward_and_log_det(x, context) if log_det else (self(x, context), None))
+
+    def retrace_inverse(
+        self, x: Any, context: Tensor | None, replay: Replay, *, log_det: bool
+    ) -> tuple[Any, Any, Tensor | None]:
+        """``(y, f^-1(y), log |det df^-1/dy|)`` from ``x = f^-1(y)``: `retrace` of this bijection run backwards."""
+        with torch.no_grad(), replay():
+            y = map_state(_as_leaf, self(x, context))
+        with replay():
+            return y, *(self.inverse_and_log_det(y, context) if log_det else (self.inverse(y, context), None))
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of ``self(x)`` for an ``x`` of this shape. Raises ShapeError where there is none."""

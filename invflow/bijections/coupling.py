@@ -73,6 +73,18 @@ class _Coupling(Bijection):
         b.requires_grad_()
         return (a, b), (self._transform(b, made), a), self._log_det(b, made) if log_det else None
 
+    def retrace_inverse(
+        self, x: Pair, context: Tensor | None, replay: Replay, *, log_det: bool
+    ) -> tuple[Pair, Pair, Tensor | None]:
+        a, b = _pair(self, x)
+        v = a.detach().requires_grad_()
+        with replay():
+            made = self._condition(v, b, context)
+        with torch.no_grad():
+            u = self._transform(b, made)
+        u.requires_grad_()
+        return (u, v), (v, self._untransform(u, made)), -self._log_det(u, made) if log_det else None
+
     @classmethod
     def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
         """What the conditioner maps, for an incoming pair of this shape."""

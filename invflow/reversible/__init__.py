@@ -1,5 +1,7 @@
 """Training without keeping activations: chains that compute them again while going backwards."""
 
-from .chain import POLICIES, Backprop, run_chain
+from .chain import run_chain
+from .monitor import MONITORS, Monitor, Reconstruction
+from .step import POLICIES, Backprop, Step
 
-__all__ = ["POLICIES", "Backprop", "run_chain"]
+__all__ = ["MONITORS", "POLICIES", "Backprop", "Monitor", "Reconstruction", "Step", "run_chain"]

@@ -1,85 +1,150 @@
-"""What a forward ran in, so that it can be run again in the same: random numbers, autocast, buffers."""
+"""What a forward ran in, so that it can be run again in the same: random numbers, buffers, modes, autocast."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+GeneratorStates: TypeAlias = tuple[Tensor, Tensor | None]
+_Slots: TypeAlias = dict[str, Tensor | None]
+_NOTHING = contextlib.nullcontext()
 
-class Randomness:
-    """The state of the generators before a forward that drew random numbers.
+
+def generator_states(device: torch.device) -> GeneratorStates:
+    """The states of the generators that a computation on a device may draw from: the CPU's, and the device's own."""
+    accelerator: Tensor | None = None
+    if device.type not in ("cpu", "meta"):
+        accelerator = torch.get_device_module(device.type).get_rng_state(device)
+    return torch.get_rng_state(), accelerator
+
+
+def _same(before: GeneratorStates, after: GeneratorStates) -> bool:
+    return torch.equal(before[0], after[0]) and (
+        before[1] is None or after[1] is None or torch.equal(before[1], after[1])
+    )
+
+
+class Surroundings:
+    """What one evaluation of a module finds around it, recorded so that it can be replayed.
+
+    `begin` comes right before the evaluation and `done` right after it. What a replay needs is kept: the weights
+    themselves, copies of the buffers (no version tells that batch norm moved its own), which modules were in train
+    mode, and the generators' states if numbers were drawn.
 
     Args:
-        device: the device that the forward runs on.
+        module: what is evaluated.
+        device: where.
+
+    Attributes:
+        weights: the parameters that are trained, each once.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
         self._device = device
-        self._cpu: Tensor | None = torch.get_rng_state()
-        self._accelerator: Tensor | None = _accelerator_state(device)
+        self._before: GeneratorStates | None = None
+        self._drawn: GeneratorStates | None = None
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._held: list[tuple[_Slots, str, Tensor]] = []
+        self._buffers: list[tuple[_Slots, str]] = []
+        self._copies: list[tuple[_Slots, str, Tensor]] = []
+        weights: dict[Tensor, None] = {}
+        # By hand: nn.Module's iterators build a name for everything, and this runs for every layer of every forward.
+        waiting, seen = [module], set()
+        while waiting:
+            part = waiting.pop()
+            if part in seen:
+                continue
+            seen.add(part)
+            self._modes.append((part, part.training))
+            waiting += [child for child in part._modules.values() if child is not None]
+            for name, weight in part._parameters.items():
+                if weight is not None:
+                    self._held.append((part._parameters, name, weight))
+                    if weight.requires_grad:
+                        weights[weight] = None
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    self._buffers.append((part._buffers, name))
+        self.weights = list(weights)
 
-    def forget_if_unused(self) -> None:
-        """Drops a state that the forward did not change: most layers draw nothing."""
-        if self._cpu is not None and torch.equal(self._cpu, torch.get_rng_state()):
-            self._cpu = None
-        now = _accelerator_state(self._device)
-        if self._accelerator is not None and now is not None and torch.equal(self._accelerator, now):
-            self._accelerator = None
+    def begin(self, states: GeneratorStates | None = None) -> None:
+        """Copies what the evaluation may change; the generators' states may be known already."""
+        self._before = generator_states(self._device) if states is None else states
+        for slots, name in self._buffers:
+            buffer = slots[name]
+            if buffer is not None:
+                self._copies.append((slots, name, buffer.clone()))
+
+    def done(self) -> GeneratorStates:
+        """Keeps the generators' states if they changed; returns those after the evaluation."""
+        before, after = self._before, generator_states(self._device)
+        if before is not None and not _same(before, after):
+            self._drawn = before
+        self._before = None
+        return after
+
+    def replay(self) -> contextlib.AbstractContextManager[object]:
+        """Inside, the module finds what it found then; afterwards all is as if nothing had been evaluated."""
+        for part, mode in self._modes:
+            if part.training is not mode:
+                return self._replay()
+        for slots, name, tensor in self._held:
+            if slots[name] is not tensor:
+                return self._replay()
+        return self._replay() if self._copies or self._drawn is not None else _NOTHING
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
+    def _replay(self) -> Iterator[None]:
+        modes = [(part, mode) for part, mode in self._modes if part.training is not mode]
+        then = [*self._held, *((slots, name, copy.clone()) for slots, name, copy in self._copies)]
+        now = [(slots, name, slots[name]) for slots, name, _ in then]
+        try:
+            for part, mode in modes:
+                part.training = mode
+            for slots, name, tensor in then:
+                slots[name] = tensor
+            with self._same_numbers():
+                yield
+        finally:
+            for slots, name, before in now:
+                slots[name] = before
+            for part, mode in modes:
+                part.training = not mode
+
+    @contextlib.contextmanager
+    def _same_numbers(self) -> Iterator[None]:
         """Draws the same numbers inside; afterwards the generators go on as if nothing had been drawn."""
-        cpu, accelerator = self._cpu, self._accelerator
-        if cpu is None and accelerator is None:
+        if self._drawn is None:
             yield
             return
+        cpu, accelerator = self._drawn
         devices = [] if accelerator is None else [self._device]
         with torch.random.fork_rng(devices=devices, device_type=self._device.type if devices else "cuda"):
-            if cpu is not None:
-                torch.set_rng_state(cpu)
+            torch.set_rng_state(cpu)
             if accelerator is not None:
                 torch.get_device_module(self._device.type).set_rng_state(accelerator, self._device)
             yield
 
 
 class Autocast:
-    """Whether autocast was on, and to what."""
+    """Whether autocast was on, and to what.
+
+    Attributes:
+        dtype: what it computes in where it can; None where it is off.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._type = device.type if torch.amp.is_autocast_available(device.type) else None
-        if self._type is not None:
-            self._enabled = torch.is_autocast_enabled(self._type)
-            self._dtype = torch.get_autocast_dtype(self._type)
+        enabled = self._type is not None and torch.is_autocast_enabled(self._type)
+        self.dtype = torch.get_autocast_dtype(device.type) if enabled else None
 
     def again(self) -> contextlib.AbstractContextManager[object]:
         """The same autocast; its cache of converted weights stays apart from the caller's."""
-        if self._type is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._type, enabled=self._enabled, dtype=self._dtype, cache_enabled=False)
-
-
-class buffers_kept:  # noqa: N801 -- used like a function; a class, because a checkpoint enters it several times
-    """Leaves buffers afterwards as they were: running statistics count a batch once, however often it runs."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._kept: list[tuple[Tensor, Tensor]] = []
-
-    def __enter__(self) -> None:
-        self._kept = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for buffer, before in self._kept:
-                buffer.copy_(before)
-        self._kept = []
-
-
-def _accelerator_state(device: torch.device) -> Tensor | None:
-    if device.type in ("cpu", "meta"):
-        return None
-    state: Tensor = torch.get_device_module(device.type).get_rng_state(device)
-    return state
+        if self._type is None or (self.dtype is None and not torch.is_autocast_enabled(self._type)):
+            return _NOTHING
+        enabled = self.dtype is not None
+        return torch.autocast(self._type, enabled=enabled, dtype=self.dtype, cache_enabled=False)

@@ -1,0 +1,211 @@
+"""The autograd function of a run of reversible layers.
+
+Reference: Gomez, Ren, Urtasun, Grosse: The Reversible Residual Network, 2017, https://arxiv.org/abs/1707.04585
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+# functional_call calls a module's forward only, and the inverse has to run on other buffers too.
+from torch.nn.utils.stateless import _reparametrize_module
+
+from ..state import State, leaves, make_state, map_state, shape_of, zero_log_det
+from .monitor import Monitor, Reconstruction, Samples, judge, tolerance
+from .step import Outcome, Step
+from .surroundings import Autocast, Surroundings
+
+Gradients: TypeAlias = list[Tensor | None]
+
+
+class Run:
+    """A run of reversible steps, and what their forward leaves for their backward.
+
+    Attributes:
+        steps: in the order that they are taken.
+        weights: the parameters of all of them that are trained, each once.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], x: State, log_det: bool, monitor: Monitor, record: Reconstruction | None
+    ) -> None:
+        self.steps = steps
+        self.log_det = log_det
+        self.monitor = monitor
+        self.record = record
+        self.input_shape = shape_of(x)
+        self.output_shape: Any = None
+        self.device = next(leaves(x)).device
+        self.autocast = Autocast(self.device)
+        self.samples = Samples()
+        self.surroundings: list[Surroundings] = []
+        self.compiled = torch.compiler.is_compiling()
+        if self.compiled:
+            self.weights_of = [[w for w in step.layer.parameters() if w.requires_grad] for step in steps]
+        else:
+            self.surroundings = [Surroundings(step.layer, self.device) for step in steps]
+            self.weights_of = [one.weights for one in self.surroundings]
+        self.weights = list(dict.fromkeys(weight for weights in self.weights_of for weight in weights))
+        # A compiled graph has no place for words: there the monitor steps aside.
+        self.monitored = monitor != "off" and record is not None and not self.compiled
+
+    def forward(self, x: State, context: Tensor | None) -> Outcome:
+        """All steps, one after the other."""
+        total = zero_log_det(x) if self.log_det else None
+        states = None
+        for position, step in enumerate(self.steps):
+            if self.monitored:
+                self.samples.take(position, x)
+            if not self.compiled:
+                self.surroundings[position].begin(states)
+            x, part = step.forward(x, context, self.log_det)
+            if not self.compiled:
+                states = self.surroundings[position].done()
+            total = None if total is None or part is None else total + part
+        self.output_shape = shape_of(x)
+        return x, total
+
+
+def reverse(run: Run, x: State, context: Tensor | None) -> Outcome:
+    """The output of a run, whose backward will invert it."""
+    inputs = list(leaves(x))
+    outputs = _Reverse.apply(run, context, len(inputs), *inputs, *run.weights)
+    total = outputs[-1] if run.log_det else None
+    pieces = iter(outputs)
+    return make_state(lambda _: next(pieces), run.output_shape), total
+
+
+class _Reverse(torch.autograd.Function):
+    """The forward of a run; its backward inverts the steps, one by one, and differentiates each as it goes."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, context: Tensor | None, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        pieces = iter(tensors[:count])
+        y, total = run.forward(make_state(lambda _: next(pieces), run.input_shape), context)
+        # Views, because a layer may hand on its input as it is, and an input is not to be saved as an output.
+        outputs = [leaf.view_as(leaf) for leaf in leaves(y)]
+        ctx.run, ctx.outputs, ctx.inputs = run, len(outputs), count
+        ctx.has_context = context is not None
+        ctx.set_materialize_grads(False)
+        # The weights only so that autograd complains if they change before backward, as it does in plain training.
+        ctx.save_for_backward(*outputs, *([] if context is None else [context]), *run.weights)
+        return (*outputs, *([] if total is None else [total]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        run: Run = ctx.run
+        saved = ctx.saved_tensors
+        again = run.compiled or torch.is_grad_enabled()  # somebody differentiates this gradient
+        context = saved[ctx.outputs] if ctx.has_context else None
+        if context is not None and not again:
+            context = context.detach().requires_grad_(ctx.needs_input_grad[1])
+        pieces = iter(saved[: ctx.outputs])
+        y = output = make_state(lambda _: next(pieces), run.output_shape)
+        y_grads = list(grads[: ctx.outputs])
+        log_det_grad = grads[ctx.outputs] if run.log_det else None
+        inputs_wanted = any(ctx.needs_input_grad[3 : 3 + ctx.inputs])
+        sums: dict[Tensor, Tensor] = {}
+        samples = Samples()
+        differentiate = _differentiable_step if again else _step
+        for position in reversed(range(len(run.steps))):
+            wanted = position > 0 or inputs_wanted
+            y, y_grads, others = differentiate(run, position, y, context, y_grads, log_det_grad, wanted)
+            for target, gradient in others:
+                if gradient is not None:
+                    sums[target] = sums[target] + gradient if target in sums else gradient
+            if run.monitored:
+                samples.take(position, map_state(Tensor.detach, y) if again else y)
+        if run.monitored and run.record is not None:
+            dtypes = [*(leaf.dtype for leaf in leaves(output)), run.autocast.dtype]
+            allowed = max(tolerance(dtype) for dtype in dtypes if dtype is not None and dtype.is_floating_point)
+            judge(run.record, run.monitor, run.steps, run.samples.compare(samples), allowed, output)
+        context_grad = None if context is None else sums.get(context)
+        return None, context_grad, None, *y_grads, *(sums.get(weight) for weight in run.weights)
+
+
+Found: TypeAlias = tuple[Any, Gradients, list[tuple[Tensor, Tensor | None]]]
+
+
+def _step(
+    run: Run,
+    position: int,
+    y: State,
+    context: Tensor | None,
+    grads: Gradients,
+    log_det_grad: Tensor | None,
+    inputs_wanted: bool,
+) -> Found:
+    """From a step's output and the gradients there to its input, the gradients there, and those of all else."""
+    step = run.steps[position]
+    y = map_state(Tensor.detach, y)
+    with torch.enable_grad(), run.autocast.again():
+        x, made, determinant = step.retrace(y, context, run.surroundings[position].replay, run.log_det)
+    inputs = list(leaves(x)) if inputs_wanted else []
+    others = run.weights_of[position]
+    if context is not None and context.requires_grad:
+        others = [*others, context]
+    found = _gradients([*leaves(made), determinant], [*grads, log_det_grad], [*inputs, *others])
+    x_grads: Gradients = found[: len(inputs)] if inputs_wanted else [None] * len(list(leaves(x)))
+    return map_state(Tensor.detach, x), x_grads, list(zip(others, found[len(inputs) :], strict=True))
+
+
+def _differentiable_step(
+    run: Run,
+    position: int,
+    y: State,
+    context: Tensor | None,
+    grads: Gradients,
+    log_det_grad: Tensor | None,
+    inputs_wanted: bool,
+) -> Found:
+    """The same as a differentiable function of the output, the weights and the gradients.
+
+    The input has to depend on the output here, and yet be held fixed while the layer is differentiated: so by vjp, in
+    which buffers that move have to be copies made inside.
+    """
+    step = run.steps[position]
+    replay = contextlib.nullcontext if run.compiled else run.surroundings[position].replay
+    weights = run.weights_of[position]
+    others = weights if context is None or not context.requires_grad else [*weights, context]
+    with torch.enable_grad(), run.autocast.again():
+        with replay():
+            by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
+            names = [by_identity[id(weight)] for weight in weights]
+            buffers = dict(step.layer.named_buffers())
+            with _reparametrize_module(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
+                x = step.inverse(y, context)
+        inputs = list(leaves(x))
+
+        def forward(*values: Tensor) -> tuple[Tensor, ...]:
+            pieces = iter(values)
+            start = make_state(lambda _: next(pieces), shape_of(x))
+            state = {name: next(pieces) for name in names}
+            state.update({name: buffer.clone() for name, buffer in buffers.items()})
+            with _reparametrize_module(step.layer, state):
+                made, determinant = step.forward(start, next(pieces, context), run.log_det)
+            return (*leaves(made), *([] if determinant is None else [determinant]))
+
+        with replay():
+            made, pull_back = torch.func.vjp(forward, *inputs, *others)[:2]
+        given = [*grads, *([log_det_grad] if run.log_det else [])]
+        cotangents = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(made, given, strict=True))
+        found = list(pull_back(cotangents))
+    return x, found[: len(inputs)], list(zip(others, found[len(inputs) :], strict=True))
+
+
+def _gradients(outputs: Gradients, grads: Gradients, wanted: list[Tensor]) -> Gradients:
+    """The gradients of what was used of the outputs; None for what they do not depend on."""
+    used = [
+        (output, grad)
+        for output, grad in zip(outputs, grads, strict=True)
+        if output is not None and grad is not None and output.requires_grad
+    ]
+    if not used or not wanted:
+        return [None] * len(wanted)
+    made, given = zip(*used, strict=True)
+    return list(torch.autograd.grad(made, wanted, given, allow_unused=True))

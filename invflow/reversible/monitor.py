@@ -1,0 +1,139 @@
+"""Whether what backward reconstructs is what forward had: some numbers of each state, kept and compared."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..errors import ReconstructionError, ReconstructionWarning
+from ..state import State, leaves
+from .step import Step
+
+Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
+MONITORS = ("off", "warn", "raise", "anchor")
+
+SAMPLES = 64
+"""Numbers kept of each tensor of a state: as cheap as one, and enough to meet every channel of usual networks."""
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly however many there are: no stride falls in step with the channels."""
+DIGITS_TO_KEEP = 2 / 3
+"""The part of a dtype's digits that a reconstruction must keep: 4.6 of float32's 7 (2.4e-5), 10.4 of float64's 16
+(3.7e-11). A chain of a hundred well-conditioned couplings keeps more; one that keeps less has gradients that are off by
+about as much, and on the way to being off by everything."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest relative error of a reconstruction in a dtype that the monitor is silent about."""
+    return float(torch.finfo(dtype).eps ** DIGITS_TO_KEEP)
+
+
+class Reconstruction:
+    """What a chain's monitor found: data for a person or a log; only the anchors decide what training keeps.
+
+    Attributes:
+        errors: by layer, the relative error of its input as the last backward reconstructed it.
+        anchors: the layers whose inputs are kept from now on. A user may add names and remove them.
+        reported: the layers that were warned of, once each.
+    """
+
+    def __init__(self) -> None:
+        self.errors: dict[str, float] = {}
+        self.anchors: set[str] = set()
+        self.reported: set[str] = set()
+
+    def reset(self) -> None:
+        """Forgets all of it, the anchors too."""
+        self.__init__()  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        worst = max(self.errors.values(), default=0.0)
+        return f"Reconstruction({len(self.errors)} layers, worst error {worst:.1e}, anchors {sorted(self.anchors)})"
+
+
+class Samples:
+    """Some numbers of the states that the steps of a run were given, to be compared with their reconstructions."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, Tensor]] = []
+
+    def take(self, position: int, state: State) -> None:
+        """Keeps some numbers of the state that goes into a step: of its plain tensors, which alone have numbers."""
+        for leaf in leaves(state):
+            if type(leaf) is Tensor and leaf.is_floating_point() and leaf.numel() and not leaf.is_meta:
+                self._rows.append((position, leaf.take(_places(leaf.numel(), leaf.device))))
+
+    @torch.no_grad()
+    def compare(self, reconstructed: Samples) -> dict[int, float]:
+        """The relative error by position: the largest difference over the state's largest magnitude.
+
+        What was infinite or no number before is no error of the reconstruction.
+        """
+        if not self._rows:
+            return {}
+        backwards = sorted(reconstructed._rows, key=lambda row: row[0])
+        before, after = (_exactly(torch.stack([row for _, row in rows])) for rows in (self._rows, backwards))
+        known = before.isfinite()
+        difference = (after - before).abs().nan_to_num(nan=torch.inf).where(known, 0.0).amax(1)
+        scale = before.abs().where(known, 0.0).amax(1)
+        worst: dict[int, list[float]] = {}
+        for (position, _), error, magnitude in zip(self._rows, difference.tolist(), scale.tolist(), strict=True):
+            found = worst.setdefault(position, [0.0, 0.0])
+            found[0], found[1] = max(found[0], error), max(found[1], magnitude)
+        return {position: _relative(error, magnitude) for position, (error, magnitude) in worst.items()}
+
+
+def judge(
+    record: Reconstruction,
+    mode: Monitor,
+    steps: Sequence[Step],
+    errors: dict[int, float],
+    allowed: float,
+    output: State,
+) -> None:
+    """Notes the errors of a run, and speaks of the first one on the way back that is too large.
+
+    Raises:
+        ReconstructionError: in mode "raise".
+    """
+    record.errors.update({steps[position].name: error for position, error in errors.items()})
+    lost = [position for position, error in errors.items() if not error <= allowed]
+    if not lost:
+        return
+    if any(errors[position] == torch.inf for position in lost) and not _is_finite(output):
+        return  # nothing comes back from infinity: the loss shows that as well
+    step = steps[max(lost)]
+    found = f"{step}: its input came back with a relative error of {errors[max(lost)]:.1e} ({allowed:.1e} is allowed)"
+    remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
+    if mode == "raise":
+        raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
+    if mode == "anchor":
+        record.anchors.add(step.name)
+        remedy = "from now on this input is kept"
+    if step.name not in record.reported:
+        record.reported.add(step.name)
+        # Python's own memory of what was warned of is by text, which holds a number.
+        warnings.warn(f"{found}, so the gradients below it are wrong; {remedy}", ReconstructionWarning, stacklevel=2)
+
+
+def _exactly(samples: Tensor) -> Tensor:
+    """In a dtype that can hold the differences of half-precision numbers."""
+    return samples.float() if samples.dtype in (torch.float16, torch.bfloat16) else samples
+
+
+def _relative(error: float, magnitude: float) -> float:
+    return error / magnitude if magnitude else (torch.inf if error else 0.0)
+
+
+def _is_finite(state: State) -> bool:
+    return all(bool(leaf.isfinite().all()) for leaf in leaves(state))
+
+
+@functools.lru_cache(maxsize=256)
+def _places(count: int, device: torch.device) -> Tensor:
+    """Where in a tensor of so many numbers samples are taken."""
+    return torch.tensor([int(count * ((place * GOLDEN) % 1.0)) for place in range(1, SAMPLES + 1)], device=device)
