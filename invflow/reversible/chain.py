@@ -50,13 +50,29 @@ def run_chain(
         x, total = _add(waiting.pop(0).forward(x, context, log_det), total)
     if torch.compiler.is_compiling():
         waiting = _without_randomness(waiting, x, context)
+    rest = [] if torch.compiler.is_compiling() else _tail(waiting)
     for reversible, group in itertools.groupby(waiting, key=lambda step: step.reversible):
         if reversible:
             x, total = _add(reverse(Run(list(group), x, log_det, monitor, record), x, context), total)
             continue
         for step in group:
             x, total = _add(_checkpoint(step, x, context, log_det), total)
+    for step in rest:
+        x, total = _add(step.forward(x, context, log_det), total)
     return x, total
+
+
+def _tail(steps: list[Step]) -> list[Step]:
+    """Takes the last layer that trains, and what follows it, from the steps: these run plainly.
+
+    Backward begins there, and would compute first what was thrown away last: kept, it takes no more memory than then.
+    """
+    last = max((i for i, step in enumerate(steps) if any(True for _ in step.layer.parameters())), default=len(steps))
+    rest = steps[last:]
+    if not all(step.reversible for step in rest):
+        return []
+    del steps[last:]
+    return rest
 
 
 def _add(outcome: Outcome, total: Tensor | None) -> Outcome:
@@ -114,5 +130,4 @@ class _Replayed:
         if self._recorded:
             self._entered.close()
         else:
-            self._surroundings.done()
             self._recorded = True

@@ -18,7 +18,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from ..state import State, leaves, make_state, map_state, shape_of, zero_log_det
 from .monitor import Monitor, Reconstruction, Samples, judge, tolerance
 from .step import Outcome, Step
-from .surroundings import Autocast, Surroundings
+from .surroundings import Autocast, Surroundings, generators, same
 
 Gradients: TypeAlias = list[Tensor | None]
 
@@ -42,33 +42,47 @@ class Run:
         self.output_shape: Any = None
         self.device = next(leaves(x)).device
         self.autocast = Autocast(self.device)
-        self.samples = Samples()
-        self.surroundings: list[Surroundings] = []
         self.compiled = torch.compiler.is_compiling()
+        # A compiled graph has no place for words: there the monitor steps aside.
+        self.samples = Samples() if monitor != "off" and record is not None and not self.compiled else None
+        self.surroundings: list[Surroundings] = []
         if self.compiled:
             self.weights_of = [[w for w in step.layer.parameters() if w.requires_grad] for step in steps]
         else:
             self.surroundings = [Surroundings(step.layer, self.device) for step in steps]
             self.weights_of = [one.weights for one in self.surroundings]
-        self.weights = list(dict.fromkeys(weight for weights in self.weights_of for weight in weights))
-        # A compiled graph has no place for words: there the monitor steps aside.
-        self.monitored = monitor != "off" and record is not None and not self.compiled
+        self.weights = list({id(weight): weight for weights in self.weights_of for weight in weights}.values())
 
     def forward(self, x: State, context: Tensor | None) -> Outcome:
         """All steps, one after the other."""
         total = zero_log_det(x) if self.log_det else None
-        states = None
+        drawn = [] if self.compiled else [generators(self.device)]
+        inputs = list(leaves(x))
         for position, step in enumerate(self.steps):
-            if self.monitored:
-                self.samples.take(position, x)
             if not self.compiled:
-                self.surroundings[position].begin(states)
+                self.surroundings[position].begin()
             x, part = step.forward(x, context, self.log_det)
+            outputs = list(leaves(x))
+            if self.samples is not None:
+                self.samples.keep(position, inputs, outputs)
+            inputs = outputs
             if not self.compiled:
-                states = self.surroundings[position].done()
+                drawn.append(generators(self.device))
             total = None if total is None or part is None else total + part
+        if not self.compiled and not same(drawn[0], drawn[-1]):
+            for position, surroundings in enumerate(self.surroundings):
+                if not same(drawn[position], drawn[position + 1]):
+                    surroundings.drawn = drawn[position]
         self.output_shape = shape_of(x)
         return x, total
+
+    def judge(self, reconstructed: Samples, output: State) -> None:
+        """Hands what the monitor sees on to where it is noted."""
+        if self.samples is None or self.record is None:
+            return
+        dtypes = [*(leaf.dtype for leaf in leaves(output)), self.autocast.dtype]
+        allowed = max(tolerance(dtype) for dtype in dtypes if dtype is not None and dtype.is_floating_point)
+        judge(self.record, self.monitor, self.steps, self.samples.errors(reconstructed), allowed, output)
 
 
 def reverse(run: Run, x: State, context: Tensor | None) -> Outcome:
@@ -100,35 +114,39 @@ class _Reverse(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         run: Run = ctx.run
         saved = ctx.saved_tensors
-        again = run.compiled or torch.is_grad_enabled()  # somebody differentiates this gradient
         context = saved[ctx.outputs] if ctx.has_context else None
-        if context is not None and not again:
-            context = context.detach().requires_grad_(ctx.needs_input_grad[1])
         pieces = iter(saved[: ctx.outputs])
-        y = output = make_state(lambda _: next(pieces), run.output_shape)
+        y = make_state(lambda _: next(pieces), run.output_shape)
         y_grads = list(grads[: ctx.outputs])
         log_det_grad = grads[ctx.outputs] if run.log_det else None
-        inputs_wanted = any(ctx.needs_input_grad[3 : 3 + ctx.inputs])
-        sums: dict[Tensor, Tensor] = {}
+        differentiate = _step
+        if run.compiled or torch.is_grad_enabled():  # somebody differentiates this gradient
+            differentiate = _differentiable_step
+        else:
+            y = map_state(Tensor.detach, y)
+            context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
+        output = y
+        sums: dict[int, Tensor] = {}
         samples = Samples()
-        differentiate = _differentiable_step if again else _step
-        for position in reversed(range(len(run.steps))):
-            wanted = position > 0 or inputs_wanted
-            y, y_grads, others = differentiate(run, position, y, context, y_grads, log_det_grad, wanted)
-            for target, gradient in others:
-                if gradient is not None:
-                    sums[target] = sums[target] + gradient if target in sums else gradient
-            if run.monitored:
-                samples.take(position, map_state(Tensor.detach, y) if again else y)
-        if run.monitored and run.record is not None:
-            dtypes = [*(leaf.dtype for leaf in leaves(output)), run.autocast.dtype]
-            allowed = max(tolerance(dtype) for dtype in dtypes if dtype is not None and dtype.is_floating_point)
-            judge(run.record, run.monitor, run.steps, run.samples.compare(samples), allowed, output)
-        context_grad = None if context is None else sums.get(context)
-        return None, context_grad, None, *y_grads, *(sums.get(weight) for weight in run.weights)
+        with torch.enable_grad(), run.autocast.again():
+            for position in reversed(range(len(run.steps))):
+                wanted = position > 0 or any(ctx.needs_input_grad[3 : 3 + ctx.inputs])
+                others = run.weights_of[position]
+                if context is not None and context.requires_grad:
+                    others = [*others, context]
+                y, y_grads, found = differentiate(run, position, y, context, others, y_grads, log_det_grad, wanted)
+                for target, gradient in zip(others, found, strict=True):
+                    if gradient is not None:
+                        key = id(target)
+                        sums[key] = sums[key] + gradient if key in sums else gradient
+                if run.samples is not None:
+                    samples.like(run.samples, position, [leaf.detach() for leaf in leaves(y)])
+        run.judge(samples, output)
+        context_grad = None if context is None else sums.get(id(context))
+        return None, context_grad, None, *y_grads, *(sums.get(id(weight)) for weight in run.weights)
 
 
-Found: TypeAlias = tuple[Any, Gradients, list[tuple[Tensor, Tensor | None]]]
+Found: TypeAlias = tuple[Any, Gradients, Gradients]
 
 
 def _step(
@@ -136,22 +154,21 @@ def _step(
     position: int,
     y: State,
     context: Tensor | None,
+    others: list[Tensor],
     grads: Gradients,
     log_det_grad: Tensor | None,
     inputs_wanted: bool,
 ) -> Found:
     """From a step's output and the gradients there to its input, the gradients there, and those of all else."""
-    step = run.steps[position]
-    y = map_state(Tensor.detach, y)
-    with torch.enable_grad(), run.autocast.again():
-        x, made, determinant = step.retrace(y, context, run.surroundings[position].replay, run.log_det)
-    inputs = list(leaves(x)) if inputs_wanted else []
-    others = run.weights_of[position]
-    if context is not None and context.requires_grad:
-        others = [*others, context]
-    found = _gradients([*leaves(made), determinant], [*grads, log_det_grad], [*inputs, *others])
-    x_grads: Gradients = found[: len(inputs)] if inputs_wanted else [None] * len(list(leaves(x)))
-    return map_state(Tensor.detach, x), x_grads, list(zip(others, found[len(inputs) :], strict=True))
+    x, made, log_det = run.steps[position].retrace(y, context, run.surroundings[position].replay, run.log_det)
+    inputs = list(leaves(x))
+    outputs, given = [*leaves(made)], [*grads]
+    if log_det is not None:
+        outputs.append(log_det)
+        given.append(log_det_grad)
+    found = _gradients(outputs, given, [*inputs, *others] if inputs_wanted else others)
+    x_grads: Gradients = found[: len(inputs)] if inputs_wanted else [None] * len(inputs)
+    return map_state(Tensor.detach, x), x_grads, found[len(inputs) :] if inputs_wanted else found
 
 
 def _differentiable_step(
@@ -159,6 +176,7 @@ def _differentiable_step(
     position: int,
     y: State,
     context: Tensor | None,
+    others: list[Tensor],
     grads: Gradients,
     log_det_grad: Tensor | None,
     inputs_wanted: bool,
@@ -170,42 +188,38 @@ def _differentiable_step(
     """
     step = run.steps[position]
     replay = contextlib.nullcontext if run.compiled else run.surroundings[position].replay
-    weights = run.weights_of[position]
-    others = weights if context is None or not context.requires_grad else [*weights, context]
-    with torch.enable_grad(), run.autocast.again():
-        with replay():
-            by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
-            names = [by_identity[id(weight)] for weight in weights]
-            buffers = dict(step.layer.named_buffers())
-            with _reparametrize_module(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
-                x = step.inverse(y, context)
-        inputs = list(leaves(x))
+    with replay():
+        by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
+        names = [by_identity[id(weight)] for weight in run.weights_of[position]]
+        buffers = dict(step.layer.named_buffers())
+        with _reparametrize_module(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
+            x = step.inverse(y, context)
+    inputs = list(leaves(x))
 
-        def forward(*values: Tensor) -> tuple[Tensor, ...]:
-            pieces = iter(values)
-            start = make_state(lambda _: next(pieces), shape_of(x))
-            state = {name: next(pieces) for name in names}
-            state.update({name: buffer.clone() for name, buffer in buffers.items()})
-            with _reparametrize_module(step.layer, state):
-                made, determinant = step.forward(start, next(pieces, context), run.log_det)
-            return (*leaves(made), *([] if determinant is None else [determinant]))
+    def forward(*values: Tensor) -> tuple[Tensor, ...]:
+        pieces = iter(values)
+        start = make_state(lambda _: next(pieces), shape_of(x))
+        state = {name: next(pieces) for name in names}
+        state.update({name: buffer.clone() for name, buffer in buffers.items()})
+        with _reparametrize_module(step.layer, state):
+            made, log_det = step.forward(start, next(pieces, context), run.log_det)
+        return (*leaves(made), *([] if log_det is None else [log_det]))
 
-        with replay():
-            made, pull_back = torch.func.vjp(forward, *inputs, *others)[:2]
-        given = [*grads, *([log_det_grad] if run.log_det else [])]
-        cotangents = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(made, given, strict=True))
-        found = list(pull_back(cotangents))
-    return x, found[: len(inputs)], list(zip(others, found[len(inputs) :], strict=True))
+    with replay():
+        made, pull_back = torch.func.vjp(forward, *inputs, *others)[:2]
+    given = [*grads, *([log_det_grad] if run.log_det else [])]
+    cotangents = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(made, given, strict=True))
+    found = list(pull_back(cotangents))
+    return x, found[: len(inputs)], found[len(inputs) :]
 
 
 def _gradients(outputs: Gradients, grads: Gradients, wanted: list[Tensor]) -> Gradients:
     """The gradients of what was used of the outputs; None for what they do not depend on."""
-    used = [
-        (output, grad)
-        for output, grad in zip(outputs, grads, strict=True)
-        if output is not None and grad is not None and output.requires_grad
-    ]
+    used, given = [], []
+    for output, grad in zip(outputs, grads, strict=True):
+        if output is not None and grad is not None and output.requires_grad:
+            used.append(output)
+            given.append(grad)
     if not used or not wanted:
         return [None] * len(wanted)
-    made, given = zip(*used, strict=True)
-    return list(torch.autograd.grad(made, wanted, given, allow_unused=True))
+    return list(torch.autograd.grad(used, wanted, given, allow_unused=True))

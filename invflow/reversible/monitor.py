@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -56,35 +57,60 @@ class Reconstruction:
 
 
 class Samples:
-    """Some numbers of the states that the steps of a run were given, to be compared with their reconstructions."""
+    """Some numbers of the states that the steps of a run were given, to be compared with their reconstructions.
+
+    Of the tensors that a step hands on as they are, as a coupling does with one half, the next step knows.
+    """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, Tensor]] = []
+        self._rows: list[Tensor] = []
+        self._taken: list[tuple[int, int]] = []
+        self._passes: list[bool] = []
 
-    def take(self, position: int, state: State) -> None:
-        """Keeps some numbers of the state that goes into a step: of its plain tensors, which alone have numbers."""
-        for leaf in leaves(state):
-            if type(leaf) is Tensor and leaf.is_floating_point() and leaf.numel() and not leaf.is_meta:
-                self._rows.append((position, leaf.take(_places(leaf.numel(), leaf.device))))
+    def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
+        """In forward: some numbers of what went into a step and did not come out of it."""
+        passes = False
+        for which, leaf in enumerate(before):
+            if any(leaf is other for other in after):
+                passes = True
+            # Plain tensors alone have numbers.
+            elif type(leaf) is Tensor and leaf.is_floating_point() and leaf.numel() and not leaf.is_meta:
+                self._rows.append(leaf.take(_places(leaf.numel(), leaf.device)))
+                self._taken.append((position, which))
+        self._passes.append(passes)
 
-    @torch.no_grad()
-    def compare(self, reconstructed: Samples) -> dict[int, float]:
+    def like(self, kept: Samples, position: int, state: list[Tensor]) -> None:
+        """In backward, from the last step to the first: the same numbers of what was reconstructed."""
+        while len(self._taken) < len(kept._taken) and kept._taken[-1 - len(self._taken)][0] == position:
+            which = kept._taken[-1 - len(self._taken)][1]
+            leaf = state[which]
+            self._rows.append(leaf.take(_places(leaf.numel(), leaf.device)))
+            self._taken.append((position, which))
+
+    def errors(self, reconstructed: Samples) -> dict[int, float]:
         """The relative error by position: the largest difference over the state's largest magnitude.
 
         What was infinite or no number before is no error of the reconstruction.
         """
         if not self._rows:
             return {}
-        backwards = sorted(reconstructed._rows, key=lambda row: row[0])
-        before, after = (_exactly(torch.stack([row for _, row in rows])) for rows in (self._rows, backwards))
-        known = before.isfinite()
-        difference = (after - before).abs().nan_to_num(nan=torch.inf).where(known, 0.0).amax(1)
-        scale = before.abs().where(known, 0.0).amax(1)
-        worst: dict[int, list[float]] = {}
-        for (position, _), error, magnitude in zip(self._rows, difference.tolist(), scale.tolist(), strict=True):
-            found = worst.setdefault(position, [0.0, 0.0])
-            found[0], found[1] = max(found[0], error), max(found[1], magnitude)
-        return {position: _relative(error, magnitude) for position, (error, magnitude) in worst.items()}
+        before, after = torch.stack(self._rows), torch.stack(reconstructed._rows[::-1])
+        if before.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
+            before, after = before.float(), after.float()
+        both = torch.stack([after - before, before]).abs()
+        differences, magnitudes = both.amax(2).tolist()
+        if not math.isfinite(sum(differences) + sum(magnitudes)):
+            known = before.isfinite()
+            both[0] = both[0].nan_to_num(nan=torch.inf)
+            differences, magnitudes = both.where(known, 0.0).amax(2).tolist()
+        error, scale = [0.0] * (len(self._passes) + 1), [0.0] * (len(self._passes) + 1)
+        for (position, _), difference, magnitude in zip(self._taken, differences, magnitudes, strict=True):
+            error[position] = max(error[position], difference)
+            scale[position] = max(scale[position], magnitude)
+        return {
+            position: _relative(error[position], max(scale[position], scale[position + 1] if passes else 0.0))
+            for position, passes in enumerate(self._passes)
+        }
 
 
 def judge(
@@ -118,11 +144,6 @@ def judge(
         record.reported.add(step.name)
         # Python's own memory of what was warned of is by text, which holds a number.
         warnings.warn(f"{found}, so the gradients below it are wrong; {remedy}", ReconstructionWarning, stacklevel=2)
-
-
-def _exactly(samples: Tensor) -> Tensor:
-    """In a dtype that can hold the differences of half-precision numbers."""
-    return samples.float() if samples.dtype in (torch.float16, torch.bfloat16) else samples
 
 
 def _relative(error: float, magnitude: float) -> float:

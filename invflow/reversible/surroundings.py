@@ -9,31 +9,30 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-GeneratorStates: TypeAlias = tuple[Tensor, Tensor | None]
+Generators: TypeAlias = tuple[Tensor, Tensor | None]
 _Slots: TypeAlias = dict[str, Tensor | None]
 _NOTHING = contextlib.nullcontext()
 
 
-def generator_states(device: torch.device) -> GeneratorStates:
+def generators(device: torch.device) -> Generators:
     """The states of the generators that a computation on a device may draw from: the CPU's, and the device's own."""
-    accelerator: Tensor | None = None
-    if device.type not in ("cpu", "meta"):
-        accelerator = torch.get_device_module(device.type).get_rng_state(device)
-    return torch.get_rng_state(), accelerator
+    if device.type in ("cpu", "meta"):
+        return torch.get_rng_state(), None
+    return torch.get_rng_state(), torch.get_device_module(device.type).get_rng_state(device)
 
 
-def _same(before: GeneratorStates, after: GeneratorStates) -> bool:
+def same(before: Generators, after: Generators) -> bool:
+    """Whether nothing was drawn between two states of the generators."""
     return torch.equal(before[0], after[0]) and (
         before[1] is None or after[1] is None or torch.equal(before[1], after[1])
     )
 
 
 class Surroundings:
-    """What one evaluation of a module finds around it, recorded so that it can be replayed.
+    """What an evaluation of a module finds around it, recorded so that it can be replayed.
 
-    `begin` comes right before the evaluation and `done` right after it. What a replay needs is kept: the weights
-    themselves, copies of the buffers (no version tells that batch norm moved its own), which modules were in train
-    mode, and the generators' states if numbers were drawn.
+    Kept are the weights themselves, which modules were in train mode, and, by `begin` right before the evaluation, copies
+    of the buffers: nothing else tells that batch norm moves its own. Whoever evaluates sets `drawn`.
 
     Args:
         module: what is evaluated.
@@ -41,61 +40,55 @@ class Surroundings:
 
     Attributes:
         weights: the parameters that are trained, each once.
+        drawn: the generators' states before the evaluation; None where it drew no numbers.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.weights: list[Tensor] = []
+        self.drawn: Generators | None = None
         self._device = device
-        self._before: GeneratorStates | None = None
-        self._drawn: GeneratorStates | None = None
         self._modes: list[tuple[nn.Module, bool]] = []
         self._held: list[tuple[_Slots, str, Tensor]] = []
         self._buffers: list[tuple[_Slots, str]] = []
         self._copies: list[tuple[_Slots, str, Tensor]] = []
-        weights: dict[Tensor, None] = {}
         # By hand: nn.Module's iterators build a name for everything, and this runs for every layer of every forward.
-        waiting, seen = [module], set()
+        waiting, seen = [module], {0}
         while waiting:
             part = waiting.pop()
-            if part in seen:
+            if id(part) in seen:
                 continue
-            seen.add(part)
+            seen.add(id(part))
             self._modes.append((part, part.training))
-            waiting += [child for child in part._modules.values() if child is not None]
+            if part._modules:
+                waiting += [child for child in part._modules.values() if child is not None]
             for name, weight in part._parameters.items():
                 if weight is not None:
                     self._held.append((part._parameters, name, weight))
-                    if weight.requires_grad:
-                        weights[weight] = None
+                    if weight.requires_grad and id(weight) not in seen:
+                        seen.add(id(weight))
+                        self.weights.append(weight)
             for name, buffer in part._buffers.items():
                 if buffer is not None:
                     self._buffers.append((part._buffers, name))
-        self.weights = list(weights)
 
-    def begin(self, states: GeneratorStates | None = None) -> None:
-        """Copies what the evaluation may change; the generators' states may be known already."""
-        self._before = generator_states(self._device) if states is None else states
+    def begin(self) -> None:
+        """Copies the buffers."""
         for slots, name in self._buffers:
             buffer = slots[name]
             if buffer is not None:
                 self._copies.append((slots, name, buffer.clone()))
 
-    def done(self) -> GeneratorStates:
-        """Keeps the generators' states if they changed; returns those after the evaluation."""
-        before, after = self._before, generator_states(self._device)
-        if before is not None and not _same(before, after):
-            self._drawn = before
-        self._before = None
-        return after
-
     def replay(self) -> contextlib.AbstractContextManager[object]:
         """Inside, the module finds what it found then; afterwards all is as if nothing had been evaluated."""
+        if self._copies or self.drawn is not None:
+            return self._replay()
         for part, mode in self._modes:
             if part.training is not mode:
                 return self._replay()
         for slots, name, tensor in self._held:
             if slots[name] is not tensor:
                 return self._replay()
-        return self._replay() if self._copies or self._drawn is not None else _NOTHING
+        return _NOTHING
 
     @contextlib.contextmanager
     def _replay(self) -> Iterator[None]:
@@ -118,10 +111,10 @@ class Surroundings:
     @contextlib.contextmanager
     def _same_numbers(self) -> Iterator[None]:
         """Draws the same numbers inside; afterwards the generators go on as if nothing had been drawn."""
-        if self._drawn is None:
+        if self.drawn is None:
             yield
             return
-        cpu, accelerator = self._drawn
+        cpu, accelerator = self.drawn
         devices = [] if accelerator is None else [self._device]
         with torch.random.fork_rng(devices=devices, device_type=self._device.type if devices else "cuda"):
             torch.set_rng_state(cpu)
