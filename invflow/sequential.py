@@ -133,9 +133,7 @@ class Sequential(Bijection):
             for step in _steps(self, "", self.backprop == "reversible", backwards)
         ]
 
-    def _recomputed(
-        self, x: Any, context: Tensor | None, *, log_det: bool, backwards: bool = False
-    ) -> tuple[Any, Any]:
+    def _recomputed(self, x: Any, context: Tensor | None, *, log_det: bool, backwards: bool = False) -> tuple[Any, Any]:
         """The chain, or its inverse, under a policy that does not keep all states."""
         steps = self.steps(backwards=backwards)
         return run_chain(steps, x, context, log_det=log_det, monitor=self.monitor, record=self.reconstruction)

@@ -67,7 +67,11 @@ def _tail(steps: list[Step]) -> list[Step]:
 
     Backward begins there, and would compute first what was thrown away last: kept, it takes no more memory than then.
     """
-    last = max((i for i, step in enumerate(steps) if any(True for _ in step.layer.parameters())), default=len(steps))
+    last = len(steps) - 1
+    while last >= 0 and next(steps[last].layer.parameters(), None) is None:
+        last -= 1
+    if last < 0:
+        return []
     rest = steps[last:]
     if not all(step.reversible for step in rest):
         return []

@@ -21,6 +21,7 @@ from .step import Outcome, Step
 from .surroundings import Autocast, Surroundings, generators, same
 
 Gradients: TypeAlias = list[Tensor | None]
+_ENGINE: Any = torch.autograd.Variable._execution_engine
 
 
 class Run:
@@ -46,11 +47,13 @@ class Run:
         # A compiled graph has no place for words: there the monitor steps aside.
         self.samples = Samples() if monitor != "off" and record is not None and not self.compiled else None
         self.surroundings: list[Surroundings] = []
+        self.weights_of: list[list[Tensor]]
         if self.compiled:
             self.weights_of = [[w for w in step.layer.parameters() if w.requires_grad] for step in steps]
         else:
             self.surroundings = [Surroundings(step.layer, self.device) for step in steps]
             self.weights_of = [one.weights for one in self.surroundings]
+        # Each once; by identity, because a tensor's own hash takes its time.
         self.weights = list({id(weight): weight for weights in self.weights_of for weight in weights}.values())
 
     def forward(self, x: State, context: Tensor | None) -> Outcome:
@@ -80,8 +83,8 @@ class Run:
         """Hands what the monitor sees on to where it is noted."""
         if self.samples is None or self.record is None:
             return
-        dtypes = [*(leaf.dtype for leaf in leaves(output)), self.autocast.dtype]
-        allowed = max(tolerance(dtype) for dtype in dtypes if dtype is not None and dtype.is_floating_point)
+        dtypes = {leaf.dtype for leaf in leaves(output)} | ({self.autocast.dtype} if self.autocast.dtype else set())
+        allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
         judge(self.record, self.monitor, self.steps, self.samples.errors(reconstructed), allowed, output)
 
 
@@ -126,21 +129,21 @@ class _Reverse(torch.autograd.Function):
             y = map_state(Tensor.detach, y)
             context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
         output = y
+        inputs_wanted = any(ctx.needs_input_grad[3 : 3 + ctx.inputs])
+        context_wanted = [context] if context is not None and context.requires_grad else []
         sums: dict[int, Tensor] = {}
         samples = Samples()
         with torch.enable_grad(), run.autocast.again():
             for position in reversed(range(len(run.steps))):
-                wanted = position > 0 or any(ctx.needs_input_grad[3 : 3 + ctx.inputs])
-                others = run.weights_of[position]
-                if context is not None and context.requires_grad:
-                    others = [*others, context]
+                others = [*run.weights_of[position], *context_wanted]
+                wanted = inputs_wanted or position > 0
                 y, y_grads, found = differentiate(run, position, y, context, others, y_grads, log_det_grad, wanted)
                 for target, gradient in zip(others, found, strict=True):
                     if gradient is not None:
                         key = id(target)
                         sums[key] = sums[key] + gradient if key in sums else gradient
                 if run.samples is not None:
-                    samples.like(run.samples, position, [leaf.detach() for leaf in leaves(y)])
+                    samples.like(run.samples, position, y)
         run.judge(samples, output)
         context_grad = None if context is None else sums.get(id(context))
         return None, context_grad, None, *y_grads, *(sums.get(id(weight)) for weight in run.weights)
@@ -160,15 +163,16 @@ def _step(
     inputs_wanted: bool,
 ) -> Found:
     """From a step's output and the gradients there to its input, the gradients there, and those of all else."""
-    x, made, log_det = run.steps[position].retrace(y, context, run.surroundings[position].replay, run.log_det)
+    x, made, log_det, passes = run.steps[position].retrace(y, context, run.surroundings[position].replay, run.log_det)
     inputs = list(leaves(x))
-    outputs, given = [*leaves(made)], [*grads]
-    if log_det is not None:
-        outputs.append(log_det)
-        given.append(log_det_grad)
-    found = _gradients(outputs, given, [*inputs, *others] if inputs_wanted else others)
-    x_grads: Gradients = found[: len(inputs)] if inputs_wanted else [None] * len(inputs)
-    return map_state(Tensor.detach, x), x_grads, found[len(inputs) :] if inputs_wanted else found
+    reached = [leaf for leaf in inputs if leaf.requires_grad] if inputs_wanted else []
+    found = _gradients([*made, log_det], [*grads, log_det_grad], [*reached, *others])
+    pieces = iter(found)
+    x_grads = [next(pieces) if inputs_wanted and leaf.requires_grad else None for leaf in inputs]
+    for output, target in passes if inputs_wanted else ():
+        handed, other = grads[output], x_grads[target]
+        x_grads[target] = handed if other is None else other if handed is None else other + handed
+    return map_state(Tensor.detach, x), x_grads, found[len(reached) :]
 
 
 def _differentiable_step(
@@ -222,4 +226,6 @@ def _gradients(outputs: Gradients, grads: Gradients, wanted: list[Tensor]) -> Gr
             given.append(grad)
     if not used or not wanted:
         return [None] * len(wanted)
-    return list(torch.autograd.grad(used, wanted, given, allow_unused=True))
+    # torch.autograd.grad without its checks of what is known to fit: they cost as much as a small layer. In order: keep
+    # the graph, make one of the gradients, whose gradients, whether some may be None, whether to add to .grad.
+    return list(_ENGINE.run_backward(tuple(used), tuple(given), False, False, tuple(wanted), True, False))

@@ -28,6 +28,7 @@ DIGITS_TO_KEEP = 2 / 3
 about as much, and on the way to being off by everything."""
 
 
+@functools.cache
 def tolerance(dtype: torch.dtype) -> float:
     """The largest relative error of a reconstruction in a dtype that the monitor is silent about."""
     return float(torch.finfo(dtype).eps ** DIGITS_TO_KEEP)
@@ -69,9 +70,9 @@ class Samples:
 
     def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
         """In forward: some numbers of what went into a step and did not come out of it."""
-        passes = False
+        passes, handed_on = False, {id(leaf) for leaf in after}
         for which, leaf in enumerate(before):
-            if any(leaf is other for other in after):
+            if id(leaf) in handed_on:
                 passes = True
             # Plain tensors alone have numbers.
             elif type(leaf) is Tensor and leaf.is_floating_point() and leaf.numel() and not leaf.is_meta:
@@ -79,14 +80,19 @@ class Samples:
                 self._taken.append((position, which))
         self._passes.append(passes)
 
-    def like(self, kept: Samples, position: int, state: list[Tensor]) -> None:
+    def like(self, kept: Samples, position: int, state: State) -> None:
         """In backward, from the last step to the first: the same numbers of what was reconstructed."""
-        while len(self._taken) < len(kept._taken) and kept._taken[-1 - len(self._taken)][0] == position:
-            which = kept._taken[-1 - len(self._taken)][1]
-            leaf = state[which]
+        place = len(kept._taken) - 1 - len(self._taken)
+        if place < 0 or kept._taken[place][0] != position:
+            return
+        tensors = list(leaves(state))
+        while place >= 0 and kept._taken[place][0] == position:
+            leaf = tensors[kept._taken[place][1]]
             self._rows.append(leaf.take(_places(leaf.numel(), leaf.device)))
-            self._taken.append((position, which))
+            self._taken.append(kept._taken[place])
+            place -= 1
 
+    @torch.no_grad()
     def errors(self, reconstructed: Samples) -> dict[int, float]:
         """The relative error by position: the largest difference over the state's largest magnitude.
 
@@ -94,15 +100,16 @@ class Samples:
         """
         if not self._rows:
             return {}
-        before, after = torch.stack(self._rows), torch.stack(reconstructed._rows[::-1])
-        if before.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
-            before, after = before.float(), after.float()
-        both = torch.stack([after - before, before]).abs()
-        differences, magnitudes = both.amax(2).tolist()
+        numbers = torch.stack([*self._rows, *reconstructed._rows[::-1]])
+        if numbers.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
+            numbers = numbers.float()
+        before, difference = numbers = numbers.view(2, len(self._rows), -1)
+        difference -= before
+        magnitudes, differences = torch.linalg.vector_norm(numbers, torch.inf, dim=2).tolist()
         if not math.isfinite(sum(differences) + sum(magnitudes)):
-            known = before.isfinite()
-            both[0] = both[0].nan_to_num(nan=torch.inf)
-            differences, magnitudes = both.where(known, 0.0).amax(2).tolist()
+            known, numbers = before.isfinite(), numbers.abs()
+            numbers[1].nan_to_num_(nan=torch.inf)
+            magnitudes, differences = numbers.where(known, 0.0).amax(2).tolist()
         error, scale = [0.0] * (len(self._passes) + 1), [0.0] * (len(self._passes) + 1)
         for (position, _), difference, magnitude in zip(self._taken, differences, magnitudes, strict=True):
             error[position] = max(error[position], difference)
@@ -126,8 +133,11 @@ def judge(
     Raises:
         ReconstructionError: in mode "raise".
     """
-    record.errors.update({steps[position].name: error for position, error in errors.items()})
-    lost = [position for position, error in errors.items() if not error <= allowed]
+    lost = []
+    for position, error in errors.items():
+        record.errors[steps[position].name] = error
+        if not error <= allowed:
+            lost.append(position)
     if not lost:
         return
     if any(errors[position] == torch.inf for position in lost) and not _is_finite(output):

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from ..bijection import Bijection, Replay
+from ..bijection import Bijection, Replay, Retraced
 
 Backprop: TypeAlias = Literal["stored", "reversible", "checkpoint"]
 POLICIES = ("stored", "reversible", "checkpoint")
@@ -17,7 +17,7 @@ Outcome: TypeAlias = tuple[Any, Tensor | None]
 """A step's output and its log-determinant, None where that was not asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """A layer with its place and its direction.
 
@@ -46,9 +46,7 @@ class Step:
         """The step's input."""
         return self.layer(y, context) if self.backwards else self.layer.inverse(y, context)
 
-    def retrace(
-        self, y: Any, context: Tensor | None, replay: Replay, log_det: bool
-    ) -> tuple[Any, Any, Tensor | None]:
+    def retrace(self, y: Any, context: Tensor | None, replay: Replay, log_det: bool) -> Retraced:
         """See `Bijection.retrace`."""
         retrace = self.layer.retrace_inverse if self.backwards else self.layer.retrace
         return retrace(y, context, replay, log_det=log_det)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TypeAlias
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 Generators: TypeAlias = tuple[Tensor, Tensor | None]
-_Slots: TypeAlias = dict[str, Tensor | None]
+_Slots: TypeAlias = dict[str, Any]
 _NOTHING = contextlib.nullcontext()
 
 
@@ -31,8 +32,8 @@ def same(before: Generators, after: Generators) -> bool:
 class Surroundings:
     """What an evaluation of a module finds around it, recorded so that it can be replayed.
 
-    Kept are the weights themselves, which modules were in train mode, and, by `begin` right before the evaluation, copies
-    of the buffers: nothing else tells that batch norm moves its own. Whoever evaluates sets `drawn`.
+    Kept are the weights themselves, which modules were in train mode, and, by `begin` right before the evaluation,
+    copies of the buffers: nothing else tells that batch norm moves its own. Whoever evaluates sets `drawn`.
 
     Args:
         module: what is evaluated.
@@ -44,69 +45,70 @@ class Surroundings:
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.weights: list[Tensor] = []
         self.drawn: Generators | None = None
         self._device = device
-        self._modes: list[tuple[nn.Module, bool]] = []
-        self._held: list[tuple[_Slots, str, Tensor]] = []
-        self._buffers: list[tuple[_Slots, str]] = []
         self._copies: list[tuple[_Slots, str, Tensor]] = []
         # By hand: nn.Module's iterators build a name for everything, and this runs for every layer of every forward.
-        waiting, seen = [module], {0}
-        while waiting:
-            part = waiting.pop()
-            if id(part) in seen:
-                continue
-            seen.add(id(part))
-            self._modes.append((part, part.training))
-            if part._modules:
-                waiting += [child for child in part._modules.values() if child is not None]
-            for name, weight in part._parameters.items():
-                if weight is not None:
-                    self._held.append((part._parameters, name, weight))
-                    if weight.requires_grad and id(weight) not in seen:
+        parts, seen = [module], {id(module)}
+        self._weights: list[tuple[_Slots, list[nn.Parameter | None]]] = []
+        self.weights: list[Tensor] = []
+        for part in parts:
+            for child in part._modules.values() if part._modules else ():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    parts.append(child)
+            if part._parameters:
+                weights = list(part._parameters.values())
+                self._weights.append((part._parameters, weights))
+                for weight in weights:
+                    if weight is not None and weight.requires_grad and id(weight) not in seen:
                         seen.add(id(weight))
                         self.weights.append(weight)
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    self._buffers.append((part._buffers, name))
+        self._parts = parts
+        self._modes = [part.training for part in parts]
 
     def begin(self) -> None:
         """Copies the buffers."""
-        for slots, name in self._buffers:
-            buffer = slots[name]
-            if buffer is not None:
-                self._copies.append((slots, name, buffer.clone()))
+        for part in self._parts:
+            if part._buffers:
+                kept = [(name, buffer) for name, buffer in part._buffers.items() if buffer is not None]
+                self._copies += [(part._buffers, name, buffer.clone()) for name, buffer in kept]
 
     def replay(self) -> contextlib.AbstractContextManager[object]:
         """Inside, the module finds what it found then; afterwards all is as if nothing had been evaluated."""
-        if self._copies or self.drawn is not None:
+        if self._copies or self.drawn is not None or [part.training for part in self._parts] != self._modes:
             return self._replay()
-        for part, mode in self._modes:
-            if part.training is not mode:
-                return self._replay()
-        for slots, name, tensor in self._held:
-            if slots[name] is not tensor:
+        for slots, weights in self._weights:
+            if not all(map(operator.is_, slots.values(), weights)):
                 return self._replay()
         return _NOTHING
 
     @contextlib.contextmanager
     def _replay(self) -> Iterator[None]:
-        modes = [(part, mode) for part, mode in self._modes if part.training is not mode]
-        then = [*self._held, *((slots, name, copy.clone()) for slots, name, copy in self._copies)]
+        then: list[tuple[_Slots, str, Tensor | None]] = [
+            (slots, name, copy.clone()) for slots, name, copy in self._copies
+        ]
+        then += [
+            (slots, name, weight)
+            for slots, weights in self._weights
+            for name, weight in zip(slots, weights, strict=True)
+            if slots[name] is not weight
+        ]
         now = [(slots, name, slots[name]) for slots, name, _ in then]
+        modes = [part.training for part in self._parts]
         try:
-            for part, mode in modes:
-                part.training = mode
-            for slots, name, tensor in then:
-                slots[name] = tensor
+            self._set(then, self._modes)
             with self._same_numbers():
                 yield
         finally:
-            for slots, name, before in now:
-                slots[name] = before
-            for part, mode in modes:
-                part.training = not mode
+            self._set(now, modes)
+
+    def _set(self, tensors: Iterable[tuple[_Slots, str, Tensor | None]], modes: list[bool]) -> None:
+        for slots, name, tensor in tensors:
+            slots[name] = tensor
+        for part, mode in zip(self._parts, modes, strict=True):
+            if part.training is not mode:
+                part.training = mode
 
     @contextlib.contextmanager
     def _same_numbers(self) -> Iterator[None]:
