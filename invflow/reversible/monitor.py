@@ -19,13 +19,19 @@ Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
 MONITORS = ("off", "warn", "raise", "anchor")
 
 SAMPLES = 64
-"""Numbers kept of each tensor of a state: as cheap as one, and enough to meet every channel of usual networks."""
-GOLDEN = 0.6180339887498949
-"""Multiples of it, modulo 1, are spread evenly however many there are: no stride falls in step with the channels."""
+"""Numbers kept of a channel. A channel that is zero but for a fifth of its numbers, as in pictures of digits, looks
+constant to so many once in a million."""
+CHANNELS = 64
+"""Channels that numbers are kept of; of more, so many evenly chosen ones. 16 KiB a tensor in float32, at most."""
+LEAST = 8
+"""Fewer numbers in a channel, as in a small batch of vectors, say nothing of its spread: there the whole tensor's
+counts."""
+GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
+"""Multiples of them, modulo 1, are spread evenly, however many there are: no stride falls in step with a row."""
 DIGITS_TO_KEEP = 2 / 3
 """The part of a dtype's digits that a reconstruction must keep: 4.6 of float32's 7 (2.4e-5), 10.4 of float64's 16
-(3.7e-11). A chain of a hundred well-conditioned couplings keeps more; one that keeps less has gradients that are off by
-about as much, and on the way to being off by everything."""
+(3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one that keeps less has
+gradients that are off by about as much, and is on its way to being off by everything."""
 
 
 @functools.cache
@@ -60,25 +66,22 @@ class Reconstruction:
 class Samples:
     """Some numbers of the states that the steps of a run were given, to be compared with their reconstructions.
 
-    Of the tensors that a step hands on as they are, as a coupling does with one half, the next step knows.
+    Of a tensor that a step hands on as it is, as a coupling does with one half, the next step knows.
     """
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
         self._taken: list[tuple[int, int]] = []
-        self._passes: list[bool] = []
 
     def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
         """In forward: some numbers of what went into a step and did not come out of it."""
-        passes, handed_on = False, {id(leaf) for leaf in after}
+        handed_on = {id(leaf) for leaf in after}
         for which, leaf in enumerate(before):
-            if id(leaf) in handed_on:
-                passes = True
             # Plain tensors alone have numbers.
-            elif type(leaf) is Tensor and leaf.is_floating_point() and leaf.numel() and not leaf.is_meta:
-                self._rows.append(leaf.take(_places(leaf.numel(), leaf.device)))
+            plain = type(leaf) is Tensor and leaf.is_floating_point() and not leaf.is_meta
+            if plain and id(leaf) not in handed_on and leaf.numel():
+                self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
                 self._taken.append((position, which))
-        self._passes.append(passes)
 
     def like(self, kept: Samples, position: int, state: State) -> None:
         """In backward, from the last step to the first: the same numbers of what was reconstructed."""
@@ -88,36 +91,49 @@ class Samples:
         tensors = list(leaves(state))
         while place >= 0 and kept._taken[place][0] == position:
             leaf = tensors[kept._taken[place][1]]
-            self._rows.append(leaf.take(_places(leaf.numel(), leaf.device)))
+            self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
             self._taken.append(kept._taken[place])
             place -= 1
 
     @torch.no_grad()
     def errors(self, reconstructed: Samples) -> dict[int, float]:
-        """The relative error by position: the largest difference over the state's largest magnitude.
+        """The error by position, as `relative_errors` has it."""
+        alike: dict[tuple[torch.Size, torch.dtype], list[tuple[int, Tensor, Tensor]]] = {}
+        for (position, _), before, after in zip(self._taken, self._rows, reversed(reconstructed._rows), strict=True):
+            alike.setdefault((before.shape, before.dtype), []).append((position, before, after))
+        worst: dict[int, float] = {}
+        for group in alike.values():
+            numbers = torch.stack([before for _, before, _ in group] + [after for _, _, after in group])
+            before, after = numbers.view(2, len(group), *numbers.shape[1:])
+            for (position, _, _), error in zip(group, relative_errors(before, after).tolist(), strict=True):
+                worst[position] = max(worst.get(position, 0.0), error)
+        return worst
 
-        What was infinite or no number before is no error of the reconstruction.
-        """
-        if not self._rows:
-            return {}
-        numbers = torch.stack([*self._rows, *reconstructed._rows[::-1]])
-        if numbers.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
-            numbers = numbers.float()
-        before, difference = numbers = numbers.view(2, len(self._rows), -1)
-        difference -= before
-        magnitudes, differences = torch.linalg.vector_norm(numbers, torch.inf, dim=2).tolist()
-        if not math.isfinite(sum(differences) + sum(magnitudes)):
-            known, numbers = before.isfinite(), numbers.abs()
-            numbers[1].nan_to_num_(nan=torch.inf)
-            magnitudes, differences = numbers.where(known, 0.0).amax(2).tolist()
-        error, scale = [0.0] * (len(self._passes) + 1), [0.0] * (len(self._passes) + 1)
-        for (position, _), difference, magnitude in zip(self._taken, differences, magnitudes, strict=True):
-            error[position] = max(error[position], difference)
-            scale[position] = max(scale[position], magnitude)
-        return {
-            position: _relative(error[position], max(scale[position], scale[position + 1] if passes else 0.0))
-            for position, passes in enumerate(self._passes)
-        }
+
+def relative_errors(before: Tensor, after: Tensor) -> Tensor:
+    """How far numbers are off: the largest difference in a channel over the channel's spread; the worst channel's.
+
+    By channel, because each is what a batch norm divides by and what a ReLU has its kink in: of a channel that was
+    constant, any noise that comes back is all that they see, however small, and the error is infinite. What was
+    infinite or no number before is no error of the reconstruction.
+
+    Args:
+        before: ``(..., channels, numbers)``.
+        after: the same, reconstructed.
+
+    >>> x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
+    >>> relative_errors(x, x + torch.tensor([[0.0, 0.75, 0.0], [0.0, 0.0, 0.0]])).item()  # 0.75 of 3
+    0.25
+    """
+    if before.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
+        before, after = before.float(), after.float()
+    difference, low, high = (after - before).abs_(), before, before
+    if not math.isfinite(float(difference.sum())):
+        known = before.isfinite()
+        difference = difference.nan_to_num(nan=torch.inf).where(known, 0.0)
+        low, high = before.where(known, torch.inf), before.where(known, -torch.inf)
+    spread = (high.amax(-1) - low.amin(-1)).clamp_(min=0.0)
+    return (difference.amax(-1) / spread).nan_to_num(nan=0.0, posinf=torch.inf).amax(-1)
 
 
 def judge(
@@ -142,8 +158,10 @@ def judge(
         return
     if any(errors[position] == torch.inf for position in lost) and not _is_finite(output):
         return  # nothing comes back from infinity: the loss shows that as well
-    step = steps[max(lost)]
-    found = f"{step}: its input came back with a relative error of {errors[max(lost)]:.1e} ({allowed:.1e} is allowed)"
+    step, error = steps[max(lost)], errors[max(lost)]
+    found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
+    if error == torch.inf:
+        found = f"{step}: a channel of its input was constant in this batch and came back with noise"
     remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
     if mode == "raise":
         raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
@@ -156,15 +174,24 @@ def judge(
         warnings.warn(f"{found}, so the gradients below it are wrong; {remedy}", ReconstructionWarning, stacklevel=2)
 
 
-def _relative(error: float, magnitude: float) -> float:
-    return error / magnitude if magnitude else (torch.inf if error else 0.0)
-
-
 def _is_finite(state: State) -> bool:
     return all(bool(leaf.isfinite().all()) for leaf in leaves(state))
 
 
 @functools.lru_cache(maxsize=256)
-def _places(count: int, device: torch.device) -> Tensor:
-    """Where in a tensor of so many numbers samples are taken."""
-    return torch.tensor([int(count * ((place * GOLDEN) % 1.0)) for place in range(1, SAMPLES + 1)], device=device)
+def _places(shape: torch.Size, device: torch.device) -> Tensor:
+    """Where in a tensor of this shape samples are taken: ``(channels, numbers)``, indices into all of it."""
+    channels, inner = (shape[1], shape[2:].numel()) if len(shape) > 1 else (1, 1)
+    if shape[0] * inner < LEAST:
+        channels, inner, size = 1, shape.numel(), 1
+    else:
+        size = shape[0]
+    count = size * inner
+    rows = []
+    for row in range(min(channels, CHANNELS)):
+        channel = row if channels <= CHANNELS else int(channels * ((row * GOLDEN) % 1.0))
+        numbers = (int(count * ((place * GOLDEN + row * PLASTIC) % 1.0)) for place in range(min(SAMPLES, count)))
+        if count <= SAMPLES:
+            numbers = iter(range(count))
+        rows.append([number // inner * channels * inner + channel * inner + number % inner for number in numbers])
+    return torch.tensor(rows, device=device)
