@@ -1,7 +1,7 @@
 """One chain of additive couplings as several libraries write it, and the timing of contenders in turn.
 
-The chain: couplings on halves of the channels, each conditioner a 3x3 convolution, ReLU and another 3x3 convolution. All
-contenders hold the same weights and compute the same function, up to the order of the halves.
+The chain: couplings on halves of the channels, each conditioner a 3x3 convolution, ReLU and another 3x3 convolution.
+All contenders hold the same weights and compute the same function, up to the order of the halves.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ CHAINS: dict[str, Callable[[list[nn.Module]], nn.Module]] = {
 
 
 class Peak:
-    """The largest resident memory while it runs. (The kernel's own peak would include what was freed before.)"""
+    """The largest resident memory while it runs; the kernel's own peak would include what was freed before."""
 
     def __init__(self) -> None:
         self.before = self.largest = self._now()

@@ -1,7 +1,7 @@
 """What training without kept activations costs: a train step against plain PyTorch, beside other libraries.
 
-All contenders hold the same weights, and their gradients are compared before they are timed, in turn, round after round;
-the table shows the median over the rounds of each round's ratio to hand-written PyTorch, which keeps everything.
+All contenders hold the same weights, and their gradients are compared before they are timed, in turn, round after
+round; the table shows the median over the rounds of each round's ratio to hand-written PyTorch, which keeps everything.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,35 @@ from .step import Outcome, Step
 from .surroundings import Surroundings
 
 
+@dataclass(slots=True)
+class Part:
+    """Steps of a chain that are taken together, and how.
+
+    Attributes:
+        steps: all steps of a run that is reversed; else one.
+        keeps: what is kept for backward: the "activations" as in plain training, the "input", or the "output".
+    """
+
+    steps: list[Step]
+    keeps: str
+
+    def forward(
+        self,
+        x: State,
+        context: Tensor | None,
+        log_det: bool,
+        monitor: Monitor = "off",
+        record: Reconstruction | None = None,
+    ) -> Outcome:
+        """What the steps return."""
+        if self.keeps == "output":
+            return reverse(Run(self.steps, x, log_det, monitor, record), x, context)
+        (step,) = self.steps
+        return (_checkpoint if self.keeps == "input" else Step.forward)(step, x, context, log_det)
+
+
 def run_chain(
-    steps: Iterable[Step],
+    steps: Sequence[Step],
     x: State,
     context: Tensor | None,
     *,
@@ -30,9 +58,6 @@ def run_chain(
     record: Reconstruction | None = None,
 ) -> Outcome:
     """A chain's forward whose activations are not kept for backward.
-
-    Whole runs of reversible steps share one autograd function, which keeps their last state and inverts them one by
-    one; each other step keeps its input and runs forward again. What no gradient reaches runs plainly.
 
     Args:
         steps: in the order that they are taken.
@@ -43,56 +68,54 @@ def run_chain(
         record: where the monitor notes what it finds.
     """
     total = zero_log_det(x) if log_det else None
-    waiting = list(steps)
-    # torch.func and forward-mode differentiation see through no autograd function that calls modules: all is kept.
-    plain = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    while waiting and (plain or not _gradients_reach(waiting[0], x, context)):
-        x, total = _add(waiting.pop(0).forward(x, context, log_det), total)
-    if torch.compiler.is_compiling():
-        waiting = _without_randomness(waiting, x, context)
-    rest = [] if torch.compiler.is_compiling() else _tail(waiting)
-    for reversible, group in itertools.groupby(waiting, key=lambda step: step.reversible):
-        if reversible:
-            x, total = _add(reverse(Run(list(group), x, log_det, monitor, record), x, context), total)
-            continue
-        for step in group:
-            x, total = _add(_checkpoint(step, x, context, log_det), total)
-    for step in rest:
-        x, total = _add(step.forward(x, context, log_det), total)
+    for part in plan(steps, x, context):
+        x, change = part.forward(x, context, log_det, monitor, record)
+        total = None if total is None or change is None else total + change
     return x, total
 
 
-def _tail(steps: list[Step]) -> list[Step]:
-    """Takes the last layer that trains, and what follows it, from the steps: these run plainly.
+def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[Part]:
+    """How a chain's steps are taken.
 
-    Backward begins there, and would compute first what was thrown away last: kept, it takes no more memory than then.
+    Whole runs of reversible steps share one autograd function, which keeps their last state and inverts them one by
+    one; each other step keeps its input and runs forward again. What no gradient reaches runs plainly, and so does the
+    last layer that trains, with what follows it: backward begins there, and would compute first what was thrown away
+    last.
     """
+    compiling = torch.compiler.is_compiling()
+    # torch.func and forward-mode differentiation see through no autograd function that calls modules: all is kept.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return [Part([step], "activations") for step in steps]
+    first, last = 0, len(steps)
+    if not _require_gradients(x, context):
+        while first < last and not any(weight.requires_grad for weight in steps[first].layer.parameters()):
+            first += 1
+    if not compiling:
+        last = max(first, _last_trained(steps))
+        last = last if all(step.reversible for step in steps[last:]) else len(steps)
+    middle = steps[first:last]
+    if compiling:
+        middle = _without_randomness(middle, x, context)
+    parts = [Part([step], "activations") for step in steps[:first]]
+    for reversible, group in itertools.groupby(middle, key=lambda step: step.reversible):
+        together = [list(group)] if reversible else [[step] for step in group]
+        parts += [Part(taken, "output" if reversible else "input") for taken in together]
+    return parts + [Part([step], "activations") for step in steps[last:]]
+
+
+def _require_gradients(x: State, context: Tensor | None) -> bool:
+    return any(leaf.requires_grad for leaf in leaves(x)) or (context is not None and context.requires_grad)
+
+
+def _last_trained(steps: Sequence[Step]) -> int:
+    """The position of the last step with weights; behind the last one where none has any."""
     last = len(steps) - 1
     while last >= 0 and next(steps[last].layer.parameters(), None) is None:
         last -= 1
-    if last < 0:
-        return []
-    rest = steps[last:]
-    if not all(step.reversible for step in rest):
-        return []
-    del steps[last:]
-    return rest
+    return last if last >= 0 else len(steps)
 
 
-def _add(outcome: Outcome, total: Tensor | None) -> Outcome:
-    y, part = outcome
-    return y, None if total is None or part is None else total + part
-
-
-def _gradients_reach(step: Step, x: State, context: Tensor | None) -> bool:
-    return (
-        any(leaf.requires_grad for leaf in leaves(x))
-        or (context is not None and context.requires_grad)
-        or any(weight.requires_grad for weight in step.layer.parameters())
-    )
-
-
-def _without_randomness(steps: list[Step], x: State, context: Tensor | None) -> list[Step]:
+def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None) -> list[Step]:
     """The steps with those kept that draw random numbers: a compiled graph cannot draw the same again to invert."""
     shape, context_shape = shape_of(x), None if context is None else shape_of(context)
     found = []
@@ -106,13 +129,11 @@ def _without_randomness(steps: list[Step], x: State, context: Tensor | None) -> 
 
 def _checkpoint(step: Step, x: State, context: Tensor | None, log_det: bool) -> Outcome:
     """A step that keeps its input only."""
-    if torch.compiler.is_compiling():  # which sees to random numbers and buffers itself
-        made: Outcome = checkpoint(step.forward, x, context, log_det, use_reentrant=False)
-        return made
-    surroundings = _Replayed(step, next(leaves(x)).device)
-    made = checkpoint(
-        step.forward, x, context, log_det, use_reentrant=False, context_fn=lambda: (surroundings, surroundings)
-    )
+    options: dict[str, Any] = {}
+    if not torch.compiler.is_compiling():  # which sees to random numbers and buffers itself
+        surroundings = _Replayed(step, next(leaves(x)).device)
+        options["context_fn"] = lambda: (surroundings, surroundings)
+    made: Outcome = checkpoint(step.forward, x, context, log_det, use_reentrant=False, **options)
     return made
 
 
@@ -133,5 +154,4 @@ class _Replayed:
     def __exit__(self, *_: object) -> None:
         if self._recorded:
             self._entered.close()
-        else:
-            self._recorded = True
+        self._recorded = True

@@ -178,20 +178,26 @@ def _is_finite(state: State) -> bool:
     return all(bool(leaf.isfinite().all()) for leaf in leaves(state))
 
 
+def _channels(shape: torch.Size) -> tuple[int, int, int]:
+    """A tensor's batch, channels and positions as far as `LEAST` lets channels be looked at by themselves."""
+    batch, channels, positions = shape[0], shape[1:2].numel(), shape[2:].numel()
+    return (1, 1, shape.numel()) if batch * positions < LEAST else (batch, channels, positions)
+
+
+def by_channel(leaf: Tensor) -> Tensor:
+    """All numbers of a tensor as `relative_errors` takes them: ``(channels, numbers)``."""
+    batch, channels, positions = _channels(leaf.shape)
+    return leaf.reshape(batch, channels, positions).transpose(0, 1).flatten(1)
+
+
 @functools.lru_cache(maxsize=256)
 def _places(shape: torch.Size, device: torch.device) -> Tensor:
     """Where in a tensor of this shape samples are taken: ``(channels, numbers)``, indices into all of it."""
-    channels, inner = (shape[1], shape[2:].numel()) if len(shape) > 1 else (1, 1)
-    if shape[0] * inner < LEAST:
-        channels, inner, size = 1, shape.numel(), 1
-    else:
-        size = shape[0]
-    count = size * inner
+    batch, channels, inner = _channels(shape)
+    count = batch * inner
     rows = []
     for row in range(min(channels, CHANNELS)):
         channel = row if channels <= CHANNELS else int(channels * ((row * GOLDEN) % 1.0))
-        numbers = (int(count * ((place * GOLDEN + row * PLASTIC) % 1.0)) for place in range(min(SAMPLES, count)))
-        if count <= SAMPLES:
-            numbers = iter(range(count))
+        numbers = [int(count * ((place * GOLDEN + row * PLASTIC) % 1.0)) for place in range(min(SAMPLES, count))]
         rows.append([number // inner * channels * inner + channel * inner + number % inner for number in numbers])
     return torch.tensor(rows, device=device)
