@@ -73,7 +73,7 @@ def train(
     download: Download = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the classifier that a spec describes, evaluate it, and draw what it does."""
+    """Train the classifier or the flow that a spec describes, evaluate it, and draw what it does."""
     from .spec import load_spec
     from .training import run as runs
     from .training.illustrate import illustrate
@@ -109,7 +109,7 @@ def train(
 
 @app.command()
 def evaluate(run: RunPath, data_root: DataRoot = None, as_json: AsJson = False) -> None:
-    """Test accuracy of a trained run, and how exactly it runs backwards."""
+    """Test accuracy or likelihood of a trained run, and how exactly it runs backwards."""
     from .training.evaluate import evaluate_run
     from .training.run import Run
 
@@ -144,7 +144,7 @@ def compare(
     folder = to or _new_folder("compare")
     overrides = {"epochs": epochs, "lr": lr, "train_size": train_size}
     with _stdout_for_the_answer(as_json):
-        rows = run_all(
+        found = run_all(
             loaded,
             seeds,
             folder,
@@ -154,17 +154,27 @@ def compare(
             download=download,
         )
         plot = folder / "comparison.png"
-        write_figure(comparison([{**dataclasses.asdict(row), "name": Path(row.spec).stem} for row in rows]), plot)
+        score = found.score
+        drawn = [
+            {"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)}
+            for row in found.rows
+        ]
+        label = f"test {score.label},{score.unit if score.unit[:1].isspace() else ' ' + score.unit}"
+        write_figure(comparison(drawn, label, digits=score.digits, narrowest=score.narrowest), plot)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        _print_json([row.as_json() for row in found.rows])
         return
-    table = Table("spec", "parameters", "test accuracy", "round-trip error", "seconds")
-    for row in rows:
-        accuracy = f"{statistics.mean(row.test_accuracy):.2%}"
-        if len(row.test_accuracy) > 1:
-            accuracy += f" ± {100 * statistics.stdev(row.test_accuracy):.2f}"
+    table = Table("spec", "parameters", f"test {score.label}", "round-trip error", "seconds")
+    for row in found.rows:
+        known = [value for value in row.scores[f"test_{score.name}"] if math.isfinite(value)]
+        text = score.text(statistics.mean(known)) if known else ""
+        if len(known) > 1:
+            text += f" ± {score.factor * statistics.stdev(known):.{score.digits}f}"
+        lost = len(row.scores[f"test_{score.name}"]) - len(known)
+        text += f"{', ' * bool(text)}{lost} diverged" if lost else ""
         error = "not invertible" if row.round_trip_error is None else f"{row.round_trip_error:.1e}"
-        table.add_row(row.spec, f"{row.parameters:,}", accuracy, error, f"{statistics.mean(row.seconds):.0f}")
+        seconds = f"{statistics.mean(row.seconds):.0f}" if row.seconds else ""
+        table.add_row(row.spec, f"{row.parameters:,}", text, error, seconds)
     out.print(table)
     out.print(f"wrote {plot}", markup=False, soft_wrap=True)
 
@@ -303,7 +313,7 @@ def plot_psi(
     if psi is None:
         raise InvflowError(f"{spec}: plot-psi expects a spec with a psi layer, got one without")
     data = load_data((document.training or Training()).data, data_root, download=download)
-    write_figure(psi_channels(data.test.pixels[:images], psi), to)
+    write_figure(psi_channels(data.test.values[:images], psi), to)
     out.print(f"wrote {to}", markup=False, soft_wrap=True)
 
 
@@ -326,6 +336,38 @@ def interpolate(
         out.print(f"wrote {picture}", markup=False, soft_wrap=True)
 
 
+@app.command()
+def sample(
+    run: RunPath,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="Below 1: closer to what is most likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Another one draws other samples.")] = 0,
+    to: Annotated[Path | None, typer.Option("--out", help="The picture; default: RUN/pictures/drawn.png.")] = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw samples from a trained flow: a picture of them or, with --json, the numbers and their log-densities."""
+    from .diagnostics.pictures import write_figure
+    from .training.data import load_data
+    from .training.run import PICTURES, Run
+    from .training.tasks import Density, task_of
+
+    with _stdout_for_the_answer(as_json):
+        opened = Run.open(run)
+        task = task_of(opened.load(), load_data(opened.training.data, data_root))
+        if not isinstance(task, Density):
+            raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
+        drawn = task.draw(count, temperature=temperature, seed=seed)
+        if not as_json:
+            to = to or run / PICTURES / "drawn.png"
+            write_figure(task.picture(drawn), to)
+    if as_json:
+        log_prob = task.log_prob(drawn)
+        _print_json({"run": str(run), "samples": drawn.tolist(), "log_prob": log_prob.tolist()})
+    else:
+        out.print(f"wrote {to}", markup=False, soft_wrap=True)
+
+
 def _load_document(source: Path) -> Any:
     """The Spec in a file, or of a run or checkpoint folder."""
     from .spec import load_spec
@@ -343,7 +385,7 @@ def _evaluation(found: Any) -> dict[str, Any]:
 
 def _print_evaluation(run: Path, found: Any) -> None:
     out.print(f"run {run}", markup=False, soft_wrap=True)
-    out.print(f"  test accuracy {found.test_accuracy:.2%}, {found.parameters:,} parameters")
+    out.print(f"  {found.summary()}, {found.parameters:,} parameters")
     if not found.invertible:
         out.print("  not invertible up to its last layer: the head has hidden layers; of the trunk below it:")
     for (dtype, mode), trip in found.round_trips.items():
