@@ -7,6 +7,7 @@ from .inverse import Inverse
 from .linear import Linear1x1
 from .permute import Permute
 from .psi import Psi
+from .residual import Residual
 from .split import Merge, Split
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "Merge",
     "Permute",
     "Psi",
+    "Residual",
     "Split",
 ]

@@ -1,0 +1,276 @@
+"""Invertible residual blocks: y = x + g(x), where g contracts."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+from ..errors import InvflowError, ShapeError
+from ..nets.lipschitz import LipschitzConv, LipschitzMLP
+from ..nets.spectral import own_precision
+from ..registry import nets, register
+from ..solvers import Method, Solution, solve
+from ..state import Shape, TensorShape, require_tensor
+
+Map: TypeAlias = Callable[[Tensor], Tensor]
+Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+
+
+_EXACT_INVERSE = (
+    "round trip",
+    "inverse round trip",
+    "context",
+    "batch independence",
+    "nan contained",
+    "memory layout",
+    "autocast",
+    "inverse log det",
+    "inverse gradients",
+)
+
+
+class NotConverged(RuntimeWarning):
+    """Samples whose inverse is not as exact as was asked for."""
+
+
+@register("residual")
+class Residual(Bijection):
+    """``y = x + g(x)`` with ``g = coefficient * net`` and a net whose Lipschitz constant is at most 1.
+
+    Since g contracts, ``x -> y - g(x)`` does, and has one fixed point: the inverse of y.
+
+    Reference: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018,
+    https://arxiv.org/abs/1811.00995
+
+    Args:
+        net: a net with a certified Lipschitz constant, from the state to the state; by default `LipschitzConv` on
+            images and `LipschitzMLP` on anything else.
+        coefficient: the bound of g's Lipschitz constant, below 1.
+        solver: how the inverse is found: "anderson" or "picard".
+        tolerance: the relative error of the inverse at which the solver stops; null goes on to the roundings.
+        on_failure: whether samples that did not converge make a warning or an error.
+        shape: the incoming shape, from which the default net is made.
+        context_shape: likewise of the context.
+
+    >>> block = Residual(shape=(2,))
+    >>> x = torch.randn(5, 2)
+    >>> bool((block.inverse(block(x)) - x).abs().max() < 1e-5)
+    True
+    """
+
+    examples = [
+        ({}, (3,)),
+        ({"coefficient": 0.9}, (2, 4, 3)),
+        ({"coefficient": 0.5, "net": {"type": "lipschitz_mlp", "hidden": [4], "activation": "tanh"}}, (2,)),
+    ]
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """The properties of bijections that this one does not promise.
+
+        The solver's loop depends on the data, which no single graph can hold; and with a tolerance of one's own, the
+        inverse is as exact as that, and no better.
+        """
+        return ("compiles", *(() if self.tolerance is None else _EXACT_INVERSE))
+
+    def __init__(
+        self,
+        net: nn.Module | None = None,
+        coefficient: Contractive = 0.9,
+        solver: Method = "anderson",
+        tolerance: Tolerance | None = None,
+        on_failure: Literal["warn", "raise"] = "warn",
+        shape: Shape | None = None,
+        context_shape: TensorShape | None = None,
+    ) -> None:
+        super().__init__()
+        if net is None:
+            if shape is None:
+                raise InvflowError(
+                    "residual expects a net, or the incoming shape to make one for: Residual(shape=(2,))"
+                )
+            extents = require_tensor("residual", shape)
+            default = LipschitzConv if len(extents) == 3 else LipschitzMLP
+            net = default(extents, extents, context_shape)
+        if not callable(getattr(net, "lipschitz_bound", None)):
+            raise InvflowError(
+                f"residual expects a net whose Lipschitz constant is known, got {nets.name_of(type(net))}; use "
+                "lipschitz_conv or lipschitz_mlp, or give yours a method lipschitz_bound() that returns an upper bound"
+            )
+        self.net = net
+        self.coefficient = coefficient
+        self.solver = solver
+        self.tolerance = tolerance
+        self.on_failure = on_failure
+        self.shape = shape
+
+    @classmethod
+    def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
+        """What the net maps."""
+        extents = require_tensor("residual", shape)
+        return {"net": (extents, extents)}
+
+    def branch(self, context: Tensor | None = None) -> Map:
+        """G as a function of x alone, what depends on the weights and the context computed once."""
+        prepare = getattr(self.net, "prepared", None)
+        net = self.net if prepare is None else prepare()
+        scale = self.coefficient / torch.as_tensor(self.net.lipschitz_bound()).clamp(min=1.0)  # type: ignore[operator]
+        return functools.partial(_branch, net, scale, context)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        with own_precision(x):
+            return x + self.branch(context)(x)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        with own_precision(y):
+            return self._invert(y, context)[0]
+
+    def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
+        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
+        with own_precision(y), torch.no_grad():
+            return self._solve(self.branch(), y, context)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with own_precision(x):
+            g = self.branch(context)
+            return x + g(x), self._log_det(g, x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with own_precision(y):
+            x, g = self._invert(y, context)
+            return x, -self._log_det(g, x)
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        extents = require_tensor("residual", shape)
+        if self.shape is not None and extents != self.shape:
+            raise ShapeError(f"residual expects the shape {self.shape}, got {extents}")
+        return extents
+
+    def input_shape(self, shape: Shape) -> TensorShape:
+        return self.output_shape(shape)
+
+    def _log_det(self, g: Map, x: Tensor) -> Tensor:
+        return exact_log_det(g, x)
+
+    def _invert(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Map]:
+        """The inverse with its gradient, and g."""
+        g = self.branch(context)
+        if y.is_meta:
+            return y - g(y), g
+        solution = self._solve(self.branch(), y.detach(), context)
+        self._complain(solution)
+        solve_linear = functools.partial(solve, contraction=self.coefficient, method=self.solver)
+        return attach(functools.partial(_picard_step, g, y), solution.x, solve_linear), g
+
+    def _solve(self, g: Callable[..., Tensor], y: Tensor, context: Tensor | None) -> Solution:
+        def step(x: Tensor, rows: Tensor) -> Tensor:
+            given = None if context is None else context[rows]
+            return y[rows] - g(x, given)
+
+        return solve(
+            step,
+            y,
+            contraction=self.coefficient,
+            method=self.solver,
+            tolerance=self.tolerance,
+        )
+
+    def _complain(self, solution: Solution) -> None:
+        failed = [i for i in solution.report.failed if bool(solution.x[i].isfinite().all())]
+        if not failed:
+            return
+        shown = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
+        message = (
+            f"the inverse of residual did not converge for {len(failed)} of {len(solution.x)} samples ({shown}): "
+            f"{solution.report}"
+        )
+        if self.on_failure == "raise":
+            raise InvflowError(message)
+        warnings.warn(message, NotConverged, stacklevel=4)
+
+
+def _branch(
+    net: Callable[..., Tensor], scale: Tensor, context: Tensor | None, x: Tensor, other: Tensor | None = None
+) -> Tensor:
+    context = other if context is None else context
+    made = net(x) if context is None else net(x, context)
+    if made.shape != x.shape:
+        raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
+    return scale.to(made) * made
+
+
+def _picard_step(g: Map, y: Tensor, x: Tensor) -> Tensor:
+    return y - g(x)
+
+
+def attach(step: Map, x: Tensor, solve_linear: Callable[..., Solution]) -> Tensor:
+    """The fixed point ``x = step(x)``, found without a graph, with the gradient that the implicit function has.
+
+    With ``J`` the Jacobian of the step at x: ``dx = (1 - J)^-1 d step``, so a gradient w is pulled back through the
+    step as ``(1 - J^T)^-1 w``, the fixed point of ``u = w + J^T u``. That is attached likewise, so second derivatives
+    are right too.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    image = step(x.detach())
+    if not image.requires_grad:
+        return x
+    return cast(Tensor, _Implicit.apply(image, x.detach(), step, solve_linear))
+
+
+class _Implicit(torch.autograd.Function):
+    """The identity on x; backward solves the transposed linear system."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: Callable[..., Solution]) -> Tensor:
+        ctx.step, ctx.solve_linear = step, solve_linear
+        x = x.clone()
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # somebody differentiates this gradient
+        with torch.enable_grad():
+            at = x if again else x.detach().requires_grad_()
+            image = ctx.step(at)
+
+        def transposed(u: Tensor) -> Tensor:
+            (pulled,) = torch.autograd.grad(image, at, u, create_graph=again, retain_graph=True, allow_unused=True)
+            return grad if pulled is None else grad + pulled
+
+        def rows_of(u: Tensor, rows: Tensor) -> Tensor:
+            whole = torch.zeros_like(grad)
+            whole[rows] = u
+            return (grad + pull(whole))[rows]
+
+        def pull(u: Tensor) -> Tensor:
+            pulled: Tensor = torch.autograd.grad(image, at, u, retain_graph=True)[0]
+            return pulled
+
+        solution = ctx.solve_linear(rows_of, grad.detach())
+        found = attach(transposed, solution.x, ctx.solve_linear) if again else solution.x
+        return found, None, None, None
+
+
+def exact_log_det(g: Map, x: Tensor) -> Tensor:
+    """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian."""
+    batch, size = x.shape[0], x[:1].numel()
+    if x.is_meta or not x.numel():
+        return x.flatten(1).sum(1) * 0
+    pull = torch.func.vjp(g, x)[1]
+    basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
+    rows = torch.func.vmap(lambda row: pull(row.expand(x.shape))[0])(basis)
+    dense = rows.reshape(size, batch, size).movedim(1, 0)
+    identity = torch.eye(size, dtype=x.dtype, device=x.device)
+    found: Tensor = torch.linalg.slogdet(identity + dense).logabsdet
+    return found
