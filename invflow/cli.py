@@ -185,6 +185,9 @@ def check(
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Every property of every layer and of the chain; error by depth.")
     ] = False,
+    conditioning: Annotated[
+        bool, typer.Option("--conditioning", help="Lipschitz constants, singular values, the error they predict.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Shapes, parameters and round-trip error of every layer; exit status 1 where a layer does not run backwards."""
@@ -194,8 +197,10 @@ def check(
     chain = chain_of(spec)
     report = run_check(chain)
     found = _check_thoroughly(chain) if thorough else None
+    stretches = _measure_conditioning(chain) if conditioning else None
     if as_json:
         more = {} if found is None else {"thorough": dataclasses.asdict(found)}
+        more |= {} if stretches is None else {"conditioning": dataclasses.asdict(stretches)}
         _print_json({"spec": str(spec), **dataclasses.asdict(report), **more})
     else:
         columns = list(report.round_trip_error)
@@ -211,11 +216,16 @@ def check(
         _wide(out).print(table)
         if found is not None:
             _print_thorough(found)
+        if stretches is not None:
+            _print_conditioning(stretches)
         if found is not None and not found.ok:
             out.print("failed: a property does not hold")
+        elif stretches is not None and not stretches.ok:
+            out.print("failed: a Lipschitz constant exceeds its bound")
         else:
             out.print("ok: it runs backwards to rounding" if report.ok else "failed: it does not run backwards")
-    raise typer.Exit(0 if report.ok and (found is None or found.ok) else 1)
+    sound = report.ok and all(further is None or further.ok for further in (found, stretches))
+    raise typer.Exit(0 if sound else 1)
 
 
 def _check_thoroughly(chain: Any) -> Any:
@@ -223,6 +233,32 @@ def _check_thoroughly(chain: Any) -> Any:
 
     with err.status("checking") as status:
         return check_thoroughly(chain, lambda line: status.update(f"checking {line}"))
+
+
+def _measure_conditioning(chain: Any) -> Any:
+    from .diagnostics.conditioning import conditioning
+
+    with err.status("measuring") as status:
+        return conditioning(chain, lambda line: status.update(f"measuring {line}"))
+
+
+def _print_conditioning(found: Any) -> None:
+    """A Conditioning as a table, and what its condition number says of the round trip."""
+    table = Table("", "layer", "Lipschitz constant", "bound", "of the inverse", "bound")
+    for position, layer in enumerate([*found.layers, found.chain]):
+        if layer is found.chain:
+            table.add_section()
+        pairs = ((layer.lipschitz, layer.lipschitz_bound), (layer.inverse_lipschitz, layer.inverse_bound))
+        cells = [
+            text for value, bound in pairs for text in (f"{value:.4g}", f"{bound:.4g}" if math.isfinite(bound) else "")
+        ]
+        table.add_row("" if layer is found.chain else str(position), layer.layer, *cells)
+    _wide(out).print(table)
+    how = "" if found.exact else ", its extreme singular values found by iteration"
+    out.print(f"condition number {found.condition_number:.4g}{how}")
+    for dtype, predicted in found.predicted_error.items():
+        measured = found.round_trip_error[dtype]
+        out.print(f"{dtype}: a round trip may lose {predicted:.1e}, it loses {measured:.1e} (both relative)")
 
 
 def _print_thorough(found: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, cast, overload
 
@@ -104,6 +105,10 @@ class Sequential(Bijection):
             y, log_det = layer.inverse_and_log_det(y, context)
             total = total + log_det
         return y, total
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        bounds = [layer.lipschitz_bounds() for layer in self]
+        return math.prod(forward for forward, _ in bounds), math.prod(inverse for _, inverse in bounds)
 
     @property
     def awaits_data(self) -> bool:

@@ -46,6 +46,11 @@ class _ScaleAndShift(Bijection):
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)
 
+    @torch.no_grad()
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """The largest scale, and 1 over the smallest."""
+        return float(self.log_scale.max().exp()), float(torch.exp(-self.log_scale.min()))
+
     def _log_det(self, x: Tensor) -> Tensor:
         positions = x.shape[2:].numel()
         return (positions * self.log_scale.sum()).to(x.dtype).repeat(x.shape[0])
