@@ -353,6 +353,24 @@ def plot_psi(
     out.print(f"wrote {to}", markup=False, soft_wrap=True)
 
 
+@app.command("plot-solver")
+def plot_solver(
+    spec: SpecPath,
+    to: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("solver.png"),
+) -> None:
+    """How fast the inverses of the spec's residual blocks are found: error against evaluations, for each method."""
+    from .diagnostics.check import chain_of, inputs
+    from .diagnostics.pictures import write_figure
+    from .diagnostics.solver_plot import inverse_errors, solver_plot
+
+    chain = chain_of(spec)
+    blocks = inverse_errors(chain, *inputs(chain))
+    if not blocks:
+        raise InvflowError(f"{spec}: plot-solver expects a spec with a residual layer, got one without")
+    write_figure(solver_plot(blocks), to)
+    out.print(f"wrote {to}", markup=False, soft_wrap=True)
+
+
 @app.command()
 def interpolate(
     run: RunPath,

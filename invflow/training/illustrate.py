@@ -19,10 +19,12 @@ from ..diagnostics.pictures import (
     write_figure,
     write_gif,
 )
+from ..diagnostics.solver_plot import inverse_errors, solver_plot
 from ..errors import DataError
 from ..models import Classifier, Flow
 from ..sequential import Sequential
 from .data import DataSet, Samples, load_data
+from .module import evaluation_draws
 from .run import PICTURES, Run
 from .tasks import Evaluation, task_of
 
@@ -39,6 +41,10 @@ def illustrate(run: Run, data_root: Path | None = None) -> tuple[Evaluation, lis
     figures = {**task.figures(), "curves": training_curves(run.metrics(), task.curves())}
     if data.holds_images:
         figures |= _figures_of_images(model.bijection, data.test.values[:SHOWN])
+    with evaluation_draws(0):
+        blocks = inverse_errors(model.bijection, task.inputs(data.test.values[:SHOWN]))
+    if blocks:
+        figures["solver"] = solver_plot(blocks)
     written = []
     for name, figure in figures.items():
         write_figure(figure, folder / f"{name}.png")
