@@ -20,6 +20,7 @@ from ..solvers import Method, Solution, solve
 from ..state import Shape, TensorShape, require_tensor
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
+Branch: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
@@ -118,35 +119,37 @@ class Residual(Bijection):
         extents = require_tensor("residual", shape)
         return {"net": (extents, extents)}
 
-    def branch(self, context: Tensor | None = None) -> Map:
-        """G as a function of x alone, what depends on the weights and the context computed once."""
+    def branch(self) -> Branch:
+        """G as a function of ``(x, context)``, what depends on the weights alone computed once."""
         prepare = getattr(self.net, "prepared", None)
         net = self.net if prepare is None else prepare()
         scale = self.coefficient / torch.as_tensor(self.net.lipschitz_bound()).clamp(min=1.0)  # type: ignore[operator]
-        return functools.partial(_branch, net, scale, context)
+        return functools.partial(_branch, net, scale)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with own_precision(x):
-            return x + self.branch(context)(x)
+            return x + self.branch()(x, context)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         with own_precision(y):
-            return self._invert(y, context)[0]
-
-    def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
-        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
-        with own_precision(y), torch.no_grad():
-            return self._solve(self.branch(), y, context)
+            return self._invert(self.branch(), y, context)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with own_precision(x):
-            g = self.branch(context)
-            return x + g(x), self._log_det(g, x)
+            g = self.branch()
+            return x + g(x, context), self._log_det(g, x, context)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with own_precision(y):
-            x, g = self._invert(y, context)
-            return x, -self._log_det(g, x)
+            g = self.branch()
+            x = self._invert(g, y, context)
+            return x, -self._log_det(g, x, context)
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
+        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
+        with own_precision(y):
+            return self._solve(self.branch(), y, context)
 
     def output_shape(self, shape: Shape) -> TensorShape:
         extents = require_tensor("residual", shape)
@@ -157,31 +160,23 @@ class Residual(Bijection):
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)
 
-    def _log_det(self, g: Map, x: Tensor) -> Tensor:
-        return exact_log_det(g, x)
+    def _log_det(self, g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
+        return exact_log_det(g, x, context)
 
-    def _invert(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Map]:
-        """The inverse with its gradient, and g."""
-        g = self.branch(context)
+    def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
+        """The inverse with its gradient."""
         if y.is_meta:
-            return y - g(y), g
-        solution = self._solve(self.branch(), y.detach(), context)
+            return y - g(y, context)
+        solution = self._solve(g, y.detach(), context)
         self._complain(solution)
         solve_linear = functools.partial(solve, contraction=self.coefficient, method=self.solver)
-        return attach(functools.partial(_picard_step, g, y), solution.x, solve_linear), g
+        return attach(functools.partial(_picard_step, g, y, context), solution.x, solve_linear)
 
-    def _solve(self, g: Callable[..., Tensor], y: Tensor, context: Tensor | None) -> Solution:
+    def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
-            given = None if context is None else context[rows]
-            return y[rows] - g(x, given)
+            return y[rows] - g(x, None if context is None else context[rows])
 
-        return solve(
-            step,
-            y,
-            contraction=self.coefficient,
-            method=self.solver,
-            tolerance=self.tolerance,
-        )
+        return solve(step, y, contraction=self.coefficient, method=self.solver, tolerance=self.tolerance)
 
     def _complain(self, solution: Solution) -> None:
         failed = [i for i in solution.report.failed if bool(solution.x[i].isfinite().all())]
@@ -197,18 +192,15 @@ class Residual(Bijection):
         warnings.warn(message, NotConverged, stacklevel=4)
 
 
-def _branch(
-    net: Callable[..., Tensor], scale: Tensor, context: Tensor | None, x: Tensor, other: Tensor | None = None
-) -> Tensor:
-    context = other if context is None else context
+def _branch(net: Callable[..., Tensor], scale: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
     made = net(x) if context is None else net(x, context)
     if made.shape != x.shape:
         raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
     return scale.to(made) * made
 
 
-def _picard_step(g: Map, y: Tensor, x: Tensor) -> Tensor:
-    return y - g(x)
+def _picard_step(g: Branch, y: Tensor, context: Tensor | None, x: Tensor) -> Tensor:
+    return y - g(x, context)
 
 
 def attach(step: Map, x: Tensor, solve_linear: Callable[..., Solution]) -> Tensor:
@@ -262,15 +254,39 @@ class _Implicit(torch.autograd.Function):
         return found, None, None, None
 
 
-def exact_log_det(g: Map, x: Tensor) -> Tensor:
+def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
     """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian."""
-    batch, size = x.shape[0], x[:1].numel()
-    if x.is_meta or not x.numel():
-        return x.flatten(1).sum(1) * 0
-    pull = torch.func.vjp(g, x)[1]
-    basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
-    rows = torch.func.vmap(lambda row: pull(row.expand(x.shape))[0])(basis)
-    dense = rows.reshape(size, batch, size).movedim(1, 0)
+    size = x[:1].numel()
     identity = torch.eye(size, dtype=x.dtype, device=x.device)
+    # One copy of the batch per row of the Jacobian: that works for every g, and under every transform of torch's.
+    copies, given = (
+        None if tensor is None else tensor[None].expand(size, *tensor.shape).flatten(0, 1) for tensor in (x, context)
+    )
+    assert copies is not None
+    basis = identity[:, None].expand(size, x.shape[0], size).reshape(copies.shape)
+    rows = pulled_back(functools.partial(_of_x, g, given), copies)(basis)
+    dense = rows.reshape(size, -1, size).movedim(1, 0)
     found: Tensor = torch.linalg.slogdet(identity + dense).logabsdet
     return found
+
+
+def _of_x(g: Branch, context: Tensor | None, x: Tensor) -> Tensor:
+    return g(x, context)
+
+
+def pulled_back(g: Map, x: Tensor) -> Map:
+    """``u -> (dg/dx)^T u`` at x, differentiable itself where gradients are on."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = x if again and x.requires_grad else x.detach().requires_grad_()
+        made = g(at)
+
+    def pull(u: Tensor) -> Tensor:
+        if not made.requires_grad:  # a constant
+            return torch.zeros_like(u)
+        found: Tensor = torch.autograd.grad(made, at, u, retain_graph=True, create_graph=again, materialize_grads=True)[
+            0
+        ]
+        return found
+
+    return pull
