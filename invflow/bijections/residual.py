@@ -8,18 +8,38 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
+from ..log_det import (
+    Branch,
+    Map,
+    Probe,
+    default_continuation,
+    draw_probes,
+    draw_terms,
+    enough_terms,
+    exact_log_det,
+    roulette_weights,
+    series_log_det,
+)
 from ..nets.lipschitz import LipschitzConv, LipschitzMLP
 from ..nets.spectral import own_precision
 from ..registry import nets, register
 from ..solvers import Method, Solution, solve
-from ..state import Shape, TensorShape, require_tensor
+from ..state import Shape, TensorShape, flat_size, require_tensor
 
-Map: TypeAlias = Callable[[Tensor], Tensor]
+EXACT_SIZE = 64
+"""Numbers in a state up to which "auto" makes the dense Jacobian: that costs about as much as 4 probes of 16 terms."""
+
+DEFAULT_TERMS = {"power_series": 10, "roulette": 2}
+
+EVAL_PROBES = 8
+EVAL_SEED = 0
+EVAL_ERROR = 0.01
+"""What a series in eval mode may leave out, a dimension, in nats: a hundredth of the bits that densities differ by."""
 Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
@@ -35,6 +55,8 @@ _EXACT_INVERSE = (
     "inverse log det",
     "inverse gradients",
 )
+
+_EXACT_LOG_DET = ("log det", "inverse log det", "gradients", "inverse gradients")
 
 
 class NotConverged(RuntimeWarning):
@@ -57,6 +79,16 @@ class Residual(Bijection):
         solver: how the inverse is found: "anderson" or "picard".
         tolerance: the relative error of the inverse at which the solver stops; null goes on to the roundings.
         on_failure: whether samples that did not converge make a warning or an error.
+        log_det: how the log-determinant is found: "exact" from the dense Jacobian, by as many products as the state has
+            numbers; "power_series", truncated after ``terms`` and estimated by ``probes``; "roulette", the same with a
+            random number of terms, weighted so that the mean is right; "auto" is exact for states of up to 64 numbers,
+            and roulette for larger ones. In eval mode nothing is random: the probes are the same ones each time, at
+            least 8, and roulette is a series long enough that it leaves out less than 0.01 a dimension.
+        terms: of the power series, by default 10; of roulette, those that are never left out, by default 2.
+        probes: how many, for each sample.
+        probe: their distribution: "rademacher" (signs, of the smaller variance) or "gaussian".
+        continuation: of roulette, the probability to go on after each term, above ``coefficient^2``, for below that the
+            variance is infinite; by default a third of the way from there to 1.
         shape: the incoming shape, from which the default net is made.
         context_shape: likewise of the context.
 
@@ -69,6 +101,7 @@ class Residual(Bijection):
     examples = [
         ({}, (3,)),
         ({"coefficient": 0.9}, (2, 4, 3)),
+        ({"coefficient": 0.5, "log_det": "roulette", "probes": 2}, (1, 3, 3)),
         ({"coefficient": 0.5, "net": {"type": "lipschitz_mlp", "hidden": [4], "activation": "tanh"}}, (2,)),
     ]
 
@@ -76,10 +109,13 @@ class Residual(Bijection):
     def unchecked(self) -> tuple[str, ...]:
         """The properties of bijections that this one does not promise.
 
-        The solver's loop depends on the data, which no single graph can hold; and with a tolerance of one's own, the
-        inverse is as exact as that, and no better.
+        The solver's loop depends on the data, which no single graph can hold. With a tolerance of one's own the
+        inverse is as exact as that and no better; and an estimate of the log-determinant is one.
         """
-        return ("compiles", *(() if self.tolerance is None else _EXACT_INVERSE))
+        names = {"compiles"} if self.tolerance is None else {"compiles", *_EXACT_INVERSE}
+        if self.shape is None or self._estimator(flat_size(self.shape)) != "exact":
+            names |= set(_EXACT_LOG_DET)
+        return tuple(sorted(names))
 
     def __init__(
         self,
@@ -88,10 +124,20 @@ class Residual(Bijection):
         solver: Method = "anderson",
         tolerance: Tolerance | None = None,
         on_failure: Literal["warn", "raise"] = "warn",
+        log_det: Literal["auto", "exact", "power_series", "roulette"] = "auto",
+        terms: PositiveInt | None = None,
+        probes: PositiveInt = 1,
+        probe: Probe = "rademacher",
+        continuation: Contractive | None = None,
         shape: Shape | None = None,
         context_shape: TensorShape | None = None,
     ) -> None:
         super().__init__()
+        if continuation is not None and continuation <= coefficient**2:
+            raise InvflowError(
+                f"residual with a coefficient of {coefficient} expects a continuation above its square, "
+                f"{coefficient**2:g}, got {continuation}: the variance of the log-determinant would be infinite"
+            )
         if net is None:
             if shape is None:
                 raise InvflowError(
@@ -110,6 +156,11 @@ class Residual(Bijection):
         self.solver = solver
         self.tolerance = tolerance
         self.on_failure = on_failure
+        self.log_det = log_det
+        self.terms = terms
+        self.probes = probes
+        self.probe = probe
+        self.continuation = continuation
         self.shape = shape
 
     @classmethod
@@ -118,35 +169,37 @@ class Residual(Bijection):
         extents = require_tensor("residual", shape)
         return {"net": (extents, extents)}
 
-    def branch(self, context: Tensor | None = None) -> Map:
-        """G as a function of x alone, what depends on the weights and the context computed once."""
+    def branch(self) -> Branch:
+        """G as a function of ``(x, context)``, what depends on the weights alone computed once."""
         prepare = getattr(self.net, "prepared", None)
         net = self.net if prepare is None else prepare()
         scale = self.coefficient / torch.as_tensor(self.net.lipschitz_bound()).clamp(min=1.0)  # type: ignore[operator]
-        return functools.partial(_branch, net, scale, context)
+        return functools.partial(_branch, net, scale)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with own_precision(x):
-            return x + self.branch(context)(x)
+            return x + self.branch()(x, context)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         with own_precision(y):
-            return self._invert(y, context)[0]
-
-    def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
-        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
-        with own_precision(y), torch.no_grad():
-            return self._solve(self.branch(), y, context)
+            return self._invert(self.branch(), y, context)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with own_precision(x):
-            g = self.branch(context)
-            return x + g(x), self._log_det(g, x)
+            g = self.branch()
+            return x + g(x, context), self._log_det(g, x, context)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with own_precision(y):
-            x, g = self._invert(y, context)
-            return x, -self._log_det(g, x)
+            g = self.branch()
+            x = self._invert(g, y, context)
+            return x, -self._log_det(g, x, context)
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
+        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
+        with own_precision(y):
+            return self._solve(self.branch(), y, context)
 
     def output_shape(self, shape: Shape) -> TensorShape:
         extents = require_tensor("residual", shape)
@@ -161,31 +214,46 @@ class Residual(Bijection):
         """``1 + c`` and ``1 / (1 - c)`` for the coefficient c."""
         return 1 + self.coefficient, 1 / (1 - self.coefficient)
 
-    def _log_det(self, g: Map, x: Tensor) -> Tensor:
-        return exact_log_det(g, x)
+    def _log_det(self, g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
+        size = x[:1].numel()
+        estimator = self._estimator(size)
+        if x.is_meta or not x.numel():
+            return x.flatten(1).sum(1)
+        if estimator == "exact":
+            return exact_log_det(g, x, context)
+        certain = self.terms or DEFAULT_TERMS[estimator]
+        weights = [1.0] * certain
+        if not self.training:
+            # The same probes each time, so that a density is a function, and the inverse's is the forward's.
+            generator = torch.Generator().manual_seed(EVAL_SEED)
+            shape = (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
+            if estimator == "roulette":
+                weights = [1.0] * max(certain, enough_terms(self.coefficient, EVAL_ERROR))
+            return series_log_det(g, x, context, draw_probes(self.probe, shape, x, generator), weights)
+        if estimator == "roulette":
+            continuation = self.continuation or default_continuation(self.coefficient)
+            weights = roulette_weights(draw_terms(certain, continuation), certain, continuation)
+        return series_log_det(g, x, context, draw_probes(self.probe, (self.probes, *x.shape), x, None), weights)
 
-    def _invert(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Map]:
-        """The inverse with its gradient, and g."""
-        g = self.branch(context)
+    def _estimator(self, size: int) -> Literal["exact", "power_series", "roulette"]:
+        if self.log_det == "auto":
+            return "exact" if size <= EXACT_SIZE else "roulette"
+        return self.log_det
+
+    def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
+        """The inverse with its gradient."""
         if y.is_meta:
-            return y - g(y), g
-        solution = self._solve(self.branch(), y.detach(), context)
+            return y - g(y, context)
+        solution = self._solve(g, y.detach(), context)
         self._complain(solution)
         solve_linear = functools.partial(solve, contraction=self.coefficient, method=self.solver)
-        return attach(functools.partial(_picard_step, g, y), solution.x, solve_linear), g
+        return attach(functools.partial(_picard_step, g, y, context), solution.x, solve_linear)
 
-    def _solve(self, g: Callable[..., Tensor], y: Tensor, context: Tensor | None) -> Solution:
+    def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
-            given = None if context is None else context[rows]
-            return y[rows] - g(x, given)
+            return y[rows] - g(x, None if context is None else context[rows])
 
-        return solve(
-            step,
-            y,
-            contraction=self.coefficient,
-            method=self.solver,
-            tolerance=self.tolerance,
-        )
+        return solve(step, y, contraction=self.coefficient, method=self.solver, tolerance=self.tolerance)
 
     def _complain(self, solution: Solution) -> None:
         failed = [i for i in solution.report.failed if bool(solution.x[i].isfinite().all())]
@@ -201,18 +269,15 @@ class Residual(Bijection):
         warnings.warn(message, NotConverged, stacklevel=4)
 
 
-def _branch(
-    net: Callable[..., Tensor], scale: Tensor, context: Tensor | None, x: Tensor, other: Tensor | None = None
-) -> Tensor:
-    context = other if context is None else context
+def _branch(net: Callable[..., Tensor], scale: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
     made = net(x) if context is None else net(x, context)
     if made.shape != x.shape:
         raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
     return scale.to(made) * made
 
 
-def _picard_step(g: Map, y: Tensor, x: Tensor) -> Tensor:
-    return y - g(x)
+def _picard_step(g: Branch, y: Tensor, context: Tensor | None, x: Tensor) -> Tensor:
+    return y - g(x, context)
 
 
 def attach(step: Map, x: Tensor, solve_linear: Callable[..., Solution]) -> Tensor:
@@ -264,17 +329,3 @@ class _Implicit(torch.autograd.Function):
         solution = ctx.solve_linear(rows_of, grad.detach())
         found = attach(transposed, solution.x, ctx.solve_linear) if again else solution.x
         return found, None, None, None
-
-
-def exact_log_det(g: Map, x: Tensor) -> Tensor:
-    """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian."""
-    batch, size = x.shape[0], x[:1].numel()
-    if x.is_meta or not x.numel():
-        return x.flatten(1).sum(1) * 0
-    pull = torch.func.vjp(g, x)[1]
-    basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
-    rows = torch.func.vmap(lambda row: pull(row.expand(x.shape))[0])(basis)
-    dense = rows.reshape(size, batch, size).movedim(1, 0)
-    identity = torch.eye(size, dtype=x.dtype, device=x.device)
-    found: Tensor = torch.linalg.slogdet(identity + dense).logabsdet
-    return found
