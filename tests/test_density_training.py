@@ -68,6 +68,19 @@ def images(**training):
     )
 
 
+def residual_images(**training):
+    """An i-ResNet of the digits whose log-determinants are estimated with random probes and numbers of terms."""
+    spec = images(**training)
+    block = {"type": "residual", "coefficient": 0.5, "net": {"type": "lipschitz_conv", "hidden": [3]}}
+    layers = [
+        {"type": "psi", "block_size": 2},
+        {"type": "actnorm"},
+        {**block, "log_det": "roulette"},
+        {**block, "log_det": "power_series"},
+    ]
+    return spec.replace(layers=layers)
+
+
 class TestBitsPerDimension:
     @pytest.mark.parametrize("levels", [2, 16, 256])
     @pytest.mark.parametrize("dimensions", [1, 784])
@@ -160,7 +173,7 @@ class TestPoints:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("make", [points, images])
+    @pytest.mark.parametrize("make", [points, images, residual_images])
     def test_a_run_of_a_flow(self, tmp_path, make):
         run = runs.train(make(), tmp_path / "run", progress=False)
         assert run.record["status"] == "finished"
@@ -192,7 +205,7 @@ class TestRuns:
             nll = -model.log_prob((pixels * 16 + torch.rand_like(pixels)) / 16).mean()
         assert evaluate_run(run).test_nll == pytest.approx(nll.item(), abs=0.03 * 64)
 
-    @pytest.mark.parametrize("make", [points, images])
+    @pytest.mark.parametrize("make", [points, images, residual_images])
     @pytest.mark.parametrize("epoch", [0, 1])
     def test_an_interrupted_flow_ends_as_if_it_had_not_been(self, tmp_path, monkeypatch, make, epoch):
         spec = make(schedule={"type": "one_cycle"}, clip_gradient=5.0)

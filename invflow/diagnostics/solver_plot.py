@@ -91,10 +91,12 @@ def solver_plot(blocks: Sequence[InverseErrors]) -> Figure:
             axis.plot(
                 range(1, len(errors) + 1), errors, ".-", ms=3, lw=1, color=COLOURS[method], alpha=0.6, label=label
             )
+    longest = max(len(errors) for block in blocks for errors in block.errors.values())
     for dtype in (torch.float32, torch.float64):
         eps = torch.finfo(dtype).eps
         axis.axhline(eps, color="grey", lw=0.8, ls=":")
-        axis.annotate(f"eps of {str(dtype).removeprefix('torch.')}", (1, eps), fontsize=7, va="bottom", color="grey")
+        name = f"eps of {str(dtype).removeprefix('torch.')}"
+        axis.annotate(name, (longest, eps), fontsize=7, ha="right", va="bottom", color="grey")
     axis.set_yscale("log")
     axis.set_xlabel("evaluations of g")
     axis.set_ylabel("relative error of the inverse")
