@@ -68,6 +68,8 @@ class Sequential(Bijection):
                 raise ShapeError(f"Sequential expects bijections, got {type(layer).__name__} at position {position}")
         self.layers = nn.ModuleList(layers)
         self.backprop = backprop
+        if layers:
+            self.domain = layers[0].domain  # type: ignore[misc]  # of this chain
 
     @property
     def level(self) -> str:  # type: ignore[override]
