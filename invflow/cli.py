@@ -258,7 +258,7 @@ def _print_conditioning(found: Any) -> None:
     out.print(f"condition number {found.condition_number:.4g}{how}")
     for dtype, predicted in found.predicted_error.items():
         measured = found.round_trip_error[dtype]
-        out.print(f"{dtype}: a round trip may lose {predicted:.1e}, it loses {measured:.1e} (both relative)")
+        out.print(f"{dtype}: it predicts a round-trip error near {predicted:.1e}, relative; measured: {measured:.1e}")
 
 
 def _print_thorough(found: Any) -> None:

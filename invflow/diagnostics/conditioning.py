@@ -91,7 +91,8 @@ class Conditioning:
         chain: of the whole chain.
         condition_number: of the chain's Jacobian, the largest of all inputs.
         exact: whether all singular values were computed, and not the extreme ones by iteration.
-        predicted_error: what a rounding may grow to until it is back: eps of the dtype times the condition number.
+        predicted_error: what one rounding, relative to the state, may grow to until it is back: eps of the dtype times
+            the condition number. Those of many layers add up, as a random walk does.
         round_trip_error: the relative error of the round trip in eval mode, by dtype like the prediction.
         ok: whether no measured constant exceeds its bound.
     """
