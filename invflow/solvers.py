@@ -30,6 +30,9 @@ PATIENCE = 3
 """A residual near the roundings is at its floor when it has not fallen by `PROGRESS` in as many evaluations as Picard's
 method takes for that at worst, and so many more."""
 
+ROUNDING = 0.25
+"""In units of eps, the root mean square of what one rounding of each number leaves off."""
+
 MOST_EVALUATIONS = 10_000
 
 FLOOR = 64
@@ -44,7 +47,8 @@ class Report:
         evaluations: how often the map was evaluated for the sample.
         residual: ``|f(x) - x| / max(|x|, |f(x)|, |start|)``, Euclidean norms.
         contraction: the largest ratio ``|f(x) - f(x')| / |x - x'|`` that was seen.
-        error: an estimate of ``|x - x*|`` in the same unit: the residual over 1 - contraction.
+        error: an estimate of ``|x - x*|`` in the same unit: the residual, and what evaluating f rounds off, over
+            1 - contraction.
         converged: whether that error is within the tolerance.
     """
 
@@ -146,7 +150,7 @@ class _Solver:
             self._iterate()
         else:
             self.residual.zero_()
-        error = self.residual / (1 - self.seen.clamp(max=self.contraction))
+        error = (self.residual + ROUNDING * self.eps) / (1 - self.seen.clamp(max=self.contraction))
         report = Report(self.evaluations, self.residual, self.seen, error, error <= self.allowed)
         return Solution(self.x.reshape(self.start.shape), report)
 

