@@ -146,7 +146,10 @@ def test_second_derivatives_of_the_inverse():
                                    {"on_failure": "ignore"}, {"log_det": "guess"}, {"terms": 0}, {"probes": 0},
                                    {"net": {"type": "conv"}}, {"coefficient": 0.9, "continuation": 0.81}])  # fmt: skip
 def test_what_has_no_inverse_is_refused_at_its_line(tmp_path, field):
-    document = {"input": {"shape": [2, 4, 4]}, "layers": [{"type": "psi", "block_size": 2}, {"type": "residual", **field}]}
+    document = {
+        "input": {"shape": [2, 4, 4]},
+        "layers": [{"type": "psi", "block_size": 2}, {"type": "residual", **field}],
+    }
     text = json.dumps(document, indent=1)
     path = tmp_path / "spec.json"
     path.write_text(text)
@@ -162,7 +165,7 @@ def test_what_has_no_inverse_is_refused_at_its_line(tmp_path, field):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Residual(), "a net, or the incoming shape"),
+        (Residual, "a net, or the incoming shape"),
         (lambda: Residual(Conv((2, 4, 4), (2, 4, 4))), r"got conv; use lipschitz_conv .* a method lipschitz_bound\(\)"),
         (lambda: Residual(nn.Linear(2, 2)), "got Linear"),
         (lambda: Residual(LipschitzMLP((2,), (3,)))(torch.zeros(1, 2)), "its net to return the shape"),
@@ -207,8 +210,15 @@ def test_contexts_reach_both_nets():
 
 def test_blocks_are_checkpointed_in_constant_memory_training_and_mixed_chains_work():
     torch.manual_seed(0)
-    layers = [{"type": "psi", "block_size": 2}, {"type": "residual"}, {"type": "actnorm"}, {"type": "split"},
-              {"type": "additive_coupling", "net": {"type": "conv"}}, {"type": "merge"}, {"type": "residual"}]  # fmt: skip
+    layers = [
+        {"type": "psi", "block_size": 2},
+        {"type": "residual"},
+        {"type": "actnorm"},
+        {"type": "split"},
+        {"type": "additive_coupling", "net": {"type": "conv"}},
+        {"type": "merge"},
+        {"type": "residual"},
+    ]
     document = {"input": {"shape": [1, 4, 4]}, "layers": layers}
     plain = invflow.build(document).double()
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
