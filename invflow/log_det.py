@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .errors import InvflowError
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 Branch: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
@@ -45,7 +46,7 @@ def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor,
     number N of terms it is unbiased. The gradient is not that of the terms, whose graphs would have to be kept. Since
     ``d tr(J^k) = k tr(J^(k-1) dJ)``, it is ``a^T dJ v`` with ``a = sum_k weights[k-1] (-J^T)^(k-1) v``: that of one
     product with a graph, whatever the number of terms. It is right in the mean over the probes. Its own derivative
-    would not be, and is refused.
+    would not be, and is refused (``create_graph``).
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen: Residual Flows for Invertible Generative Modeling, 2019,
     https://arxiv.org/abs/1906.02735
@@ -157,13 +158,16 @@ def _of_x(g: Branch, context: Tensor | None, x: Tensor) -> Tensor:
 
 
 class _Once(torch.autograd.Function):
-    """The identity; who differentiates its gradient is told that it is an estimate."""
+    """The identity; who would differentiate its gradient is told that this has no derivative of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise InvflowError(
+                "an estimated log-determinant has first derivatives only; use log_det='exact' to differentiate twice"
+            )
         return grad

@@ -22,14 +22,18 @@ from ..log_det import (
     draw_terms,
     enough_terms,
     exact_log_det,
+    pulled_back,
     roulette_weights,
     series_log_det,
 )
 from ..nets.lipschitz import LipschitzConv, LipschitzMLP
 from ..nets.spectral import own_precision
 from ..registry import nets, register
-from ..solvers import Method, Solution, solve
+from ..solvers import Method, Solution, Step, accuracy, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor
+
+GRADIENT_ERROR = 10
+"""How exact gradients of the inverse are, in units of the inverse's own accuracy: nobody needs their last digit."""
 
 EXACT_SIZE = 64
 """Numbers in a state up to which "auto" makes the dense Jacobian: that costs about as much as 4 probes of 16 terms."""
@@ -245,9 +249,8 @@ class Residual(Bijection):
         if y.is_meta:
             return y - g(y, context)
         solution = self._solve(g, y.detach(), context)
-        self._complain(solution)
-        solve_linear = functools.partial(solve, contraction=self.coefficient, method=self.solver)
-        return attach(functools.partial(_picard_step, g, y, context), solution.x, solve_linear)
+        self._complain("inverse", y, solution)
+        return attach(functools.partial(_picard_step, g, y, context), solution.x, self._solve_linear)
 
     def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
@@ -255,13 +258,21 @@ class Residual(Bijection):
 
         return solve(step, y, contraction=self.coefficient, method=self.solver, tolerance=self.tolerance)
 
-    def _complain(self, solution: Solution) -> None:
-        failed = [i for i in solution.report.failed if bool(solution.x[i].isfinite().all())]
+    def _solve_linear(self, step: Step, start: Tensor) -> Tensor:
+        """The fixed point ``u = w + J^T u`` that a gradient w of the inverse is pulled back to."""
+        tolerance = GRADIENT_ERROR * accuracy(start.dtype)
+        solution = solve(step, start, contraction=self.coefficient, method=self.solver, tolerance=tolerance)
+        self._complain("gradient of the inverse", start, solution)
+        return solution.x
+
+    def _complain(self, what: str, start: Tensor, solution: Solution) -> None:
+        finite = start.flatten(1).isfinite().all(1)
+        failed = [i for i in solution.report.failed if finite[i]]
         if not failed:
             return
         shown = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
         message = (
-            f"the inverse of residual did not converge for {len(failed)} of {len(solution.x)} samples ({shown}): "
+            f"the {what} of residual did not converge for {len(failed)} of {len(start)} samples ({shown}): "
             f"{solution.report}"
         )
         if self.on_failure == "raise":
@@ -280,7 +291,7 @@ def _picard_step(g: Branch, y: Tensor, context: Tensor | None, x: Tensor) -> Ten
     return y - g(x, context)
 
 
-def attach(step: Map, x: Tensor, solve_linear: Callable[..., Solution]) -> Tensor:
+def attach(step: Map, x: Tensor, solve_linear: Callable[[Step, Tensor], Tensor]) -> Tensor:
     """The fixed point ``x = step(x)``, found without a graph, with the gradient that the implicit function has.
 
     With ``J`` the Jacobian of the step at x: ``dx = (1 - J)^-1 d step``, so a gradient w is pulled back through the
@@ -299,7 +310,9 @@ class _Implicit(torch.autograd.Function):
     """The identity on x; backward solves the transposed linear system."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: Callable[..., Solution]) -> Tensor:
+    def forward(
+        ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: Callable[[Step, Tensor], Tensor]
+    ) -> Tensor:
         ctx.step, ctx.solve_linear = step, solve_linear
         x = x.clone()
         ctx.save_for_backward(x)
@@ -309,23 +322,15 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         again = torch.is_grad_enabled()  # somebody differentiates this gradient
-        with torch.enable_grad():
-            at = x if again else x.detach().requires_grad_()
-            image = ctx.step(at)
+        pull = pulled_back(ctx.step, x if again else x.detach())
 
         def transposed(u: Tensor) -> Tensor:
-            (pulled,) = torch.autograd.grad(image, at, u, create_graph=again, retain_graph=True, allow_unused=True)
-            return grad if pulled is None else grad + pulled
+            return grad + pull(u)
 
-        def rows_of(u: Tensor, rows: Tensor) -> Tensor:
+        def of_rows(u: Tensor, rows: Tensor) -> Tensor:
             whole = torch.zeros_like(grad)
             whole[rows] = u
-            return (grad + pull(whole))[rows]
+            return transposed(whole)[rows]
 
-        def pull(u: Tensor) -> Tensor:
-            pulled: Tensor = torch.autograd.grad(image, at, u, retain_graph=True)[0]
-            return pulled
-
-        solution = ctx.solve_linear(rows_of, grad.detach())
-        found = attach(transposed, solution.x, ctx.solve_linear) if again else solution.x
-        return found, None, None, None
+        found = ctx.solve_linear(of_rows, grad.detach())
+        return attach(transposed, found, ctx.solve_linear), None, None, None

@@ -339,6 +339,8 @@ def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
     >>> 3.0 <= gram_bound(torch.diag(torch.tensor([3.0, 1.0]))[None]) <= 3.01
     tensor(True)
     """
+    largest = matrices.abs().max()
+    matrices = matrices / largest.clamp(min=torch.finfo(largest.dtype).tiny)  # no square overflows or vanishes
     gram = matrices.mH @ matrices if matrices.shape[-1] <= matrices.shape[-2] else matrices @ matrices.mH
     log_scale = gram.new_zeros(gram.shape[0], dtype=gram.real.dtype)
     for _ in range(squarings):
@@ -348,7 +350,7 @@ def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
         log_scale = 2 * (log_scale + norm.log())
     log_norm = (torch.linalg.matrix_norm(gram).log() + log_scale) / 2 ** (squarings + 1)
     roundings = 1 + 10 * matrices.shape[-1] * torch.finfo(gram.real.dtype).eps
-    bound: Tensor = log_norm.max().exp() * roundings
+    bound: Tensor = largest * log_norm.max().exp() * roundings
     return bound
 
 
