@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import statistics
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from .bijections.residual import NotConverged
 from .errors import InvflowError
 
 app = typer.Typer(
@@ -42,16 +45,26 @@ TrainSize = Annotated[int | None, typer.Option(help="Instead of the spec's.")]
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; ends the process with its exit status: 2 with one line for a user's mistake."""
-    try:
-        status = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
-    except TyperException as error:
-        status = _complain(error.format_message())
-    except InvflowError as error:
-        status = _complain(str(error))
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        status = _complain(f"{where}{error.strerror or error}")
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+        try:
+            status = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
+        except TyperException as error:
+            status = _complain(error.format_message())
+        except InvflowError as error:
+            status = _complain(str(error))
+        except OSError as error:
+            where = "" if error.filename is None else f"{error.filename}: "
+            status = _complain(f"{where}{error.strerror or error}")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _warn(otherwise: Any, message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Prints a warning of this library as one line, without the place in the code that it came from."""
+    if issubclass(category, NotConverged):
+        err.print(f"invflow: {message}", markup=False, soft_wrap=True)
+    else:
+        otherwise(message, category, *where, **more)
 
 
 def _complain(message: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -319,3 +320,16 @@ def test_a_learning_rate_that_is_none(call, rate):
     status, _, err = call("train", DIGITS, "--lr", rate)
     assert status == 2
     assert "training.optimizer.lr: input should be" in err
+
+
+def test_an_inverse_that_does_not_converge_is_said_in_one_line(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("invflow.solvers.MOST_EVALUATIONS", 2)
+    path = tmp_path / "block.json"
+    path.write_text(json.dumps({"input": {"shape": [3]}, "layers": [{"type": "residual"}]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        status, _, err = call("check", path)
+    assert status == 1
+    assert err
+    for line in err.splitlines():
+        assert line.startswith("invflow: the inverse of residual did not converge for 16 of 16 samples")
