@@ -271,7 +271,8 @@ def _print_conditioning(found: Any) -> None:
     out.print(f"condition number {found.condition_number:.4g}{how}")
     for dtype, predicted in found.predicted_error.items():
         measured = found.round_trip_error[dtype]
-        out.print(f"{dtype}: it predicts a round-trip error near {predicted:.1e}, relative; measured: {measured:.1e}")
+        line = f"{dtype}: it predicts a round-trip error near {predicted:.1e}, relative; measured: {measured:.1e}"
+        out.print(line, soft_wrap=True)
 
 
 def _print_thorough(found: Any) -> None:
