@@ -98,7 +98,9 @@ class TestWhatItSays:
         assert exponent < -2 or not spoken  # a variance of 1e-2 is nothing to speak of
 
     def test_ill_conditioned_affine_couplings(self):
-        with pytest.warns(ReconstructionWarning, match=r"layers\.\d+, AffineCoupling.* came back with a relative error"):
+        with pytest.warns(
+            ReconstructionWarning, match=r"layers\.\d+, AffineCoupling.* came back with a relative error"
+        ):
             gradients(ill_conditioned(), images(), "reversible")
 
     def test_silent_on_a_deep_chain_whose_gradients_are_right(self):
@@ -204,7 +206,9 @@ class TestMeasure:
         assert relative_errors(torch.full((1, 4), torch.nan), torch.full((1, 4), torch.nan)) == 0
         assert relative_errors(torch.zeros(1, 4), torch.full((1, 4), torch.nan)) == torch.inf
 
-    @pytest.mark.parametrize("shape", [(1, 3), (5,), (1, 2, 2, 2), (7, 3), (8, 3), (4, 3, 5, 5), (64, 512), (2, 200, 9)])
+    @pytest.mark.parametrize(
+        "shape", [(1, 3), (5,), (1, 2, 2, 2), (7, 3), (8, 3), (4, 3, 5, 5), (64, 512), (2, 200, 9)]
+    )
     def test_samples_lie_in_their_channels(self, shape):
         x = torch.arange(torch.Size(shape).numel()).reshape(shape)
         places = _places(x.shape, x.device)
@@ -219,7 +223,11 @@ class TestMeasure:
             assert len(found[:, 0].unique()) == places.shape[0]
 
     def test_states_of_several_shapes_and_dtypes(self):
-        first, second, whole = torch.randn(9, 3), torch.randn(9, 4, 4, dtype=torch.float64), torch.ones(9, 2, dtype=torch.int64)
+        first, second, whole = (
+            torch.randn(9, 3),
+            torch.randn(9, 4, 4, dtype=torch.float64),
+            torch.ones(9, 2, dtype=torch.int64),
+        )
         kept, again = Samples(), Samples()
         kept.keep(0, [first, whole], [second])
         kept.keep(1, [second], [second.clone(), torch.empty(0, 3)])
