@@ -93,13 +93,12 @@ def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[Part]:
     if not compiling:
         last = max(first, _last_trained(steps))
         last = last if all(step.reversible for step in steps[last:]) else len(steps)
-    middle = steps[first:last]
     if compiling:
-        middle = _without_randomness(middle, x, context)
+        steps = _without_randomness(steps, x, context)
     parts = [Part([step], "activations") for step in steps[:first]]
-    for reversible, group in itertools.groupby(middle, key=lambda step: step.reversible):
-        together = [list(group)] if reversible else [[step] for step in group]
-        parts += [Part(taken, "output" if reversible else "input") for taken in together]
+    for reversible, together in itertools.groupby(steps[first:last], key=lambda step: step.reversible):
+        run = list(together)
+        parts += [Part(run, "output")] if reversible else [Part([step], "input") for step in run]
     return parts + [Part([step], "activations") for step in steps[last:]]
 
 
