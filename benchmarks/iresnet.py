@@ -59,7 +59,7 @@ def harmonic() -> tuple[Branch, Tensor]:
 
 
 def saturating() -> tuple[Branch, Tensor]:
-    """tanh with 5 directions at the limit, the others at 0.2."""
+    """Tanh with 5 directions at the limit, the others at 0.2."""
     q = torch.linalg.qr(torch.randn(SIZE, SIZE, dtype=torch.float64))[0]
     values = torch.full((SIZE,), 0.2, dtype=torch.float64)
     values[:5] = COEFFICIENT
@@ -92,7 +92,7 @@ def freia(branch: Branch, x: Tensor, iterations: int = 50) -> Callable[[Tensor],
 
 
 def normflows(branch: Branch, tolerance: float = 1e-5) -> Callable[[Tensor], Tensor]:
-    """normflows' block with this branch."""
+    """Normflows' block with this branch."""
     block = nf.flows.Residual(branch, reverse=False).iresblock
     return lambda y: block._inverse_fixed_point(y, atol=tolerance, rtol=tolerance)
 
@@ -100,7 +100,7 @@ def normflows(branch: Branch, tolerance: float = 1e-5) -> Callable[[Tensor], Ten
 def ours(branch: Branch, tolerance: float | None = None) -> Callable[[Tensor], Tensor]:
     """Our block with this branch, whose own bound is the coefficient: nothing is scaled."""
     block = Residual(Scaled(branch), branch.bound, tolerance=tolerance)
-    return lambda y: block.inverse(y)
+    return block.inverse
 
 
 class Scaled(nn.Module):
