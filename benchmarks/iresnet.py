@@ -50,12 +50,17 @@ class Branch(nn.Module):
         return self.bound
 
 
-def harmonic() -> tuple[Branch, Tensor]:
+def harmonic(size: int = SIZE) -> tuple[Branch, Tensor]:
     """A symmetric Jacobian with eigenvalues c (+-1/k): few directions near the limit."""
-    q = torch.linalg.qr(torch.randn(SIZE, SIZE, dtype=torch.float64))[0]
-    k = torch.arange(1, SIZE // 2 + 1, dtype=torch.float64)
+    q = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0]
+    k = torch.arange(1, size // 2 + 1, dtype=torch.float64)
     matrix = (q * COEFFICIENT * torch.cat([1 / k, -1 / k])) @ q.T
-    return Branch(lambda x: x @ matrix.T, COEFFICIENT), torch.randn(BATCH, SIZE, dtype=torch.float64)
+    return Branch(lambda x: x @ matrix.T, COEFFICIENT), torch.randn(BATCH, size, dtype=torch.float64)
+
+
+def harmonic_784() -> tuple[Branch, Tensor]:
+    """The same with as many dimensions as an image of MNIST, where evaluating g costs more than what surrounds it."""
+    return harmonic(784)
 
 
 def saturating() -> tuple[Branch, Tensor]:
@@ -152,7 +157,7 @@ def inverses() -> None:
     print(
         f"{'inverse, c = ' + str(COEFFICIENT):36} {'error':>9} {'evaluations':>12} {'at 1e-6':>9} {'time / ours':>12}"
     )
-    for make in (harmonic, saturating, convolutional):
+    for make in (harmonic, harmonic_784, saturating, convolutional):
         torch.manual_seed(0)
         branch, x = make()
         y = (x + branch(x)).detach()
