@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ MEMORY = 8
 evaluations instead of 16 (128 dimensions, contraction 0.97, to an error of 1e-6); with 10, 14."""
 
 TIKHONOV = 1e-8
-"""Regularisation of its least squares, relative to the size of each difference."""
+"""Regularisation of its least squares, relative to the size of each difference; ten roundings where these are more."""
 
 LARGEST_DEBT = 1.0
 CREDIT = 3.0
@@ -32,6 +32,9 @@ method takes for that at worst, and so many more."""
 
 ROUNDING = 0.25
 """In units of eps, the root mean square of what one rounding of each number leaves off."""
+
+NEAR = 1e3
+"""Points that are nearer than so many roundings tell nothing of the contraction."""
 
 MOST_EVALUATIONS = 10_000
 
@@ -115,11 +118,62 @@ def solve(
     >>> solution.x.flatten().tolist(), solution.report.failed
     ([2.0, 2.0, 2.0], [])
     """
-    return _Solver(step, start, contraction, method, tolerance, max_evaluations).run()
+    if not start.numel():
+        nothing = start.new_zeros(start.shape[0])
+        return Solution(start.clone(), Report(nothing.long(), nothing, nothing, nothing, nothing == 0))
+    solver = _Solver(step, start, contraction, method, tolerance, max_evaluations)
+    while len(solver.at_work.rows):
+        solver.advance()
+    return solver.solution()
+
+
+@dataclass
+class _Samples:
+    """What is known of the samples that are still at work, one row each, their numbers flattened.
+
+    Attributes:
+        rows: their places in the batch.
+        x: the last point.
+        image: f there.
+        residual: the image less the point.
+        size: the residual's norm.
+        scale: the unit of errors.
+        best: the image with the smallest relative residual so far.
+        relative: that residual.
+        mark: the residual's norm when it last fell by `PROGRESS`.
+        stalled: evaluations since.
+        contraction: the largest ratio of distances so far.
+        debt: evaluations lost by mixing.
+        mixes: whether there is something to mix, and the last mixing was not taken back.
+        images: the last `MEMORY` differences of images, zeros where there are fewer.
+        changes: those of residuals.
+        gram: the inner products of the latter.
+    """
+
+    rows: Tensor
+    x: Tensor
+    image: Tensor
+    residual: Tensor
+    size: Tensor
+    scale: Tensor
+    best: Tensor
+    relative: Tensor
+    mark: Tensor
+    stalled: Tensor
+    contraction: Tensor
+    debt: Tensor
+    mixes: Tensor
+    images: Tensor
+    changes: Tensor
+    gram: Tensor
+
+    def select(self, kept: Tensor) -> _Samples:
+        """Some of the samples, by their rows here."""
+        return _Samples(**{field.name: getattr(self, field.name).index_select(0, kept) for field in fields(self)})
 
 
 class _Solver:
-    """The state of all samples, and of those still at work, whose place in the batch is ``rows``."""
+    """The samples at work, and what has been found for the others."""
 
     def __init__(
         self,
@@ -130,132 +184,112 @@ class _Solver:
         tolerance: float | None,
         max_evaluations: int | None,
     ) -> None:
-        self.step, self.start, self.method, self.contraction = step, start, method, contraction
+        self.step, self.shape, self.method, self.limit = step, start.shape, method, contraction
         self.eps = torch.finfo(start.dtype).eps
         self.patience = math.log(PROGRESS) / math.log(contraction) + PATIENCE
         enough = 2 * math.log(self.eps) / math.log(contraction) + self.patience
-        self.max_evaluations = max_evaluations or min(math.ceil(enough), MOST_EVALUATIONS)
+        self.most = max_evaluations or min(math.ceil(enough), MOST_EVALUATIONS)
         self.target = self.eps / 2 if tolerance is None else tolerance * (1 - contraction)
         self.allowed = accuracy(start.dtype) if tolerance is None else tolerance
-        batch = start.shape[0]
-        self.x = start.flatten(1).clone()
-        self.size = self.x.shape[1]
-        self.unit = _norm(self.x)
-        wide = torch.float64 if start.dtype == torch.float64 else torch.float32
-        self.evaluations = torch.zeros(batch, dtype=torch.int64, device=start.device)
-        self.residual, self.seen = (start.new_full((batch,), value, dtype=wide) for value in (float("inf"), 0.0))
+        self.tikhonov = max(TIKHONOV, 10 * self.eps)
+        x = start.flatten(1)
+        batch, size = x.shape
+        self.x = x.clone()
+        self.unit = _norm(x)
+        self.evaluations = torch.zeros(batch, dtype=torch.int64, device=x.device)
+        self.residual, self.contraction = torch.full_like(self.unit, math.inf), torch.zeros_like(self.unit)
+        rows = torch.arange(batch, device=x.device)
+        self.count = 1
+        image = step(start, rows).flatten(1)
+        none = torch.zeros_like(self.unit)
+        history = x.new_zeros(batch, MEMORY, size)
+        self.at_work = _Samples(
+            rows=rows, x=x, image=image, residual=image - x, size=none, scale=none, best=image,
+            relative=none + math.inf, mark=none + math.inf, stalled=none, contraction=none, debt=none,
+            mixes=rows < 0, images=history, changes=history.clone(), gram=x.new_zeros(batch, MEMORY, MEMORY),
+        )  # fmt: skip
+        self.at_work.size = _norm(self.at_work.residual)
+        self._look()
 
-    def run(self) -> Solution:
-        if self.start.numel():
-            self._iterate()
+    def solution(self) -> Solution:
+        error = (self.residual + ROUNDING * self.eps) / (1 - self.contraction.clamp(max=self.limit))
+        report = Report(self.evaluations, self.residual, self.contraction, error, error <= self.allowed)
+        return Solution(self.x.reshape(self.shape), report)
+
+    def advance(self) -> None:
+        """One evaluation for each sample at work."""
+        now = self.at_work
+        mixing = now.mixes & (now.debt < LARGEST_DEBT)
+        x = now.image
+        if self.method == "anderson" and bool(mixing.any()):
+            x = torch.where(mixing[:, None], self._mixed(), x)
         else:
-            self.residual.zero_()
-        error = (self.residual + ROUNDING * self.eps) / (1 - self.seen.clamp(max=self.contraction))
-        report = Report(self.evaluations, self.residual, self.seen, error, error <= self.allowed)
-        return Solution(self.x.reshape(self.start.shape), report)
-
-    def _evaluate(self, x: Tensor, rows: Tensor) -> Tensor:
-        self.evaluations[rows] += 1
-        return self.step(x.reshape(-1, *self.start.shape[1:]), rows).flatten(1)
-
-    def _iterate(self) -> None:
-        rows = torch.arange(self.start.shape[0], device=self.start.device)
-        x = self.x.clone()
-        image = self._evaluate(x, rows)
+            mixing = torch.zeros_like(mixing)
+        image = self.step(x.reshape(-1, *self.shape[1:]), now.rows).flatten(1)
+        self.count += 1
         residual = image - x
         size = _norm(residual)
-        state: dict[str, Any] = {
-            "rows": rows,
-            "x": x,
-            "image": image,
-            "residual": residual,
-            "size": size,
-            "mark": size.clone(),
-            "stalled": torch.zeros_like(rows),
-            "debt": torch.zeros_like(size),
-            # Differences of the points and of their images, the newest first; zeros where there are none yet.
-            "moves": x.new_zeros(len(rows), MEMORY, self.size),
-            "images": x.new_zeros(len(rows), MEMORY, self.size),
-            "memory": torch.zeros_like(rows),
-        }
-        self._record(state)
-        state = self._drop_finished(state)
-        while len(state["rows"]):
-            state = self._drop_finished(self._advance(state))
+        # Picard's step never makes a residual larger than this: what does is taken back.
+        kept = ~mixing | (size <= self.limit * now.size)
+        move, difference = x - now.x, image - now.image
+        distance = _norm(move)
+        far = distance > NEAR * self.eps * now.scale  # nearer points differ by their roundings
+        ratio = torch.where(far, _norm(difference) / distance, 0.0).nan_to_num()
+        now.contraction = torch.maximum(now.contraction, ratio)
+        won = torch.log(size / now.size) / torch.log(ratio.clamp(max=self.limit))  # in steps of Picard's
+        lost = torch.where(kept, torch.where(mixing & far, (1 - won).nan_to_num(), 0.0), 1.0)
+        now.debt = (now.debt + lost).clamp(min=-CREDIT)
+        now.mixes = kept
+        self._remember(kept, difference, difference - move)
+        now.x, now.image = torch.where(kept[:, None], x, now.x), torch.where(kept[:, None], image, now.image)
+        now.residual, now.size = torch.where(kept[:, None], residual, now.residual), torch.where(kept, size, now.size)
+        self._look()
 
-    def _advance(self, state: dict[str, Any]) -> dict[str, Any]:
-        """One evaluation for each sample at work."""
-        mixing = (state["memory"] > 0) & (state["debt"] < LARGEST_DEBT)
-        if self.method == "picard":
-            mixing = torch.zeros_like(mixing)
-        # A step that was taken back is followed by Picard's.
-        mixing &= ~state.get("taken_back", torch.zeros_like(mixing))
-        candidate = state["image"]
-        if bool(mixing.any()):
-            candidate = torch.where(mixing[:, None], self._mixed(state), candidate)
-        image = self._evaluate(candidate, state["rows"])
-        residual = image - candidate
-        size = _norm(residual)
-        worse = mixing & ~(size <= self.contraction * state["size"])
-        state["taken_back"] = worse
-        keep = ~worse
-        move, change = candidate - state["x"], image - state["image"]
-        ratio = self._see(state, move, change)
-        lost = 1 - torch.log(size / state["size"]) / torch.log(ratio.clamp(max=self.contraction))
-        debt = state["debt"] + torch.where(worse, 1.0, torch.where(mixing, torch.nan_to_num(lost), 0.0))
-        state["debt"] = debt.clamp(min=-CREDIT)
-        for name, difference in (("moves", move), ("images", change)):
-            shifted = torch.cat([difference[:, None], state[name][:, :-1]], dim=1)
-            state[name] = torch.where(keep[:, None, None], shifted, state[name])
-        state["memory"] = state["memory"] + keep
-        for name, new in (("x", candidate), ("image", image), ("residual", residual)):
-            state[name] = torch.where(keep[:, None], new, state[name])
-        state["size"] = torch.where(keep, size, state["size"])
-        progress = size < PROGRESS * state["mark"]
-        state["stalled"] = torch.where(progress, 0, state["stalled"] + 1)
-        state["mark"] = torch.where(progress, size, state["mark"])
-        self._record(state)
-        return state
-
-    def _mixed(self, state: dict[str, Any]) -> Tensor:
+    def _mixed(self) -> Tensor:
         """Anderson's combination of the last images."""
-        changes = (state["images"] - state["moves"]).double()  # of the residuals
-        sizes = changes.norm(dim=2, keepdim=True)
-        changes = changes / sizes.clamp(min=torch.finfo(torch.float64).tiny)
-        gram = changes @ changes.mT
-        gram = gram + TIKHONOV * torch.eye(MEMORY, dtype=gram.dtype, device=gram.device)
-        right = changes @ state["residual"].double()[:, :, None]
-        weights, _ = torch.linalg.solve_ex(gram, right)
-        weights = weights / sizes.clamp(min=torch.finfo(torch.float64).tiny)
-        mixed: Tensor = state["image"] - (weights.to(self.x.dtype).mT @ state["images"])[:, 0]
+        now = self.at_work
+        lengths = now.gram.diagonal(dim1=1, dim2=2).double().sqrt()
+        lengths = torch.where(lengths > 0, lengths, 1.0)
+        gram = now.gram.double() / (lengths[:, :, None] * lengths[:, None, :])
+        gram.diagonal(dim1=1, dim2=2).add_(self.tikhonov)
+        right = (now.changes @ now.residual[:, :, None])[:, :, 0].double() / lengths
+        weights = torch.linalg.solve_ex(gram, right).result / lengths
+        mixed: Tensor = now.image - (weights.to(now.image.dtype)[:, None, :] @ now.images)[:, 0]
         return mixed
 
-    def _see(self, state: dict[str, Any], move: Tensor, change: Tensor) -> Tensor:
-        """The ratio of distances, the largest of which is kept, of points further apart than their roundings."""
-        distance = _norm(move)
-        far = distance > 1e3 * self.eps * state["scale"]
-        ratio = torch.where(far, _norm(change) / distance, 0.0)
-        rows = state["rows"]
-        self.seen[rows] = torch.maximum(self.seen[rows], torch.nan_to_num(ratio).to(self.seen.dtype))
-        return ratio
+    def _remember(self, kept: Tensor, image: Tensor, change: Tensor) -> None:
+        """Puts differences in the place of the oldest ones, where they are kept."""
+        if self.method == "picard":
+            return
+        now, place = self.at_work, self.count % MEMORY
+        now.images[:, place] = torch.where(kept[:, None], image, now.images[:, place])
+        now.changes[:, place] = torch.where(kept[:, None], change, now.changes[:, place])
+        products = (now.changes @ now.changes[:, place, :, None])[:, :, 0]
+        now.gram[:, place] = products
+        now.gram[:, :, place] = products
 
-    def _record(self, state: dict[str, Any]) -> None:
-        """Keeps each sample's best point: the image, which is nearer to the fixed point than the point itself."""
-        size, rows = state["size"], state["rows"]
-        state["scale"] = torch.maximum(self.unit[rows], torch.maximum(_norm(state["x"]), _norm(state["image"])))
-        state["relative"] = torch.where(size == 0, 0.0, size / state["scale"]).to(self.residual.dtype)
-        better = ~(state["relative"] >= self.residual[rows])  # NaN too: the sample is lost, and says so
-        self.x[rows[better]] = state["image"][better]
-        self.residual[rows[better]] = state["relative"][better]
-
-    def _drop_finished(self, state: dict[str, Any]) -> dict[str, Any]:
-        relative = state["relative"]
-        at_floor = (relative <= FLOOR * self.eps) & (state["stalled"] >= self.patience)
+    def _look(self) -> None:
+        """Keeps the best image, which is nearer to the fixed point than its point, and lets go of who is done."""
+        now = self.at_work
+        now.scale = torch.maximum(self.unit.index_select(0, now.rows), torch.maximum(_norm(now.x), _norm(now.image)))
+        relative = torch.where(now.size == 0, 0.0, now.size / now.scale)
+        better = ~(relative >= now.relative)  # NaN too: the sample is lost, and says so
+        now.best = torch.where(better[:, None], now.image, now.best)
+        now.relative = torch.where(better, relative, now.relative)
+        progress = now.size < PROGRESS * now.mark
+        now.stalled = torch.where(progress, 0.0, now.stalled + 1)
+        now.mark = torch.where(progress, now.size, now.mark)
+        at_floor = (relative <= FLOOR * self.eps) & (now.stalled >= self.patience)
         done = (relative <= self.target) | at_floor | ~relative.isfinite()
-        done |= self.evaluations[state["rows"]] >= self.max_evaluations
-        if not bool(done.any()):
-            return state
-        return {name: value[~done] for name, value in state.items()}
+        if self.count >= self.most:
+            done = torch.ones_like(done)
+        if bool(done.any()):
+            finished = now.select(done.nonzero().flatten())
+            self.x[finished.rows] = finished.best
+            self.residual[finished.rows] = finished.relative
+            self.contraction[finished.rows] = finished.contraction
+            self.evaluations[finished.rows] = self.count
+            self.at_work = now.select((~done).nonzero().flatten())
 
 
 def accuracy(dtype: torch.dtype) -> float:

@@ -177,7 +177,8 @@ class Residual(Bijection):
         """G as a function of ``(x, context)``, what depends on the weights alone computed once."""
         prepare = getattr(self.net, "prepared", None)
         net = self.net if prepare is None else prepare()
-        scale = self.coefficient / torch.as_tensor(self.net.lipschitz_bound()).clamp(min=1.0)  # type: ignore[operator]
+        bound = self.net.lipschitz_bound()  # type: ignore[operator]
+        scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
         return functools.partial(_branch, net, scale)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -254,6 +255,8 @@ class Residual(Bijection):
 
     def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
+            if len(rows) == len(y):
+                return y - g(x, context)
             return y[rows] - g(x, None if context is None else context[rows])
 
         return solve(step, y, contraction=self.coefficient, method=self.solver, tolerance=self.tolerance)
@@ -280,11 +283,11 @@ class Residual(Bijection):
         warnings.warn(message, NotConverged, stacklevel=4)
 
 
-def _branch(net: Callable[..., Tensor], scale: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+def _branch(net: Callable[..., Tensor], scale: float | Tensor, x: Tensor, context: Tensor | None) -> Tensor:
     made = net(x) if context is None else net(x, context)
     if made.shape != x.shape:
         raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
-    return scale.to(made) * made
+    return scale * made
 
 
 def _picard_step(g: Branch, y: Tensor, context: Tensor | None, x: Tensor) -> Tensor:
