@@ -22,8 +22,20 @@ class RunError(InvflowError):
     """A run folder that is none, or that cannot be gone on with."""
 
 
+class DivergedError(RunError):
+    """A training whose loss or weights are no longer finite."""
+
+
 class CheckpointError(InvflowError):
     """A checkpoint folder that is incomplete, altered, or does not fit its spec."""
+
+
+class ReconstructionError(InvflowError):
+    """A backward of a reversible chain met a layer whose input it could not reconstruct: its gradients are wrong."""
+
+
+class ReconstructionWarning(UserWarning):
+    """The same, as a warning."""
 
 
 class SpecErrorDetail(TypedDict):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import ShapeError
 from .registry import register
-from .reversible import Backprop, run_chain
+from .reversible import Backprop, Monitor, Reconstruction, Step, run_chain
 from .state import Shape, State, TensorShape, zero_log_det
 
 _LEVELS = ("float", "grid", "exact")
@@ -29,8 +31,11 @@ class Sequential(Bijection):
         *layers: the bijections, first applied first; none of them is the identity.
         backprop: what training keeps of the states in between: "stored" all of them, "reversible" none of those that
             are cheap to compute again by inverting, "checkpoint" the inputs of the layers.
+        monitor: what "reversible" does where a layer's input comes back wrong, as some numbers kept of it tell:
+            "warn", "raise" an error, "anchor" (keep that input from then on); "off" keeps and compares nothing.
 
     Attributes:
+        reconstruction: what the monitor found in backward, layer by layer, and the anchors.
         declared_shape: the input shape that the chain was built for from a spec, else None.
         declared_context_shape: likewise the shape of the context.
 
@@ -60,13 +65,17 @@ class Sequential(Bijection):
     declared_shape: Shape | None = None
     declared_context_shape: TensorShape | None = None
 
-    def __init__(self, *layers: Bijection, backprop: Backprop = "stored") -> None:
+    def __init__(self, *layers: Bijection, backprop: Backprop = "stored", monitor: Monitor = "warn") -> None:
         super().__init__()
         for position, layer in enumerate(layers):
             if not isinstance(layer, Bijection):
                 raise ShapeError(f"Sequential expects bijections, got {type(layer).__name__} at position {position}")
         self.layers = nn.ModuleList(layers)
         self.backprop = backprop
+        self.monitor = monitor
+        self.reconstruction = Reconstruction()
+        if layers:
+            self.domain = layers[0].domain  # type: ignore[misc]  # of this chain
 
     @property
     def level(self) -> str:  # type: ignore[override]
@@ -78,20 +87,21 @@ class Sequential(Bijection):
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
         if self.backprop != "stored" and torch.is_grad_enabled():
-            return run_chain(self, self.backprop, x, context, log_det=False)[0]
+            return self._recomputed(x, context, log_det=False)[0]
         for layer in self.layers:
             x = layer(x, context)
         return x
 
     def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+        if self.backprop != "stored" and torch.is_grad_enabled():
+            return self._recomputed(y, context, log_det=False, backwards=True)[0]
         for layer in reversed(list(self)):
             y = layer.inverse(y, context)
         return y
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         if self.backprop != "stored" and torch.is_grad_enabled():
-            y, log_det = run_chain(self, self.backprop, x, context, log_det=True)
-            return y, cast(Tensor, log_det)
+            return self._recomputed(x, context, log_det=True)
         total = zero_log_det(x)
         for layer in self:
             x, log_det = layer.forward_and_log_det(x, context)
@@ -99,11 +109,17 @@ class Sequential(Bijection):
         return x, total
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        if self.backprop != "stored" and torch.is_grad_enabled():
+            return self._recomputed(y, context, log_det=True, backwards=True)
         total = zero_log_det(y)
         for layer in reversed(list(self)):
             y, log_det = layer.inverse_and_log_det(y, context)
             total = total + log_det
         return y, total
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        bounds = [layer.lipschitz_bounds() for layer in self]
+        return math.prod(forward for forward, _ in bounds), math.prod(inverse for _, inverse in bounds)
 
     @property
     def awaits_data(self) -> bool:
@@ -116,6 +132,18 @@ class Sequential(Bijection):
         for position in range(max(waiting, default=-1) + 1):
             self[position].initialize(x, context)
             x = self[position](x, context)
+
+    def steps(self, *, backwards: bool = False) -> list[Step]:
+        """The chain as the steps that training takes, each with what backward does about its input."""
+        return [
+            step if step.name not in self.reconstruction.anchors else dataclasses.replace(step, reversible=False)
+            for step in _steps(self, "", self.backprop == "reversible", backwards)
+        ]
+
+    def _recomputed(self, x: Any, context: Tensor | None, *, log_det: bool, backwards: bool = False) -> tuple[Any, Any]:
+        """The chain, or its inverse, under a policy that does not keep all states."""
+        steps = self.steps(backwards=backwards)
+        return run_chain(steps, x, context, log_det=log_det, monitor=self.monitor, record=self.reconstruction)
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
         """Every intermediate state: the input, then what each layer returns; ``len(self) + 1`` of them."""
@@ -162,9 +190,10 @@ class Sequential(Bijection):
         if not isinstance(index, slice):
             return layers[index]
         if index.step in (None, 1):
-            return Sequential(*layers[index], backprop=self.backprop)
+            return Sequential(*layers[index], backprop=self.backprop, monitor=self.monitor)
         if index.step == -1:
-            return Sequential(*(Inverse(layer) for layer in layers[index]), backprop=self.backprop)
+            inverses = (Inverse(layer) for layer in layers[index])
+            return Sequential(*inverses, backprop=self.backprop, monitor=self.monitor)
         raise ShapeError(f"a slice of a Sequential expects step 1 or -1 (the inverse chain), got {index.step}")
 
     def __repr__(self) -> str:
@@ -172,6 +201,25 @@ class Sequential(Bijection):
         lines = _lines(self, self.declared_shape)
         width = max(len(text) for text, _ in lines)
         return "\n".join(text if shape is None else f"{text:<{width}}  {shape}" for text, shape in lines)
+
+
+def _steps(chain: Sequential, prefix: str, reversible: bool, backwards: bool) -> Iterator[Step]:
+    """The steps of a chain; where they are reversible, those of the chains within it as well, in place of the chain."""
+    named = [(f"{prefix}layers.{position}", layer) for position, layer in enumerate(chain)]
+    for name, layer in reversed(named) if backwards else named:
+        inside, against = (layer.layer, not backwards) if type(layer) is Inverse else (layer, backwards)
+        if reversible and type(inside) is Sequential and not (_is_hooked(layer) or _is_hooked(inside)):
+            below = f"{name}." if inside is layer else f"{name}.layer."
+            yield from _steps(inside, below, inside.backprop != "checkpoint", against)
+        else:
+            yield Step(name, layer, reversible and layer.cheap_inverse, backwards)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether it matters that the module is called, and not its parts."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _lines(chain: Sequential, shape: Shape | None) -> list[tuple[str, Shape | None]]:

@@ -2,7 +2,7 @@
 
 from .coupling import AdditiveCoupling, AffineCoupling
 from .each import Each
-from .elementwise import ActNorm, Affine
+from .elementwise import ActNorm, Affine, Logit
 from .inverse import Inverse
 from .linear import Linear1x1
 from .permute import Permute
@@ -18,6 +18,7 @@ __all__ = [
     "Each",
     "Inverse",
     "Linear1x1",
+    "Logit",
     "Merge",
     "Permute",
     "Psi",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, TypeAlias
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from ..bijection import Bijection, Replay
+from ..bijection import Bijection, Replay, Retraced
 from ..errors import ShapeError
 from ..registry import bijections, register
 from ..state import Shape, require_channels, require_pair, zero_log_det
@@ -26,6 +27,8 @@ class _Coupling(Bijection):
     cheap_inverse = True
     outputs: ClassVar[int] = 1
     """How many numbers the conditioner gives for each one of b, stacked along the channels."""
+    shifts: ClassVar[bool] = False
+    """Whether g(b; made) is b + made, so that the gradient of b is the one that came in."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -61,17 +64,28 @@ class _Coupling(Bijection):
         made = self._condition(v, u, context)
         return (v, self._untransform(u, made)), -self._log_det(u, made)
 
-    def retrace(
-        self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool
-    ) -> tuple[Pair, Pair, Tensor | None]:
+    def retrace(self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
         u, v = _pair(self, y)
         a = v.detach().requires_grad_()
         with replay():
             made = self._condition(a, u, context)
-        with torch.no_grad():
-            b = self._untransform(u, made)
+        b = self._untransform(u, made.detach())
+        if self.shifts:  # u = b + made
+            return Retraced((a, b), (made, None), self._log_det(b, made) if log_det else None, ((0, 1), (1, 0)))
         b.requires_grad_()
-        return (a, b), (self._transform(b, made), a), self._log_det(b, made) if log_det else None
+        return Retraced(
+            (a, b), (self._transform(b, made), None), self._log_det(b, made) if log_det else None, ((1, 0),)
+        )
+
+    def retrace_inverse(self, x: Pair, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        a, b = _pair(self, x)
+        v = a.detach().requires_grad_()
+        with replay():
+            made = self._condition(v, b, context)
+        u = self._transform(b, made.detach()).requires_grad_()
+        return Retraced(
+            (u, v), (None, self._untransform(u, made)), -self._log_det(u, made) if log_det else None, ((0, 1),)
+        )
 
     @classmethod
     def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
@@ -117,11 +131,20 @@ class AdditiveCoupling(_Coupling):
     ([(5, 3), (5, 2)], [1.0, 1.0])
     """
 
+    shifts = True
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
         ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp"}}, ((2,), (3,))),
     ]
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of [[N, 1], [1, 0]] at most, where the net knows its l."""
+        bound = getattr(self.net, "lipschitz_bound", None)
+        if not callable(bound):
+            return math.inf, math.inf
+        both = (float(bound()) + math.hypot(float(bound()), 2)) / 2
+        return both, both
 
     def _transform(self, b: Tensor, made: Tensor) -> Tensor:
         return made + b

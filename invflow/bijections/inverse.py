@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..bijection import Bijection
+from ..bijection import Bijection, Replay, Retraced
 from ..errors import InvflowError
 from ..registry import register
 from ..state import Shape
@@ -45,6 +45,10 @@ class Inverse(Bijection):
     def cheap_inverse(self) -> bool:  # type: ignore[override]
         return self.layer.cheap_inverse
 
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        forward, inverse = self.layer.lipschitz_bounds()
+        return inverse, forward
+
     @property
     def awaits_data(self) -> bool:
         return self.layer.awaits_data
@@ -65,6 +69,12 @@ class Inverse(Bijection):
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         return self.layer.forward_and_log_det(y, context)
+
+    def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        return self.layer.retrace_inverse(y, context, replay, log_det=log_det)
+
+    def retrace_inverse(self, x: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        return self.layer.retrace(x, context, replay, log_det=log_det)
 
     def output_shape(self, shape: Shape) -> Shape:
         return self.layer.input_shape(shape)

@@ -215,6 +215,10 @@ class Residual(Bijection):
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)
 
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """``1 + c`` and ``1 / (1 - c)`` for the coefficient c."""
+        return 1 + self.coefficient, 1 / (1 - self.coefficient)
+
     def _log_det(self, g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
         size = x[:1].numel()
         estimator = self._estimator(size)

@@ -76,7 +76,7 @@ class _Builder:
         for i, node in enumerate(self.spec.layers):
             layer, shape = self._top_layer(node, ("layers", i), shape)
             layers.append(layer)
-        chain = Sequential(*layers, backprop=self.spec.top.backprop)
+        chain = Sequential(*layers, backprop=self.spec.top.backprop, monitor=self.spec.top.monitor)
         chain.declared_shape = self.spec.input_shape
         chain.declared_context_shape = self.spec.context_shape
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):

@@ -45,6 +45,8 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     }
     if chain.backprop != "stored":
         document["backprop"] = chain.backprop
+    if chain.monitor != "warn":
+        document["monitor"] = chain.monitor
     if isinstance(model, Classifier):
         document["head"] = _document(model.head, heads)
     if isinstance(model, Flow):
