@@ -169,7 +169,7 @@ class _Chain:
             loss.backward()
             torch.accelerator.synchronize()
             most = torch.accelerator.max_memory_allocated()
-        return most - before
+        return int(most) - int(before)
 
 
 def _storage(tensor: Tensor) -> int:
