@@ -74,7 +74,7 @@ class TestCaller:
         for policy in ("stored", "reversible"):
             chain.backprop = policy
             changed, handed_on = chain(images().requires_grad_())
-            with pytest.raises(RuntimeError, match="modified by an inplace operation|modified inplace"):
+            with pytest.raises(RuntimeError, match=r"modified by an inplace operation|modified inplace"):
                 (changed.sum() + handed_on.mul_(2).sum()).backward()
 
         def act(chain, x):
@@ -93,7 +93,7 @@ class TestCaller:
         loss = chain(images().requires_grad_()).sum()
         with torch.no_grad():
             outputs[0].mul_(2)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation|modified inplace"):
+        with pytest.raises(RuntimeError, match=r"modified by an inplace operation|modified inplace"):
             loss.backward()
 
     def test_a_weight_changed_between_forward_and_backward(self):
@@ -285,17 +285,35 @@ class TestAutocast:
 
 
 class TestCompiled:
+    @staticmethod
+    def chain(policy, dropout):
+        """One layer of each kind: what there is to compile takes seconds."""
+        whole = make_chain(policy, dropout)
+        layers = [whole[0], whole[3], whole[4], whole[6], whole[8], whole[9], whole[10]]
+        return Sequential(*layers, backprop=policy)
+
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
     def test_forward_and_backward_in_one_graph_each(self, dropout):
-        chain = make_chain(dropout=dropout)
-        statistics = copy.deepcopy(chain)
+        torch._dynamo.reset()
+        chain, plain = self.chain("reversible", dropout), self.chain("stored", dropout)
         found = gradients(chain, images(), torch.compile(chain, fullgraph=True, backend="aot_eager"))
-        plain = make_chain("stored", dropout=dropout)
         assert_close(found, gradients(plain, images()))
         assert_close(flat(chain.buffers()).double(), flat(plain.buffers()).double())
-        assert statistics is not chain
+
+    def test_batches_of_every_size_in_one_graph(self):
+        torch._dynamo.reset()
+        chain = Sequential(Split(), *(AdditiveCoupling(nn.Linear(2, 2)) for _ in range(3)), backprop="reversible")
+        run = torch.compile(chain, fullgraph=True, backend="aot_eager", dynamic=True)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for batch in (3, 7):
+                x = torch.randn(batch, 4)
+                (found,) = torch.autograd.grad(sum(half.square().sum() for half in run(x)), chain[1].net.weight)
+                (right,) = torch.autograd.grad(sum(half.square().sum() for half in chain(x)), chain[1].net.weight)
+                assert_close(found, right, SINGLE)
 
     def test_a_conditioner_that_draws_numbers_by_itself(self):
+        torch._dynamo.reset()
+
         class Noisy(nn.Conv2d):
             def forward(self, x):
                 return nn.functional.dropout(super().forward(x), 0.3)

@@ -169,8 +169,8 @@ class _Chain:
             loss.backward()
             torch.accelerator.synchronize()
             most = torch.accelerator.max_memory_allocated()
-        return most - before
+        return int(most) - int(before)
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
