@@ -189,22 +189,22 @@ def check(
         _print_json({"spec": str(spec), **dataclasses.asdict(report), **more})
     else:
         columns = list(report.round_trip_error)
-        table = Table("", "layer", "in", "out", "parameters", "exact", *columns)
+        table = Table("", "layer", "in", "out", "parameters", "exactness", *columns)
         for position, layer in enumerate(report.layers):
             errors = [f"{layer.round_trip_error[column]:.1e}" for column in columns]
             shapes = (str(layer.input_shape), str(layer.output_shape))
-            exact = "yes" if layer.exact else ""
-            table.add_row(str(position), layer.layer, *shapes, f"{layer.parameters:,}", exact, *errors)
+            table.add_row(str(position), layer.layer, *shapes, f"{layer.parameters:,}", layer.exactness, *errors)
         table.add_section()
         errors = [f"{error:.1e}" for error in report.round_trip_error.values()]
-        table.add_row("", "whole chain", "", "", f"{report.parameters:,}", "", *errors)
+        table.add_row("", "whole chain", "", "", f"{report.parameters:,}", report.exactness, *errors)
         _wide(out).print(table)
         if found is not None:
             _print_thorough(found)
         if found is not None and not found.ok:
             out.print("failed: a property does not hold")
         else:
-            out.print("ok: it runs backwards to rounding" if report.ok else "failed: it does not run backwards")
+            how = "to rounding" if report.exactness == "float" else "without one wrong bit"
+            out.print(f"ok: it runs backwards {how}" if report.ok else f"failed: it does not run backwards {how}")
     raise typer.Exit(0 if report.ok and (found is None or found.ok) else 1)
 
 

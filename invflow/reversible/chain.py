@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..bijection import Bijection
+from ..numerics.conditioners import same_batch
 from ..state import State, leaves, make_state, map_state, shape_of, zero_log_det
 from .surroundings import Autocast, Randomness, buffers_kept
 
@@ -147,7 +148,7 @@ class _Reverse(torch.autograd.Function):
         sums: dict[Tensor, Tensor] = {}
         for layer, randomness in zip(reversed(run.layers), reversed(run.randomness), strict=True):
             weights: list[Tensor] = [weight for weight in layer.parameters() if weight.requires_grad]
-            with torch.enable_grad(), run.autocast.again(), buffers_kept(layer):
+            with torch.enable_grad(), run.autocast.again(), buffers_kept(layer), same_batch():
                 differentiate = _differentiable_step if again else _step
                 y, y_grads, others = differentiate(
                     layer, y, context, weights, y_grads, log_det_grad, randomness, run.log_det

@@ -6,14 +6,14 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
+
+from ..options import Options
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -24,12 +24,6 @@ def _in_order(scales: tuple[float, float]) -> tuple[float, float]:
     if scales[0] > scales[1]:
         raise ValueError("the smaller scale comes first")
     return scales
-
-
-class Options(BaseModel):
-    """A strict, immutable piece of a spec."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Affine(Options):
