@@ -122,6 +122,40 @@ def evaluate(run: RunPath, data_root: DataRoot = None, as_json: AsJson = False) 
 
 
 @app.command()
+def freeze(
+    run: RunPath,
+    mode: Annotated[str, typer.Option(help="exact, grid or snap.")] = "exact",
+    frac_bits: Annotated[int | None, typer.Option(help="The grid is the multiples of 2^-FRAC_BITS.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The new run folder; default: RUN-MODE.")] = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trained run exact: another run, whose images come back without one wrong bit; measure it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from .fields import describe
+    from .numerics import Numerics
+    from .training.freeze import freeze_run
+    from .training.run import Run
+
+    said = {"mode": mode} | ({} if frac_bits is None else {"frac_bits": frac_bits})
+    try:
+        numerics: Any = TypeAdapter(Numerics).validate_python(said)
+    except ValidationError as error:
+        raise InvflowError(f"freeze: {describe(error.errors(include_url=False)[0])}") from None
+    with _stdout_for_the_answer(as_json):
+        folder = to or run.with_name(f"{run.resolve().name}-{mode}")
+        frozen, found = freeze_run(Run.open(run), folder, numerics, data_root)
+    if as_json:
+        _print_json({"run": str(frozen.folder), "numerics": numerics.model_dump(), **dataclasses.asdict(found)})
+        return
+    out.print(f"run {frozen.folder}", markup=False, soft_wrap=True)
+    out.print(f"  test accuracy {found.accuracy_after:.2%}, before {found.accuracy_before:.2%}")
+    for way, count in found.bit_equal.items():
+        out.print(f"  {count:,} of {found.images:,} test images come back bit-equal: {way}")
+
+
+@app.command()
 def compare(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="The specs' JSON files.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each spec: seeds 0, 1, ...")] = 3,

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..bijection import one_line
+from ..numerics.grid import onto_grid
 from ..sequential import Sequential
 from .priors import Prior
 
@@ -41,7 +42,7 @@ class Flow(nn.Module):
 
     def sample(self, count: int, context: Tensor | None = None) -> Any:
         """``count`` samples; a context has one row per sample. Differentiable with respect to the weights."""
-        return self.bijection.inverse(self.prior.sample(count), context)
+        return self.bijection.inverse(onto_grid(self.prior.sample(count), self.bijection.numerics), context)
 
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)

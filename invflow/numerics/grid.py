@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import NumericsError
 from ..state import State, map_state
-from .options import Exact, Grid
+from .options import Exact, Float, Grid, Snap
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def round_through(x: Tensor) -> Tensor:
     The caller holds x alone.
     """
     if not torch.is_grad_enabled():
-        return x.round_()
+        return x.round() if traced() else x.round_()
     fixed = x.detach()
     return fixed.round() + (x - fixed)  # x - x is 0.0 without a rounding
 
@@ -61,6 +61,11 @@ def snap(state: State, frac_bits: int) -> State:
     [0.25, -1.0]
     """
     return map_state(lambda leaf: snapped(leaf, frac_bits), state)
+
+
+def onto_grid(state: State, numerics: Float | Snap | Grid | Exact) -> State:
+    """The nearest state that a chain in these numerics takes, at either end: features that were not computed by it."""
+    return snap(state, numerics.frac_bits) if isinstance(numerics, Grid | Exact) else state
 
 
 def snapped(x: Tensor, frac_bits: int) -> Tensor:
@@ -98,7 +103,7 @@ def _enter(x: Tensor, numerics: Grid | Exact) -> Tensor:
         raise NumericsError(f"a chain in {numerics.mode} numerics expects floating-point states, got {x.dtype}")
     if numerics.entry == "snap":
         x = snapped(x, numerics.frac_bits)
-    elif _traced():
+    elif traced():
         x = torch.where((x.detach() * 2.0**numerics.frac_bits).frac() == 0, x, torch.nan)
     elif not x.is_meta and x.numel() and _is_off(x.detach(), numerics.frac_bits):
         raise _off_the_grid(x.detach(), numerics)
@@ -123,7 +128,7 @@ def _off_the_grid(x: Tensor, numerics: Grid | Exact) -> NumericsError:
 def _in_range(who: str, x: Tensor, frac_bits: int) -> Tensor:
     """The tensor itself, if the grid is held in its range."""
     bound = limit(x.dtype, frac_bits)
-    if _traced():  # nothing can be raised from a graph, and NaN spreads to all that follows
+    if traced():  # nothing can be raised from a graph, and NaN spreads to all that follows
         return torch.where(x.abs() < bound, x, torch.nan)
     if x.is_meta or not x.numel():
         return x
@@ -151,6 +156,6 @@ def _too_large(who: str, largest: float, dtype: torch.dtype, frac_bits: int) -> 
     )
 
 
-def _traced() -> bool:
+def traced() -> bool:
     """Whether what runs is recorded, to run later or on many samples at once, so that no value can be looked at."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from ..errors import NumericsError
 from .backend import exact_kernels, trust
-from .grid import round_through
+from .grid import round_through, traced
 
 SUM_BITS = 24
 """Sums stay below 2^24, which float32 holds: so the network is the same function in float32 and float64."""
@@ -207,7 +207,7 @@ def _clamp(x: Tensor, low: int | None, high: int | None) -> Tensor:
     """Clamps, in place where no gradient is recorded: the caller holds x alone."""
     if low is None and high is None:
         return x
-    return x.clamp(low, high) if torch.is_grad_enabled() else x.clamp_(low, high)
+    return x.clamp(low, high) if torch.is_grad_enabled() or traced() else x.clamp_(low, high)
 
 
 def _require_integers(who: str, values: Tensor, largest: int) -> None:

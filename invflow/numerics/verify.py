@@ -36,10 +36,10 @@ def computed_otherwise(call: Callable[..., Any], state: State, context: Tensor |
     yield "channels last", call(_map(_channels_last, state), context)
     yield "from a larger tensor", call(_map(_strided, state), context)
     if next(leaves(state)).device.type == "cpu":
-        for threads in (1, 2):
-            with _threads(threads):
-                yield f"{threads} thread{'s' * (threads > 1)}", call(state, context)
-        with _without_onednn():
+        for number in (1, 2):
+            with threads(number):
+                yield f"{number} thread{'s' * (number > 1)}", call(state, context)
+        with without_onednn():
             yield "without oneDNN", call(state, context)
             # From batches of 16 on, other kernels compute.
             many = call(*(_map(lambda leaf: torch.cat([leaf] * 16), one) for one in (state, context)))
@@ -70,7 +70,8 @@ def _strided(leaf: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads(number: int) -> Iterator[None]:
+    """So many of torch's threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -80,7 +81,8 @@ def _threads(number: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_onednn() -> Iterator[None]:
+def without_onednn() -> Iterator[None]:
+    """PyTorch's own kernels, and NNPACK's, inside."""
     flags: Any = torch.backends.mkldnn  # its context manager sets TF32 too, and warns
     before = flags.enabled
     flags.enabled = False

@@ -38,7 +38,7 @@ class Evaluation:
 
 def evaluate(model: Classifier, data: DataSet) -> Evaluation:
     """Accuracy and loss on all test images, and the trunk's round trips."""
-    accuracy, loss = _accuracy_and_loss(model, data.test, data.classes)
+    accuracy, loss = accuracy_and_loss(model, data.test, data.classes)
     return Evaluation(
         test_accuracy=accuracy,
         test_loss=loss,
@@ -54,7 +54,8 @@ def evaluate_run(run: Run, data_root: Path | None = None) -> Evaluation:
 
 
 @torch.no_grad()
-def _accuracy_and_loss(model: Classifier, images: Images, classes: int) -> tuple[float, float]:
+def accuracy_and_loss(model: Classifier, images: Images, classes: int) -> tuple[float, float]:
+    """Test accuracy, 0 to 1, and mean cross-entropy, in nats, in eval mode."""
     was_training = model.training
     model.eval()
     metric = MulticlassAccuracy(classes, average="micro")

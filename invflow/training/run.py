@@ -2,7 +2,9 @@
 
 A run folder is a checkpoint (``spec.json`` and its weights, so `invflow.load` reads it) with ``best/``, another one,
 ``run.json`` (what was overridden, versions, results), ``logs/`` (CSV and TensorBoard), ``resume/`` (what Lightning
-needs to go on) and ``pictures/``. Each file is replaced in one step, so that an interruption leaves a readable folder.
+needs to go on) and ``pictures/``. A spec in exact numerics is trained in float and frozen at the end: the float model
+stays in ``float/``, and the one in ``best/`` is float too. Each file is replaced in one step, so that an interruption
+leaves a readable folder.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from ..errors import RunError
 from ..files import write_atomically
 from ..models import Classifier
+from ..numerics import Exact
+from ..numerics.freeze import freeze
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec
@@ -36,6 +40,7 @@ from .module import ClassifierTraining
 
 RUN_FILE = "run.json"
 BEST = "best"
+FLOAT = "float"
 PICTURES = "pictures"
 _LAST = "last.ckpt"
 _LARGEST_RECORD = 2**20
@@ -150,19 +155,29 @@ def train(
         DataError: the data set is absent, or does not fit.
         SpecError: the spec is none of a classifier, or its shapes do not fit the data.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: is there already; name another folder with --out, or go on with it by --resume")
+    require_empty(folder)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
     options = spec.training or Training()
     data = check_trainable(spec, data_root, download=download)
+    to_freeze = {}
+    if isinstance(spec.top.numerics, Exact):
+        to_freeze = {"freeze": spec.top.numerics.model_dump(mode="json")}
+        spec = spec.replace(numerics=None)
     torch.manual_seed(options.seed)
     model = _build_classifier(spec)
     model.bijection.initialize(data.train.pixels[: options.batch_size])
     write_checkpoint(spec.document, model.state_dict(), folder)
     run = Run(folder, spec, {})
     run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions())
+    run.update(**to_freeze)
     return _fit(run, model, data, progress, None)
+
+
+def require_empty(folder: Path) -> None:
+    """Raises RunError where a folder holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: is there already; name another folder with --out, or go on with it by --resume")
 
 
 def resume(folder: Path, *, data_root: Path | None = None, download: bool = False, progress: bool = True) -> Run:
@@ -176,6 +191,8 @@ def resume(folder: Path, *, data_root: Path | None = None, download: bool = Fals
     run = Run.open(folder)
     if run.record.get("status") == "finished":
         return run
+    if "freeze" in run.record:  # it may have been interrupted with the exact model written already
+        run = Run(folder, run.spec.replace(numerics=None), run.record)
     options = run.training
     data = _fitting_data(run.spec, options, data_root, download)
     torch.manual_seed(options.seed)
@@ -285,9 +302,20 @@ def _fit(run: Run, model: Classifier, data: DataSet, progress: bool, checkpoint:
             raise KeyboardInterrupt from None
         if options.epochs % options.evaluate_every:
             trainer.validate(module, test_loader(data.test), verbose=False)
+    if "freeze" in run.record:
+        run = _frozen(run, model, data)
     seconds = float(run.record.get("seconds", 0.0)) + time.monotonic() - started
     run.update(status="finished", seconds=seconds, parameters=sum(weight.numel() for weight in model.parameters()))
     return run
+
+
+def _frozen(run: Run, model: Classifier, data: DataSet) -> Run:
+    """The run with its model made exact; the float one is kept in ``float/``."""
+    numerics = Exact.model_validate(run.record["freeze"])
+    write_checkpoint(run.spec.document, model.state_dict(), run.folder / FLOAT)
+    spec = run.spec.replace(numerics=run.record["freeze"])
+    write_checkpoint(spec.document, freeze(model, data.train.pixels, numerics).state_dict(), run.folder)
+    return Run(run.folder, spec, run.record)
 
 
 class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 -- used like the function that it replaces

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from torch import nn
 
 import invflow
@@ -93,7 +93,9 @@ def with_defaults(value):
     for registry in (bijections, nets):
         if written.get("type") in registry.registered():
             fields = registry.fields(registry.find(written["type"])).fields
-            written = {n: f.default for n, f in fields.items() if f.kind == "value" and not f.required} | written
+            defaults = {n: f.default for n, f in fields.items() if f.kind == "value" and not f.required}
+            plain = {n: d.model_dump() if isinstance(d, BaseModel) else d for n, d in defaults.items()}
+            written = plain | written
     return written
 
 
