@@ -16,7 +16,6 @@ look at it.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -27,7 +26,6 @@ from ..state import State, map_state
 from .options import Exact, Float, Grid, Snap
 
 
-@functools.cache
 def limit(dtype: torch.dtype, frac_bits: int) -> float:
     """2^(p-k): a float of this dtype holds every multiple of 2^-frac_bits up to it.
 

@@ -38,6 +38,9 @@ SUM_BITS = 24
 MOST_SHIFT = 64
 """Weights are integers times 2^-e with |e| up to this: products with 2^24 stay within float32's 2^-126 to 2^127."""
 
+_SLOPE_OVER = 64
+"""The slope of a table is taken over its range divided by this, either way."""
+
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -115,10 +118,11 @@ class Table(nn.Module):
         found = self.values[index]
         if not torch.is_grad_enabled():
             return found
-        # The slope between the neighbours, so that gradients pass.
-        after = self.values[(index + 1).clamp(max=2 * self.limit)]
-        before = self.values[(index - 1).clamp(min=0)]
-        return found + (after - before) / 2 * (place - place.detach())
+        # So that gradients pass, the slope around: between neighbours it would be that of rounding.
+        far = max(1, self.limit // _SLOPE_OVER)
+        after, before = (index + far).clamp(max=2 * self.limit), (index - far).clamp(min=0)
+        slope = (self.values[after] - self.values[before]) / (after - before)
+        return found + slope * (place - place.detach())
 
     def prove(self) -> None:
         """Raises NumericsError where a value is no integer, or too large."""
