@@ -6,16 +6,33 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from .errors import NumericsError
 from .numerics.options import FLOAT, Exact, Float, Grid, Snap, at_least, level_of
-from .state import Shape, State, map_state, shape_of, zero_log_det, zeros
+from .state import Shape, State, leaves, map_state, shape_of, zero_log_det, zeros
 
 Replay: TypeAlias = Callable[[], AbstractContextManager[object]]
+
+
+class Retraced(NamedTuple):
+    """A forward that was computed again from its output, ready to be differentiated.
+
+    Attributes:
+        x: the input, as leaves of a graph; a tensor that gradients reach by ``passes`` alone need not be one.
+        y: the tensors of the output, as functions of x up to a constant; None for what only ``passes`` reach.
+        log_det: where it was asked for.
+        passes: ``(i, j)`` where tensor i of the output is tensor j of the input plus what ``y`` holds: its gradient is
+            handed on without a graph.
+    """
+
+    x: Any
+    y: Sequence[Tensor | None]
+    log_det: Tensor | None
+    passes: tuple[tuple[int, int], ...] = ()
 
 
 class Bijection(nn.Module, ABC):
@@ -62,10 +79,8 @@ class Bijection(nn.Module, ABC):
         """``(x, log |det dx/dy|)``: the second is the negative of the forward one at x."""
         return self.inverse(y, context), zero_log_det(y)
 
-    def retrace(
-        self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool
-    ) -> tuple[Any, Any, Tensor | None]:
-        """``(x, f(x), log |det df/dx|)`` from ``y = f(x)``, for constant-memory training.
+    def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        """``x`` and again ``f(x)`` from ``y = f(x)``, for constant-memory training.
 
         ``x`` is computed without a graph and becomes a leaf; what follows from it has one. The default inverts, then
         runs forward; a bijection that knows better, as couplings do, evaluates its conditioner once for both.
@@ -73,13 +88,23 @@ class Bijection(nn.Module, ABC):
         Args:
             y: an output, detached.
             context: as in `forward`.
-            replay: a context manager to evaluate in whatever draws random numbers: it draws the same ones each time.
+            replay: a context manager to evaluate the layer's parts in: they find what they found in the forward, the
+                same random numbers and the same buffers, each time that it is entered.
             log_det: whether the log-determinant is asked for; else it is None.
         """
         with torch.no_grad(), replay():
             x = map_state(_as_leaf, self.inverse(y, context))
         with replay():
-            return x, *(self.forward_and_log_det(x, context) if log_det else (self(x, context), None))
+            made, determinant = self.forward_and_log_det(x, context) if log_det else (self(x, context), None)
+        return Retraced(x, list(leaves(made)), determinant)
+
+    def retrace_inverse(self, x: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        """``y`` and again ``f^-1(y)`` from ``x = f^-1(y)``: `retrace` of this bijection run backwards."""
+        with torch.no_grad(), replay():
+            y = map_state(_as_leaf, self(x, context))
+        with replay():
+            made, determinant = self.inverse_and_log_det(y, context) if log_det else (self.inverse(y, context), None)
+        return Retraced(y, list(leaves(made)), determinant)
 
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of ``self(x)`` for an ``x`` of this shape. Raises ShapeError where there is none."""

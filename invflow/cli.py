@@ -209,17 +209,23 @@ def check(
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Every property of every layer and of the chain; error by depth.")
     ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="How well training in constant memory reconstructs each layer's input.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Shapes, parameters and round-trip error of every layer; exit status 1 where a layer does not run backwards."""
     from .diagnostics.check import chain_of
     from .diagnostics.check import check as run_check
+    from .diagnostics.memory import reconstructions
 
     chain = chain_of(spec)
     report = run_check(chain)
     found = _check_thoroughly(chain) if thorough else None
+    rebuilt = reconstructions(chain) if memory else None
     if as_json:
         more = {} if found is None else {"thorough": dataclasses.asdict(found)}
+        more |= {} if rebuilt is None else {"reconstruction_error": rebuilt}
         _print_json({"spec": str(spec), **dataclasses.asdict(report), **more})
     else:
         columns = list(report.round_trip_error)
@@ -234,6 +240,8 @@ def check(
         _wide(out).print(table)
         if found is not None:
             _print_thorough(found)
+        if rebuilt is not None:
+            _print_reconstructions(rebuilt)
         if found is not None and not found.ok:
             out.print("failed: a property does not hold")
         else:
@@ -271,6 +279,24 @@ def _print_thorough(found: Any) -> None:
         out.print(f"most precision is lost at {where}", markup=False, soft_wrap=True)
 
 
+def _print_reconstructions(found: dict[str, dict[str, float]]) -> None:
+    """The errors of `reconstructions` as a table, and what the monitor would say."""
+    import torch
+
+    from .reversible import tolerance
+
+    allowed = {key: tolerance(getattr(torch, key.split()[0])) for key in found}
+    table = Table("error of the input, reconstructed in backward", *found)
+    for name in next(iter(found.values())):
+        errors = ((key, found[key][name]) for key in found)
+        table.add_row(name, *(f"{error:.1e}" + ("" if error <= allowed[key] else " lost") for key, error in errors))
+    _wide(out).print(table)
+    if all(error <= allowed[key] for key, errors in found.items() for error in errors.values()):
+        out.print('backprop "reversible" reconstructs every input')
+    else:
+        out.print('where an input is lost, backprop "reversible" gives wrong gradients: monitor "anchor" keeps it')
+
+
 def _proof_cells(proof: Any) -> tuple[str, str, str]:
     failed = len(proof.failures)
     return proof.layer, f"{proof.checked - failed} of {proof.checked}", f"{proof.worst['round trip']:.1e}"
@@ -280,8 +306,14 @@ def _proof_cells(proof: Any) -> tuple[str, str, str]:
 def show(
     spec: SpecPath,
     expanded: Annotated[bool, typer.Option("--expanded", help="Print the spec without repeat and variables.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="The activation memory of training, by layer and backprop policy.")
+    ] = False,
+    batch: Annotated[int | None, typer.Option(min=1, help="Instead of the training's batch size.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="With --memory: train a step of each, too.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """A spec's layers with the shapes as they flow, or its expansion."""
+    """A spec's layers with the shapes as they flow, its expansion, or the memory that training takes."""
     from .spec import build, build_model
     from .spec.text import printable
 
@@ -289,10 +321,48 @@ def show(
     if expanded:
         _print_json(document.expanded)
         return
+    if not memory and (batch is not None or measure or as_json):
+        raise InvflowError("--batch, --measure and --json go with --memory")
+    if memory:
+        _show_memory(spec, document, batch, measure, as_json)
+        return
     model = build_model(document) if document.head or document.prior else build(document)
     count = sum(weight.numel() for weight in model.parameters())
     out.print(f"{printable(document.name or str(spec))}: {count:,} parameters, hash {document.hash[:16]}", markup=False)
     out.print(repr(model), markup=False, soft_wrap=True)
+
+
+def _show_memory(spec: Path, document: Any, batch: int | None, measure: bool, as_json: bool) -> None:
+    from .diagnostics.memory import memory
+    from .spec import build
+    from .spec.training import Training
+
+    size = batch or (document.training or Training()).batch_size
+    found = memory(build(document), size, log_det=document.prior is not None, measure=measure)
+    if as_json:
+        _print_json({"spec": str(spec), **dataclasses.asdict(found)})
+        return
+    policies = list(found.kept)
+    table = Table("", f"kept for backward, batch {size}", *policies)
+    for position, layer in enumerate(found.layers):
+        table.add_row(str(position), layer.layer, *(_bytes(layer.kept[policy]) for policy in policies))
+    table.add_section()
+    rows = {
+        "whole chain": found.kept,
+        "and computed again, at most": found.peak,
+        "kept, measured": found.measured,
+        "peak of a step, measured": found.measured_peak,
+    }
+    for name, row in rows.items():
+        if row is not None:
+            table.add_row("", name, *(_bytes(row[policy]) for policy in policies))
+    _wide(out).print(table)
+    out.print("weights, their gradients, the optimiser's state and the head come on top", markup=False)
+
+
+def _bytes(count: int) -> str:
+    """In KiB or MiB."""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
 
 
 @app.command()

@@ -30,6 +30,14 @@ class CheckpointError(InvflowError):
     """A checkpoint folder that is incomplete, altered, or does not fit its spec."""
 
 
+class ReconstructionError(InvflowError):
+    """A backward of a reversible chain met a layer whose input it could not reconstruct: its gradients are wrong."""
+
+
+class ReconstructionWarning(UserWarning):
+    """The same, as a warning."""
+
+
 class SpecErrorDetail(TypedDict):
     """One fault of a spec: where it stands and what it is."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from .errors import NumericsError, ShapeError
 from .numerics import grid
 from .numerics.options import FLOAT, LEVELS, Exact, Float, Grid, Numerics, Snap
 from .registry import register
-from .reversible import Backprop, run_chain
+from .reversible import Backprop, Monitor, Reconstruction, Step, run_chain
 from .state import Shape, State, TensorShape, zero_log_det
 
 
@@ -29,10 +30,13 @@ class Sequential(Bijection):
         *layers: the bijections, first applied first; none of them is the identity.
         backprop: what training keeps of the states in between: "stored" all of them, "reversible" none of those that
             are cheap to compute again by inverting, "checkpoint" the inputs of the layers.
+        monitor: what "reversible" does where a layer's input comes back wrong, as some numbers kept of it tell:
+            "warn", "raise" an error, "anchor" (keep that input from then on); "off" keeps and compares nothing.
         numerics: how exact the inverse has to be: ``{"mode": "float"}``, or "snap", "grid", "exact" with their options;
             every layer is asked for it, and has to be able to give it. In "exact", conditioners become integer ones.
 
     Attributes:
+        reconstruction: what the monitor found in backward, layer by layer, and the anchors.
         declared_shape: the input shape that the chain was built for from a spec, else None.
         declared_context_shape: likewise the shape of the context.
         own_numerics: the numerics it was made with; ``numerics`` may be those of a chain around it.
@@ -63,7 +67,13 @@ class Sequential(Bijection):
     declared_shape: Shape | None = None
     declared_context_shape: TensorShape | None = None
 
-    def __init__(self, *layers: Bijection, backprop: Backprop = "stored", numerics: Numerics = FLOAT) -> None:
+    def __init__(
+        self,
+        *layers: Bijection,
+        backprop: Backprop = "stored",
+        monitor: Monitor = "warn",
+        numerics: Numerics = FLOAT,
+    ) -> None:
         super().__init__()
         for position, layer in enumerate(layers):
             if not isinstance(layer, Bijection):
@@ -74,6 +84,8 @@ class Sequential(Bijection):
         if isinstance(numerics, Grid | Exact):
             self.set_numerics(numerics)
         self.numerics = numerics
+        self.monitor = monitor
+        self.reconstruction = Reconstruction()
 
     @property
     def level(self) -> str:  # type: ignore[override]
@@ -119,7 +131,7 @@ class Sequential(Bijection):
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
         x = self._entered(x)
         if self.backprop != "stored" and torch.is_grad_enabled():
-            return run_chain(self, self.backprop, x, context, log_det=False)[0]
+            return self._recomputed(x, context, log_det=False)[0]
         try:
             for layer in self.layers:
                 x = layer(x, context)
@@ -129,6 +141,8 @@ class Sequential(Bijection):
 
     def inverse(self, y: Any, context: Tensor | None = None) -> Any:
         y = self._entered(y)
+        if self.backprop != "stored" and torch.is_grad_enabled():
+            return self._left(self._recomputed(y, context, log_det=False, backwards=True)[0])
         try:
             for layer in reversed(list(self)):
                 y = layer.inverse(y, context)
@@ -153,8 +167,7 @@ class Sequential(Bijection):
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         x = self._entered(x)
         if self.backprop != "stored" and torch.is_grad_enabled():
-            y, log_det = run_chain(self, self.backprop, x, context, log_det=True)
-            return y, cast(Tensor, log_det)
+            return self._recomputed(x, context, log_det=True)
         total = zero_log_det(x)
         try:
             for layer in self:
@@ -166,6 +179,9 @@ class Sequential(Bijection):
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         y = self._entered(y)
+        if self.backprop != "stored" and torch.is_grad_enabled():
+            x, log_det = self._recomputed(y, context, log_det=True, backwards=True)
+            return self._left(x), log_det
         total = zero_log_det(y)
         try:
             for layer in reversed(list(self)):
@@ -186,6 +202,18 @@ class Sequential(Bijection):
         for position in range(max(waiting, default=-1) + 1):
             self[position].initialize(x, context)
             x = self[position](x, context)
+
+    def steps(self, *, backwards: bool = False) -> list[Step]:
+        """The chain as the steps that training takes, each with what backward does about its input."""
+        return [
+            step if step.name not in self.reconstruction.anchors else dataclasses.replace(step, reversible=False)
+            for step in _steps(self, "", self.backprop == "reversible", backwards)
+        ]
+
+    def _recomputed(self, x: Any, context: Tensor | None, *, log_det: bool, backwards: bool = False) -> tuple[Any, Any]:
+        """The chain, or its inverse, under a policy that does not keep all states."""
+        steps = self.steps(backwards=backwards)
+        return run_chain(steps, x, context, log_det=log_det, monitor=self.monitor, record=self.reconstruction)
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
         """Every intermediate state: the input, then what each layer returns; ``len(self) + 1`` of them."""
@@ -239,15 +267,44 @@ class Sequential(Bijection):
         numerics = FLOAT if isinstance(self.numerics, Snap) and not snaps else self.numerics
         if index.step == -1 and not snaps:
             backwards = (Inverse(layers[i]) for i in reversed(forwards))
-            return Sequential(*backwards, backprop=self.backprop, numerics=numerics)
-        part = Sequential(*(layers[i] for i in forwards), backprop=self.backprop, numerics=numerics)
-        return part if index.step != -1 else Sequential(Inverse(part), backprop=self.backprop)
+            return Sequential(*backwards, backprop=self.backprop, monitor=self.monitor, numerics=numerics)
+        inside = (layers[i] for i in forwards)
+        part = Sequential(*inside, backprop=self.backprop, monitor=self.monitor, numerics=numerics)
+        return part if index.step != -1 else Sequential(Inverse(part), backprop=self.backprop, monitor=self.monitor)
 
     def __repr__(self) -> str:
         """One layer a line, with the shapes as they flow where the input's is known."""
         lines = _lines(self, self.declared_shape)
         width = max(len(text) for text, _ in lines)
         return "\n".join(text if shape is None else f"{text:<{width}}  {shape}" for text, shape in lines)
+
+
+def _steps(chain: Sequential, prefix: str, reversible: bool, backwards: bool) -> Iterator[Step]:
+    """The steps of a chain; where they are reversible, those of the chains within it as well, in place of the chain."""
+    named = [(f"{prefix}layers.{position}", layer) for position, layer in enumerate(chain)]
+    for name, layer in reversed(named) if backwards else named:
+        inside, against = (layer.layer, not backwards) if type(layer) is Inverse else (layer, backwards)
+        if (
+            reversible
+            and type(inside) is Sequential
+            and not (_is_hooked(layer) or _is_hooked(inside) or _rounds(inside))
+        ):
+            below = f"{name}." if inside is layer else f"{name}.layer."
+            yield from _steps(inside, below, inside.backprop != "checkpoint", against)
+        else:
+            yield Step(name, layer, reversible and layer.cheap_inverse, backwards)
+
+
+def _restricts(chain: Sequential) -> bool:
+    """Whether a chain does something of its own to the states at its ends."""
+    return not isinstance(chain.own_numerics, Float)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether it matters that the module is called, and not its parts."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _lines(chain: Sequential, shape: Shape | None) -> list[tuple[str, Shape | None]]:

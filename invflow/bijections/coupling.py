@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from ..bijection import Bijection, Replay
+from ..bijection import Bijection, Replay, Retraced
 from ..errors import ShapeError
 from ..numerics import conditioners, grid
 from ..numerics.options import Exact, Float, Grid, Snap, level_of
@@ -30,6 +30,8 @@ class _Coupling(Bijection):
     _is_stack = False
     outputs: ClassVar[int] = 1
     """How many numbers the conditioner gives for each one of b, stacked along the channels."""
+    shifts: ClassVar[bool] = False
+    """Whether g(b; made) is b + made, so that the gradient of b is the one that came in."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -67,17 +69,28 @@ class _Coupling(Bijection):
         made = self._condition(v, u, context)
         return (v, self._untransform(u, made)), -self._log_det(u, made)
 
-    def retrace(
-        self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool
-    ) -> tuple[Pair, Pair, Tensor | None]:
+    def retrace(self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
         u, v = _pair(self, y)
         a = v.detach().requires_grad_()
         with replay():
             made = self._condition(a, u, context)
-        with torch.no_grad():
-            b = self._untransform(u, made)
+        b = self._untransform(u, made.detach())
+        if self.shifts and self.numerics.mode != "exact":  # u = b + made; an order-free net counts steps
+            return Retraced((a, b), (made, None), self._log_det(b, made) if log_det else None, ((0, 1), (1, 0)))
         b.requires_grad_()
-        return (a, b), (self._transform(b, made), a), self._log_det(b, made) if log_det else None
+        return Retraced(
+            (a, b), (self._transform(b, made), None), self._log_det(b, made) if log_det else None, ((1, 0),)
+        )
+
+    def retrace_inverse(self, x: Pair, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        a, b = _pair(self, x)
+        v = a.detach().requires_grad_()
+        with replay():
+            made = self._condition(v, b, context)
+        u = self._transform(b, made.detach()).requires_grad_()
+        return Retraced(
+            (u, v), (None, self._untransform(u, made)), -self._log_det(u, made) if log_det else None, ((0, 1),)
+        )
 
     @classmethod
     def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
@@ -136,6 +149,7 @@ class AdditiveCoupling(_Coupling):
     ([(5, 3), (5, 2)], [1.0, 1.0])
     """
 
+    shifts = True
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
         ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..bijection import Bijection
+from ..bijection import Bijection, Replay, Retraced
 from ..errors import InvflowError
 from ..numerics.options import Exact, Float, Grid, Snap
 from ..registry import register
@@ -78,6 +78,12 @@ class Inverse(Bijection):
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         return self.layer.forward_and_log_det(y, context)
+
+    def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        return self.layer.retrace_inverse(y, context, replay, log_det=log_det)
+
+    def retrace_inverse(self, x: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
+        return self.layer.retrace(x, context, replay, log_det=log_det)
 
     def output_shape(self, shape: Shape) -> Shape:
         return self.layer.input_shape(shape)

@@ -1,85 +1,145 @@
-"""What a forward ran in, so that it can be run again in the same: random numbers, autocast, buffers."""
+"""What a forward ran in, so that it can be run again in the same: random numbers, buffers, modes, autocast."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+Generators: TypeAlias = tuple[Tensor, Tensor | None]
+_Slots: TypeAlias = dict[str, Any]
+_NOTHING = contextlib.nullcontext()
 
-class Randomness:
-    """The state of the generators before a forward that drew random numbers.
+
+def generators(device: torch.device) -> Generators:
+    """The states of the generators that a computation on a device may draw from: the CPU's, and the device's own."""
+    if device.type in ("cpu", "meta"):
+        return torch.get_rng_state(), None
+    return torch.get_rng_state(), torch.get_device_module(device.type).get_rng_state(device)
+
+
+def same(before: Generators, after: Generators) -> bool:
+    """Whether nothing was drawn between two states of the generators."""
+    return torch.equal(before[0], after[0]) and (
+        before[1] is None or after[1] is None or torch.equal(before[1], after[1])
+    )
+
+
+class Surroundings:
+    """What an evaluation of a module finds around it, recorded so that it can be replayed.
+
+    Kept are the weights themselves, which modules were in train mode, and, by `begin` right before the evaluation,
+    copies of the buffers: nothing else tells that batch norm moves its own. Whoever evaluates sets `drawn`.
 
     Args:
-        device: the device that the forward runs on.
+        module: what is evaluated.
+        device: where.
+
+    Attributes:
+        weights: the parameters that are trained, each once.
+        drawn: the generators' states before the evaluation; None where it drew no numbers.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.drawn: Generators | None = None
         self._device = device
-        self._cpu: Tensor | None = torch.get_rng_state()
-        self._accelerator: Tensor | None = _accelerator_state(device)
+        self._copies: list[tuple[_Slots, str, Tensor]] = []
+        # By hand: nn.Module's iterators build a name for everything, and this runs for every layer of every forward.
+        parts, seen = [module], {id(module)}
+        self._weights: list[tuple[_Slots, list[nn.Parameter | None]]] = []
+        self.weights: list[Tensor] = []
+        for part in parts:
+            for child in part._modules.values() if part._modules else ():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    parts.append(child)
+            if part._parameters:
+                weights = list(part._parameters.values())
+                self._weights.append((part._parameters, weights))
+                for weight in weights:
+                    if weight is not None and weight.requires_grad and id(weight) not in seen:
+                        seen.add(id(weight))
+                        self.weights.append(weight)
+        self._parts = parts
+        self._modes = [part.training for part in parts]
 
-    def forget_if_unused(self) -> None:
-        """Drops a state that the forward did not change: most layers draw nothing."""
-        if self._cpu is not None and torch.equal(self._cpu, torch.get_rng_state()):
-            self._cpu = None
-        now = _accelerator_state(self._device)
-        if self._accelerator is not None and now is not None and torch.equal(self._accelerator, now):
-            self._accelerator = None
+    def begin(self) -> None:
+        """Copies the buffers."""
+        for part in self._parts:
+            if part._buffers:
+                kept = [(name, buffer) for name, buffer in part._buffers.items() if buffer is not None]
+                self._copies += [(part._buffers, name, buffer.clone()) for name, buffer in kept]
+
+    def replay(self) -> contextlib.AbstractContextManager[object]:
+        """Inside, the module finds what it found then; afterwards all is as if nothing had been evaluated."""
+        if self._copies or self.drawn is not None or [part.training for part in self._parts] != self._modes:
+            return self._replay()
+        for slots, weights in self._weights:
+            if not all(map(operator.is_, slots.values(), weights)):
+                return self._replay()
+        return _NOTHING
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
+    def _replay(self) -> Iterator[None]:
+        then: list[tuple[_Slots, str, Tensor | None]] = [
+            (slots, name, copy.clone()) for slots, name, copy in self._copies
+        ]
+        then += [
+            (slots, name, weight)
+            for slots, weights in self._weights
+            for name, weight in zip(slots, weights, strict=True)
+            if slots[name] is not weight
+        ]
+        now = [(slots, name, slots[name]) for slots, name, _ in then]
+        modes = [part.training for part in self._parts]
+        try:
+            self._set(then, self._modes)
+            with self._same_numbers():
+                yield
+        finally:
+            self._set(now, modes)
+
+    def _set(self, tensors: Iterable[tuple[_Slots, str, Tensor | None]], modes: list[bool]) -> None:
+        for slots, name, tensor in tensors:
+            slots[name] = tensor
+        for part, mode in zip(self._parts, modes, strict=True):
+            if part.training is not mode:
+                part.training = mode
+
+    @contextlib.contextmanager
+    def _same_numbers(self) -> Iterator[None]:
         """Draws the same numbers inside; afterwards the generators go on as if nothing had been drawn."""
-        cpu, accelerator = self._cpu, self._accelerator
-        if cpu is None and accelerator is None:
+        if self.drawn is None:
             yield
             return
+        cpu, accelerator = self.drawn
         devices = [] if accelerator is None else [self._device]
         with torch.random.fork_rng(devices=devices, device_type=self._device.type if devices else "cuda"):
-            if cpu is not None:
-                torch.set_rng_state(cpu)
+            torch.set_rng_state(cpu)
             if accelerator is not None:
                 torch.get_device_module(self._device.type).set_rng_state(accelerator, self._device)
             yield
 
 
 class Autocast:
-    """Whether autocast was on, and to what."""
+    """Whether autocast was on, and to what.
+
+    Attributes:
+        dtype: what it computes in where it can; None where it is off.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._type = device.type if torch.amp.is_autocast_available(device.type) else None
-        if self._type is not None:
-            self._enabled = torch.is_autocast_enabled(self._type)
-            self._dtype = torch.get_autocast_dtype(self._type)
+        enabled = self._type is not None and torch.is_autocast_enabled(self._type)
+        self.dtype = torch.get_autocast_dtype(device.type) if enabled else None
 
     def again(self) -> contextlib.AbstractContextManager[object]:
         """The same autocast; its cache of converted weights stays apart from the caller's."""
-        if self._type is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._type, enabled=self._enabled, dtype=self._dtype, cache_enabled=False)
-
-
-class buffers_kept:  # noqa: N801 -- used like a function; a class, because a checkpoint enters it several times
-    """Leaves buffers afterwards as they were: running statistics count a batch once, however often it runs."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._kept: list[tuple[Tensor, Tensor]] = []
-
-    def __enter__(self) -> None:
-        self._kept = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
-
-    def __exit__(self, *_: object) -> None:
-        with torch.no_grad():
-            for buffer, before in self._kept:
-                buffer.copy_(before)
-        self._kept = []
-
-
-def _accelerator_state(device: torch.device) -> Tensor | None:
-    if device.type in ("cpu", "meta"):
-        return None
-    state: Tensor = torch.get_device_module(device.type).get_rng_state(device)
-    return state
+        if self._type is None or (self.dtype is None and not torch.is_autocast_enabled(self._type)):
+            return _NOTHING
+        enabled = self.dtype is not None
+        return torch.autocast(self._type, enabled=enabled, dtype=self.dtype, cache_enabled=False)

@@ -78,7 +78,8 @@ class _Builder:
         for i, node in enumerate(self.spec.layers):
             layer, shape = self._top_layer(node, ("layers", i), shape)
             layers.append(layer)
-        chain = Sequential(*layers, backprop=self.spec.top.backprop, numerics=self.spec.top.numerics)
+        top = self.spec.top
+        chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
         chain.declared_shape = self.spec.input_shape
         chain.declared_context_shape = self.spec.context_shape
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):

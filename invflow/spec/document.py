@@ -19,7 +19,7 @@ from ..fields import JsonField, counted, describe, quoted, shortened
 from ..numerics.options import FLOAT, Float, Numerics
 from ..options import Options
 from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
-from ..reversible import Backprop
+from ..reversible import Backprop, Monitor
 from ..state import Shape, TensorShape
 from .expand import Expanded, expand
 from .limits import DEFAULT_LIMITS, Limits
@@ -84,10 +84,11 @@ class TopLevel(Options):
     training: Training | None = Field(default=None, description="how the model is trained")
     backprop: Backprop = Field(default="stored", description="what training keeps of the states between the layers")
     numerics: Numerics = Field(default=FLOAT, description="how exact the inverse has to be")
+    monitor: Monitor = Field(default="warn", description="what is done where an input is reconstructed wrongly")
     checkpoint: CheckpointBlock | None = Field(default=None, description="written by save")
 
 
-_UNDECISIVE = frozenset({"backprop"})
+_UNDECISIVE = frozenset({"backprop", "monitor"})
 """Fields that say how something is computed, and nothing of what: they are no part of a spec's identity."""
 
 

@@ -48,6 +48,8 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
         document["backprop"] = chain.backprop
     if not isinstance(chain.numerics, Float):
         document["numerics"] = chain.numerics.model_dump(mode="json", exclude_defaults=True)
+    if chain.monitor != "warn":
+        document["monitor"] = chain.monitor
     if isinstance(model, Classifier):
         document["head"] = _document(model.head, heads)
     if isinstance(model, Flow):

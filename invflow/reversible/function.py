@@ -1,0 +1,232 @@
+"""The autograd function of a run of reversible layers.
+
+Reference: Gomez, Ren, Urtasun, Grosse: The Reversible Residual Network, 2017, https://arxiv.org/abs/1707.04585
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+# functional_call calls a module's forward only, and the inverse has to run on other buffers too.
+from torch.nn.utils.stateless import _reparametrize_module
+
+from ..numerics.conditioners import same_batch
+from ..state import State, leaves, make_state, map_state, shape_of, zero_log_det
+from .monitor import Monitor, Reconstruction, Samples, judge, tolerance
+from .step import Outcome, Step
+from .surroundings import Autocast, Surroundings, generators, same
+
+Gradients: TypeAlias = list[Tensor | None]
+_ENGINE: Any = torch.autograd.Variable._execution_engine
+
+
+class Run:
+    """A run of reversible steps, and what their forward leaves for their backward.
+
+    Attributes:
+        steps: in the order that they are taken.
+        weights: the parameters of all of them that are trained, each once.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], x: State, log_det: bool, monitor: Monitor, record: Reconstruction | None
+    ) -> None:
+        self.steps = steps
+        self.log_det = log_det
+        self.monitor = monitor
+        self.record = record
+        self.input_shape = shape_of(x)
+        self.output_shape: Any = None
+        self.device = next(leaves(x)).device
+        self.autocast = Autocast(self.device)
+        self.compiled = torch.compiler.is_compiling()
+        # A compiled graph has no place for words: there the monitor steps aside.
+        self.samples = Samples() if monitor != "off" and record is not None and not self.compiled else None
+        self.surroundings: list[Surroundings] = []
+        self.weights_of: list[list[Tensor]]
+        if self.compiled:
+            self.weights_of = [[w for w in step.layer.parameters() if w.requires_grad] for step in steps]
+        else:
+            self.surroundings = [Surroundings(step.layer, self.device) for step in steps]
+            self.weights_of = [one.weights for one in self.surroundings]
+        # Each once; by identity, because a tensor's own hash takes its time.
+        self.weights = list({id(weight): weight for weights in self.weights_of for weight in weights}.values())
+
+    def forward(self, x: State, context: Tensor | None) -> Outcome:
+        """All steps, one after the other."""
+        total = zero_log_det(x) if self.log_det else None
+        drawn = [] if self.compiled else [generators(self.device)]
+        inputs = list(leaves(x))
+        for position, step in enumerate(self.steps):
+            if not self.compiled:
+                self.surroundings[position].begin()
+            x, part = step.forward(x, context, self.log_det)
+            outputs = list(leaves(x))
+            if self.samples is not None:
+                self.samples.keep(position, inputs, outputs)
+            inputs = outputs
+            if not self.compiled:
+                drawn.append(generators(self.device))
+            total = None if total is None or part is None else total + part
+        if not self.compiled and not same(drawn[0], drawn[-1]):
+            for position, surroundings in enumerate(self.surroundings):
+                if not same(drawn[position], drawn[position + 1]):
+                    surroundings.drawn = drawn[position]
+        self.output_shape = shape_of(x)
+        return x, total
+
+    def judge(self, reconstructed: Samples, output: State) -> None:
+        """Hands what the monitor sees on to where it is noted."""
+        if self.samples is None or self.record is None:
+            return
+        dtypes = {leaf.dtype for leaf in leaves(output)} | ({self.autocast.dtype} if self.autocast.dtype else set())
+        allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
+        judge(self.record, self.monitor, self.steps, self.samples.errors(reconstructed), allowed, output)
+
+
+def reverse(run: Run, x: State, context: Tensor | None) -> Outcome:
+    """The output of a run, whose backward will invert it."""
+    inputs = list(leaves(x))
+    outputs = _Reverse.apply(run, context, len(inputs), *inputs, *run.weights)
+    total = outputs[-1] if run.log_det else None
+    pieces = iter(outputs)
+    return make_state(lambda _: next(pieces), run.output_shape), total
+
+
+class _Reverse(torch.autograd.Function):
+    """The forward of a run; its backward inverts the steps, one by one, and differentiates each as it goes."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, context: Tensor | None, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        pieces = iter(tensors[:count])
+        y, total = run.forward(make_state(lambda _: next(pieces), run.input_shape), context)
+        # Views, because a layer may hand on its input as it is, and an input is not to be saved as an output.
+        outputs = [leaf.view_as(leaf) for leaf in leaves(y)]
+        ctx.run, ctx.outputs, ctx.inputs = run, len(outputs), count
+        ctx.has_context = context is not None
+        ctx.set_materialize_grads(False)
+        # The weights only so that autograd complains if they change before backward, as it does in plain training.
+        ctx.save_for_backward(*outputs, *([] if context is None else [context]), *run.weights)
+        return (*outputs, *([] if total is None else [total]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        run: Run = ctx.run
+        saved = ctx.saved_tensors
+        context = saved[ctx.outputs] if ctx.has_context else None
+        pieces = iter(saved[: ctx.outputs])
+        y = make_state(lambda _: next(pieces), run.output_shape)
+        y_grads = list(grads[: ctx.outputs])
+        log_det_grad = grads[ctx.outputs] if run.log_det else None
+        differentiate = _step
+        if run.compiled or torch.is_grad_enabled():  # somebody differentiates this gradient
+            differentiate = _differentiable_step
+        else:
+            y = map_state(Tensor.detach, y)
+            context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
+        output = y
+        inputs_wanted = any(ctx.needs_input_grad[3 : 3 + ctx.inputs])
+        context_wanted = [context] if context is not None and context.requires_grad else []
+        sums: dict[int, Tensor] = {}
+        samples = Samples()
+        with torch.enable_grad(), run.autocast.again(), same_batch():
+            for position in reversed(range(len(run.steps))):
+                others = [*run.weights_of[position], *context_wanted]
+                wanted = inputs_wanted or position > 0
+                y, y_grads, found = differentiate(run, position, y, context, others, y_grads, log_det_grad, wanted)
+                for target, gradient in zip(others, found, strict=True):
+                    if gradient is not None:
+                        key = id(target)
+                        sums[key] = sums[key] + gradient if key in sums else gradient
+                if run.samples is not None:
+                    samples.like(run.samples, position, y)
+        run.judge(samples, output)
+        context_grad = None if context is None else sums.get(id(context))
+        return None, context_grad, None, *y_grads, *(sums.get(id(weight)) for weight in run.weights)
+
+
+Found: TypeAlias = tuple[Any, Gradients, Gradients]
+
+
+def _step(
+    run: Run,
+    position: int,
+    y: State,
+    context: Tensor | None,
+    others: list[Tensor],
+    grads: Gradients,
+    log_det_grad: Tensor | None,
+    inputs_wanted: bool,
+) -> Found:
+    """From a step's output and the gradients there to its input, the gradients there, and those of all else."""
+    x, made, log_det, passes = run.steps[position].retrace(y, context, run.surroundings[position].replay, run.log_det)
+    inputs = list(leaves(x))
+    reached = [leaf for leaf in inputs if leaf.requires_grad] if inputs_wanted else []
+    found = _gradients([*made, log_det], [*grads, log_det_grad], [*reached, *others])
+    pieces = iter(found)
+    x_grads = [next(pieces) if inputs_wanted and leaf.requires_grad else None for leaf in inputs]
+    for output, target in passes if inputs_wanted else ():
+        handed, other = grads[output], x_grads[target]
+        x_grads[target] = handed if other is None else other if handed is None else other + handed
+    return map_state(Tensor.detach, x), x_grads, found[len(reached) :]
+
+
+def _differentiable_step(
+    run: Run,
+    position: int,
+    y: State,
+    context: Tensor | None,
+    others: list[Tensor],
+    grads: Gradients,
+    log_det_grad: Tensor | None,
+    inputs_wanted: bool,
+) -> Found:
+    """The same as a differentiable function of the output, the weights and the gradients.
+
+    The input has to depend on the output here, and yet be held fixed while the layer is differentiated: so by vjp, in
+    which buffers that move have to be copies made inside.
+    """
+    step = run.steps[position]
+    replay = contextlib.nullcontext if run.compiled else run.surroundings[position].replay
+    with replay():
+        by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
+        names = [by_identity[id(weight)] for weight in run.weights_of[position]]
+        buffers = dict(step.layer.named_buffers())
+        with _reparametrize_module(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
+            x = step.inverse(y, context)
+    inputs = list(leaves(x))
+
+    def forward(*values: Tensor) -> tuple[Tensor, ...]:
+        pieces = iter(values)
+        start = make_state(lambda _: next(pieces), shape_of(x))
+        state = {name: next(pieces) for name in names}
+        state.update({name: buffer.clone() for name, buffer in buffers.items()})
+        with _reparametrize_module(step.layer, state):
+            made, log_det = step.forward(start, next(pieces, context), run.log_det)
+        return (*leaves(made), *([] if log_det is None else [log_det]))
+
+    with replay():
+        made, pull_back = torch.func.vjp(forward, *inputs, *others)[:2]
+    given = [*grads, *([log_det_grad] if run.log_det else [])]
+    cotangents = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(made, given, strict=True))
+    found = list(pull_back(cotangents))
+    return x, found[: len(inputs)], found[len(inputs) :]
+
+
+def _gradients(outputs: Gradients, grads: Gradients, wanted: list[Tensor]) -> Gradients:
+    """The gradients of what was used of the outputs; None for what they do not depend on."""
+    used, given = [], []
+    for output, grad in zip(outputs, grads, strict=True):
+        if output is not None and grad is not None and output.requires_grad:
+            used.append(output)
+            given.append(grad)
+    if not used or not wanted:
+        return [None] * len(wanted)
+    # torch.autograd.grad without its checks of what is known to fit: they cost as much as a small layer. In order: keep
+    # the graph, make one of the gradients, whose gradients, whether some may be None, whether to add to .grad.
+    return list(_ENGINE.run_backward(tuple(used), tuple(given), False, False, tuple(wanted), True, False))

@@ -1,0 +1,203 @@
+"""Whether what backward reconstructs is what forward had: some numbers of each state, kept and compared."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..errors import ReconstructionError, ReconstructionWarning
+from ..state import State, leaves
+from .step import Step
+
+Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
+MONITORS = ("off", "warn", "raise", "anchor")
+
+SAMPLES = 64
+"""Numbers kept of a channel. A channel that is zero but for a fifth of its numbers, as in pictures of digits, looks
+constant to so many once in a million."""
+CHANNELS = 64
+"""Channels that numbers are kept of; of more, so many evenly chosen ones. 16 KiB a tensor in float32, at most."""
+LEAST = 8
+"""Fewer numbers in a channel, as in a small batch of vectors, say nothing of its spread: there the whole tensor's
+counts."""
+GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
+"""Multiples of them, modulo 1, are spread evenly, however many there are: no stride falls in step with a row."""
+DIGITS_TO_KEEP = 2 / 3
+"""The part of a dtype's digits that a reconstruction must keep: 4.6 of float32's 7 (2.4e-5), 10.4 of float64's 16
+(3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one that keeps less has
+gradients that are off by about as much, and is on its way to being off by everything."""
+
+
+@functools.cache
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest relative error of a reconstruction in a dtype that the monitor is silent about."""
+    return float(torch.finfo(dtype).eps ** DIGITS_TO_KEEP)
+
+
+class Reconstruction:
+    """What a chain's monitor found: data for a person or a log; only the anchors decide what training keeps.
+
+    Attributes:
+        errors: by layer, the relative error of its input as the last backward reconstructed it.
+        anchors: the layers whose inputs are kept from now on. A user may add names and remove them.
+        reported: the layers that were warned of, once each.
+    """
+
+    def __init__(self) -> None:
+        self.errors: dict[str, float] = {}
+        self.anchors: set[str] = set()
+        self.reported: set[str] = set()
+
+    def reset(self) -> None:
+        """Forgets all of it, the anchors too."""
+        self.__init__()  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        worst = max(self.errors.values(), default=0.0)
+        return f"Reconstruction({len(self.errors)} layers, worst error {worst:.1e}, anchors {sorted(self.anchors)})"
+
+
+class Samples:
+    """Some numbers of the states that the steps of a run were given, to be compared with their reconstructions.
+
+    Of a tensor that a step hands on as it is, as a coupling does with one half, the next step knows.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._taken: list[tuple[int, int]] = []
+
+    def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
+        """In forward: some numbers of what went into a step and did not come out of it."""
+        handed_on = {id(leaf) for leaf in after}
+        for which, leaf in enumerate(before):
+            # Plain tensors alone have numbers.
+            plain = type(leaf) is Tensor and leaf.is_floating_point() and not leaf.is_meta
+            if plain and id(leaf) not in handed_on and leaf.numel():
+                self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
+                self._taken.append((position, which))
+
+    def like(self, kept: Samples, position: int, state: State) -> None:
+        """In backward, from the last step to the first: the same numbers of what was reconstructed."""
+        place = len(kept._taken) - 1 - len(self._taken)
+        if place < 0 or kept._taken[place][0] != position:
+            return
+        tensors = list(leaves(state))
+        while place >= 0 and kept._taken[place][0] == position:
+            leaf = tensors[kept._taken[place][1]]
+            self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
+            self._taken.append(kept._taken[place])
+            place -= 1
+
+    @torch.no_grad()
+    def errors(self, reconstructed: Samples) -> dict[int, float]:
+        """The error by position, as `relative_errors` has it."""
+        alike: dict[tuple[torch.Size, torch.dtype], list[tuple[int, Tensor, Tensor]]] = {}
+        for (position, _), before, after in zip(self._taken, self._rows, reversed(reconstructed._rows), strict=True):
+            alike.setdefault((before.shape, before.dtype), []).append((position, before, after))
+        worst: dict[int, float] = {}
+        for group in alike.values():
+            numbers = torch.stack([before for _, before, _ in group] + [after for _, _, after in group])
+            before, after = numbers.view(2, len(group), *numbers.shape[1:])
+            for (position, _, _), error in zip(group, relative_errors(before, after).tolist(), strict=True):
+                worst[position] = max(worst.get(position, 0.0), error)
+        return worst
+
+
+def relative_errors(before: Tensor, after: Tensor) -> Tensor:
+    """How far numbers are off: the largest difference in a channel over the channel's spread; the worst channel's.
+
+    By channel, because each is what a batch norm divides by and what a ReLU has its kink in: of a channel that was
+    constant, any noise that comes back is all that they see, however small, and the error is infinite. What was
+    infinite or no number before is no error of the reconstruction.
+
+    Args:
+        before: ``(..., channels, numbers)``.
+        after: the same, reconstructed.
+
+    >>> x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
+    >>> relative_errors(x, x + torch.tensor([[0.0, 0.75, 0.0], [0.0, 0.0, 0.0]])).item()  # 0.75 of 3
+    0.25
+    """
+    if before.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
+        before, after = before.float(), after.float()
+    difference, low, high = (after - before).abs_(), before, before
+    if not math.isfinite(float(difference.sum())):
+        known = before.isfinite()
+        difference = difference.nan_to_num(nan=torch.inf).where(known, 0.0)
+        low, high = before.where(known, torch.inf), before.where(known, -torch.inf)
+    spread = (high.amax(-1) - low.amin(-1)).clamp_(min=0.0)
+    return (difference.amax(-1) / spread).nan_to_num(nan=0.0, posinf=torch.inf).amax(-1)
+
+
+def judge(
+    record: Reconstruction,
+    mode: Monitor,
+    steps: Sequence[Step],
+    errors: dict[int, float],
+    allowed: float,
+    output: State,
+) -> None:
+    """Notes the errors of a run, and speaks of the first one on the way back that is too large.
+
+    Raises:
+        ReconstructionError: in mode "raise".
+    """
+    lost = []
+    for position, error in errors.items():
+        record.errors[steps[position].name] = error
+        if not error <= allowed:
+            lost.append(position)
+    if not lost:
+        return
+    if any(errors[position] == torch.inf for position in lost) and not _is_finite(output):
+        return  # nothing comes back from infinity: the loss shows that as well
+    step, error = steps[max(lost)], errors[max(lost)]
+    found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
+    if error == torch.inf:
+        found = f"{step}: a channel of its input was constant in this batch and came back with noise"
+    remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
+    if mode == "raise":
+        raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
+    if mode == "anchor":
+        record.anchors.add(step.name)
+        remedy = "from now on this input is kept"
+    if step.name not in record.reported:
+        record.reported.add(step.name)
+        # Python's own memory of what was warned of is by text, which holds a number.
+        warnings.warn(f"{found}, so the gradients below it are wrong; {remedy}", ReconstructionWarning, stacklevel=2)
+
+
+def _is_finite(state: State) -> bool:
+    return all(bool(leaf.isfinite().all()) for leaf in leaves(state))
+
+
+def _channels(shape: torch.Size) -> tuple[int, int, int]:
+    """A tensor's batch, channels and positions as far as `LEAST` lets channels be looked at by themselves."""
+    batch, channels, positions = shape[0], shape[1:2].numel(), shape[2:].numel()
+    return (1, 1, shape.numel()) if batch * positions < LEAST else (batch, channels, positions)
+
+
+def by_channel(leaf: Tensor) -> Tensor:
+    """All numbers of a tensor as `relative_errors` takes them: ``(channels, numbers)``."""
+    batch, channels, positions = _channels(leaf.shape)
+    return leaf.reshape(batch, channels, positions).transpose(0, 1).flatten(1)
+
+
+@functools.lru_cache(maxsize=256)
+def _places(shape: torch.Size, device: torch.device) -> Tensor:
+    """Where in a tensor of this shape samples are taken: ``(channels, numbers)``, indices into all of it."""
+    batch, channels, inner = _channels(shape)
+    count = batch * inner
+    rows = []
+    for row in range(min(channels, CHANNELS)):
+        channel = row if channels <= CHANNELS else int(channels * ((row * GOLDEN) % 1.0))
+        numbers = [int(count * ((place * GOLDEN + row * PLASTIC) % 1.0)) for place in range(min(SAMPLES, count))]
+        rows.append([number // inner * channels * inner + channel * inner + number % inner for number in numbers])
+    return torch.tensor(rows, device=device)
