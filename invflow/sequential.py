@@ -284,11 +284,8 @@ def _steps(chain: Sequential, prefix: str, reversible: bool, backwards: bool) ->
     named = [(f"{prefix}layers.{position}", layer) for position, layer in enumerate(chain)]
     for name, layer in reversed(named) if backwards else named:
         inside, against = (layer.layer, not backwards) if type(layer) is Inverse else (layer, backwards)
-        if (
-            reversible
-            and type(inside) is Sequential
-            and not (_is_hooked(layer) or _is_hooked(inside) or _rounds(inside))
-        ):
+        whole = _is_hooked(layer) or _is_hooked(inside)
+        if reversible and type(inside) is Sequential and not (whole or _restricts(inside)):
             below = f"{name}." if inside is layer else f"{name}.layer."
             yield from _steps(inside, below, inside.backprop != "checkpoint", against)
         else:

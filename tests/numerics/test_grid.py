@@ -309,3 +309,20 @@ def test_levels_of_chains():
     assert Sequential(psi, numerics={"mode": "snap"}).level == "float"
     with pytest.raises(NumericsError, match="sequential has numerics of its own"):
         Sequential(Inverse(Sequential(psi, numerics={"mode": "snap"})), numerics={"mode": "grid"})
+
+
+@pytest.mark.parametrize("backprop", ["reversible", "checkpoint"])
+@pytest.mark.parametrize(
+    "inside", [{"mode": "snap", "frac_bits": 2}, {"mode": "grid", "frac_bits": 2, "entry": "snap"}]
+)
+def test_a_chain_inside_keeps_its_ends_under_every_policy(backprop, inside):
+    """Training takes chains apart, but not one that rounds."""
+    torch.manual_seed(0)
+    couplings = [AdditiveCoupling(MLP((2,), (2,))) for _ in range(2)]
+    inner = Sequential(Split(), *couplings, Merge(), numerics=inside)
+    chain = Sequential(inner, Permute(seed=0, shape=(4,)), backprop=backprop)
+    state = torch.randn(5, 4)
+    for call in (chain, chain.inverse):
+        with torch.no_grad():
+            expected = call(state)
+        torch.testing.assert_close(call(state.clone().requires_grad_()), expected, rtol=0.0, atol=1e-6)
