@@ -3,10 +3,10 @@
 A JSON spec becomes a checked chain of bijections that trains, runs backwards, and proves how exactly it does.
 """
 
-from . import bijections, models, nets
+from . import bijections, models, nets, numerics
 from .bijection import Bijection
 from .bijections import Inverse
-from .errors import CheckpointError, InvflowError, ShapeError, SpecError
+from .errors import CheckpointError, InvflowError, NumericsError, ShapeError, SpecError
 from .models import Classifier, Flow
 from .registry import register, register_head, register_net, register_prior, registered
 from .sequential import Sequential
@@ -20,6 +20,7 @@ __all__ = [
     "Inverse",
     "InvflowError",
     "Limits",
+    "NumericsError",
     "Sequential",
     "ShapeError",
     "Spec",
@@ -31,6 +32,7 @@ __all__ = [
     "load_spec",
     "models",
     "nets",
+    "numerics",
     "register",
     "register_head",
     "register_net",

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .errors import NumericsError
+from .numerics.options import FLOAT, Exact, Float, Grid, Snap, at_least, level_of
 from .state import Shape, State, leaves, map_state, shape_of, zero_log_det, zeros
 
 Replay: TypeAlias = Callable[[], AbstractContextManager[object]]
@@ -46,7 +48,10 @@ class Bijection(nn.Module, ABC):
 
     Attributes:
         domain: where inputs may lie; ``"reals"`` is all of R^n.
-        level: how exact the inverse is: ``"float"`` (up to rounding), ``"grid"`` or ``"exact"``.
+        level: how exact the inverse can be, with the parameters that it has: ``"float"`` (up to rounding), ``"grid"``
+            (bit-exact on a grid, given the same batch shape, layout and device) or ``"exact"`` (bit-exact on a grid).
+        shortfall: why it can be no more exact than its level.
+        numerics: what it computes in, set by `set_numerics`.
         cheap_inverse: whether inverting costs about as much as going forward, so that activations may be recomputed.
         examples: ``(fields, shape)`` pairs that documentation and property tests start from: the JSON fields of a
             layer document without its type, and an input shape that they accept.
@@ -54,6 +59,8 @@ class Bijection(nn.Module, ABC):
 
     domain: ClassVar[str] = "reals"
     level: ClassVar[str] = "float"
+    shortfall: ClassVar[str] = "its inverse undoes real arithmetic, which is true up to rounding only"
+    numerics: Float | Snap | Grid | Exact = FLOAT
     cheap_inverse: ClassVar[bool] = False
     examples: ClassVar[Sequence[tuple[dict[str, Any], Shape]]] = ()
 
@@ -122,6 +129,28 @@ class Bijection(nn.Module, ABC):
         Of a tuple state the distance is the Euclidean one of all its numbers together.
         """
         return math.inf, math.inf
+
+    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+        """Computes in these numerics from now on: a chain asks this of each of its layers.
+
+        The default takes note; a bijection that has to compute otherwise to reach its level looks at ``numerics``.
+
+        Raises:
+            NumericsError: it cannot be as exact as they ask.
+        """
+        if not at_least(self.level, level_of(numerics)):
+            raise NumericsError(f"{self._tag()} cannot be {level_of(numerics)}: {self.shortfall}")
+        self.numerics = numerics
+
+    @property
+    def exactness(self) -> str:
+        """How exact the inverse is as it stands, in the numerics that were set; the level, where they do not matter."""
+        return self.level
+
+    def _tag(self) -> str:
+        from .registry import bijections  # the registry knows this class
+
+        return bijections.name_of(type(self))
 
     @property
     def awaits_data(self) -> bool:

@@ -14,6 +14,10 @@ class ShapeError(InvflowError):
     """A state or a shape that a bijection, a conditioner or a head cannot take."""
 
 
+class NumericsError(InvflowError):
+    """A state off its grid or out of its range, or an exactness that a layer cannot give."""
+
+
 class DataError(InvflowError):
     """A data set that is absent or does not fit the spec."""
 

@@ -239,6 +239,8 @@ def _kind(annotation: Any, variadic: bool) -> Kind:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     raise InvflowError(f"expected plain data (numbers, strings, lists), got {type(value).__name__}")
 
 

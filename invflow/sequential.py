@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from .bijection import Bijection
 from .bijections.inverse import Inverse
-from .errors import ShapeError
+from .errors import NumericsError, ShapeError
+from .numerics import grid
+from .numerics.options import FLOAT, LEVELS, Exact, Float, Grid, Numerics, Snap
 from .registry import register
 from .reversible import Backprop, Monitor, Reconstruction, Step, run_chain
 from .state import Shape, State, TensorShape, zero_log_det
-
-_LEVELS = ("float", "grid", "exact")
 
 
 @register("sequential")
@@ -33,11 +33,14 @@ class Sequential(Bijection):
             are cheap to compute again by inverting, "checkpoint" the inputs of the layers.
         monitor: what "reversible" does where a layer's input comes back wrong, as some numbers kept of it tell:
             "warn", "raise" an error, "anchor" (keep that input from then on); "off" keeps and compares nothing.
+        numerics: how exact the inverse has to be: ``{"mode": "float"}``, or "snap", "grid", "exact" with their options;
+            every layer is asked for it, and has to be able to give it. In "exact", conditioners become integer ones.
 
     Attributes:
         reconstruction: what the monitor found in backward, layer by layer, and the anchors.
         declared_shape: the input shape that the chain was built for from a spec, else None.
         declared_context_shape: likewise the shape of the context.
+        own_numerics: the numerics it was made with; ``numerics`` may be those of a chain around it.
 
     >>> from invflow.bijections import Psi, Split
     >>> chain = Sequential(Psi(2), Split())
@@ -65,13 +68,23 @@ class Sequential(Bijection):
     declared_shape: Shape | None = None
     declared_context_shape: TensorShape | None = None
 
-    def __init__(self, *layers: Bijection, backprop: Backprop = "stored", monitor: Monitor = "warn") -> None:
+    def __init__(
+        self,
+        *layers: Bijection,
+        backprop: Backprop = "stored",
+        monitor: Monitor = "warn",
+        numerics: Numerics = FLOAT,
+    ) -> None:
         super().__init__()
         for position, layer in enumerate(layers):
             if not isinstance(layer, Bijection):
                 raise ShapeError(f"Sequential expects bijections, got {type(layer).__name__} at position {position}")
         self.layers = nn.ModuleList(layers)
         self.backprop = backprop
+        self.own_numerics = numerics
+        if isinstance(numerics, Grid | Exact):
+            self.set_numerics(numerics)
+        self.numerics = numerics
         self.monitor = monitor
         self.reconstruction = Reconstruction()
         if layers:
@@ -79,43 +92,107 @@ class Sequential(Bijection):
 
     @property
     def level(self) -> str:  # type: ignore[override]
-        return min((layer.level for layer in self), key=_LEVELS.index, default="exact")
+        if isinstance(self.numerics, Snap):
+            return "float"
+        return min((layer.level for layer in self), key=LEVELS.index, default="exact")
+
+    @property
+    def shortfall(self) -> str:  # type: ignore[override]
+        if isinstance(self.numerics, Snap):
+            return "it rounds at its end, so that it is no bijection of the grid"
+        return next((layer.shortfall for layer in self if layer.level == self.level), "")
+
+    @property
+    def exactness(self) -> str:
+        if isinstance(self.numerics, Snap):
+            return "float"
+        return min((layer.exactness for layer in self), key=LEVELS.index, default="exact")
+
+    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+        """Sets the numerics of every layer, as a chain around this one asks.
+
+        Raises:
+            NumericsError: a layer cannot give them, or this chain has others of its own.
+        """
+        if not isinstance(self.own_numerics, Float) and self.own_numerics != numerics:
+            raise NumericsError(
+                f"sequential has numerics of its own, {self.own_numerics.model_dump()}, in a chain with "
+                f"{numerics.model_dump()}; name them once, at the chain outside"
+            )
+        for position, layer in enumerate(self):
+            try:
+                layer.set_numerics(numerics)
+            except NumericsError as error:
+                raise NumericsError(f"layer {position} of {len(self)}: {error}") from error
+        self.numerics = numerics
 
     @property
     def cheap_inverse(self) -> bool:  # type: ignore[override]
-        return all(layer.cheap_inverse for layer in self)
+        rounds = isinstance(self.numerics, Snap) or getattr(self.numerics, "entry", "check") == "snap"
+        return not rounds and all(layer.cheap_inverse for layer in self)
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
+        x = self._entered(x)
         if self.backprop != "stored" and torch.is_grad_enabled():
             return self._recomputed(x, context, log_det=False)[0]
-        for layer in self.layers:
-            x = layer(x, context)
+        try:
+            for layer in self.layers:
+                x = layer(x, context)
+        except NumericsError as error:
+            raise self._located(layer, error) from error
         return x
 
     def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+        y = self._entered(y)
         if self.backprop != "stored" and torch.is_grad_enabled():
-            return self._recomputed(y, context, log_det=False, backwards=True)[0]
-        for layer in reversed(list(self)):
-            y = layer.inverse(y, context)
-        return y
+            return self._left(self._recomputed(y, context, log_det=False, backwards=True)[0])
+        try:
+            for layer in reversed(list(self)):
+                y = layer.inverse(y, context)
+        except NumericsError as error:
+            raise self._located(layer, error) from error
+        return self._left(y)
+
+    def _entered(self, state: Any) -> Any:
+        """A state as it enters, at either end."""
+        if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
+            return state
+        return grid.enter(state, self.numerics)
+
+    def _left(self, x: Any) -> Any:
+        """What the inverse returns of the state that it ends in."""
+        return grid.snap(x, self.numerics.frac_bits) if self.numerics.mode == "snap" else x
+
+    def _located(self, layer: nn.Module, error: NumericsError) -> NumericsError:
+        position = next(i for i, other in enumerate(self.layers) if other is layer)
+        return NumericsError(f"layer {position} of {len(self)}: {error}")
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        x = self._entered(x)
         if self.backprop != "stored" and torch.is_grad_enabled():
             return self._recomputed(x, context, log_det=True)
         total = zero_log_det(x)
-        for layer in self:
-            x, log_det = layer.forward_and_log_det(x, context)
-            total = total + log_det
+        try:
+            for layer in self:
+                x, log_det = layer.forward_and_log_det(x, context)
+                total = total + log_det
+        except NumericsError as error:
+            raise self._located(layer, error) from error
         return x, total
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        y = self._entered(y)
         if self.backprop != "stored" and torch.is_grad_enabled():
-            return self._recomputed(y, context, log_det=True, backwards=True)
+            x, log_det = self._recomputed(y, context, log_det=True, backwards=True)
+            return self._left(x), log_det
         total = zero_log_det(y)
-        for layer in reversed(list(self)):
-            y, log_det = layer.inverse_and_log_det(y, context)
-            total = total + log_det
-        return y, total
+        try:
+            for layer in reversed(list(self)):
+                y, log_det = layer.inverse_and_log_det(y, context)
+                total = total + log_det
+        except NumericsError as error:
+            raise self._located(layer, error) from error
+        return self._left(y), total
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         bounds = [layer.lipschitz_bounds() for layer in self]
@@ -147,7 +224,7 @@ class Sequential(Bijection):
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
         """Every intermediate state: the input, then what each layer returns; ``len(self) + 1`` of them."""
-        states = [x]
+        states = [self._entered(x)]
         for layer in self:
             states.append(layer(states[-1], context))
         return states
@@ -189,12 +266,18 @@ class Sequential(Bijection):
         layers = list(self)
         if not isinstance(index, slice):
             return layers[index]
-        if index.step in (None, 1):
-            return Sequential(*layers[index], backprop=self.backprop, monitor=self.monitor)
-        if index.step == -1:
-            inverses = (Inverse(layer) for layer in layers[index])
-            return Sequential(*inverses, backprop=self.backprop, monitor=self.monitor)
-        raise ShapeError(f"a slice of a Sequential expects step 1 or -1 (the inverse chain), got {index.step}")
+        if index.step not in (None, 1, -1):
+            raise ShapeError(f"a slice of a Sequential expects step 1 or -1 (the inverse chain), got {index.step}")
+        forwards = sorted(range(len(layers))[index])
+        # Data lie on their grid where the chain begins, and nowhere else.
+        snaps = isinstance(self.numerics, Snap) and forwards[:1] == [0]
+        numerics = FLOAT if isinstance(self.numerics, Snap) and not snaps else self.numerics
+        if index.step == -1 and not snaps:
+            backwards = (Inverse(layers[i]) for i in reversed(forwards))
+            return Sequential(*backwards, backprop=self.backprop, monitor=self.monitor, numerics=numerics)
+        inside = (layers[i] for i in forwards)
+        part = Sequential(*inside, backprop=self.backprop, monitor=self.monitor, numerics=numerics)
+        return part if index.step != -1 else Sequential(Inverse(part), backprop=self.backprop, monitor=self.monitor)
 
     def __repr__(self) -> str:
         """One layer a line, with the shapes as they flow where the input's is known."""
@@ -208,11 +291,17 @@ def _steps(chain: Sequential, prefix: str, reversible: bool, backwards: bool) ->
     named = [(f"{prefix}layers.{position}", layer) for position, layer in enumerate(chain)]
     for name, layer in reversed(named) if backwards else named:
         inside, against = (layer.layer, not backwards) if type(layer) is Inverse else (layer, backwards)
-        if reversible and type(inside) is Sequential and not (_is_hooked(layer) or _is_hooked(inside)):
+        whole = _is_hooked(layer) or _is_hooked(inside)
+        if reversible and type(inside) is Sequential and not (whole or _restricts(inside)):
             below = f"{name}." if inside is layer else f"{name}.layer."
             yield from _steps(inside, below, inside.backprop != "checkpoint", against)
         else:
             yield Step(name, layer, reversible and layer.cheap_inverse, backwards)
+
+
+def _restricts(chain: Sequential) -> bool:
+    """Whether a chain does something of its own to the states at its ends."""
+    return not isinstance(chain.own_numerics, Float)
 
 
 def _is_hooked(module: nn.Module) -> bool:

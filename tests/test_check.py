@@ -29,7 +29,7 @@ def chain():
 def test_a_healthy_chain_is_ok(chain):
     report = check(chain)
     assert report.ok
-    assert [layer.exact for layer in report.layers] == [False, False]
+    assert [layer.exactness for layer in report.layers] == ["float", "float"]
     assert all(error <= 1e-6 for name, error in report.round_trip_error.items() if name.startswith("float32"))
 
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ..bijection import Bijection, Replay, Retraced
 from ..errors import ShapeError
+from ..numerics import conditioners, grid
+from ..numerics.options import Exact, Float, Grid, Snap, level_of
+from ..numerics.orderfree import make_order_free, obstacle
 from ..registry import bijections, register
 from ..state import Shape, require_channels, require_pair, zero_log_det
 
@@ -25,6 +28,7 @@ class _Coupling(Bijection):
     """
 
     cheap_inverse = True
+    _is_stack = False
     outputs: ClassVar[int] = 1
     """How many numbers the conditioner gives for each one of b, stacked along the channels."""
     shifts: ClassVar[bool] = False
@@ -52,6 +56,7 @@ class _Coupling(Bijection):
 
     def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
         u, v = y if type(y) is tuple and len(y) == 2 else _pair(self, y)
+        self._require_same_function()
         return v, self._untransform(u, self._condition(v, u, context))
 
     def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
@@ -61,6 +66,7 @@ class _Coupling(Bijection):
 
     def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
         u, v = _pair(self, y)
+        self._require_same_function()
         made = self._condition(v, u, context)
         return (v, self._untransform(u, made)), -self._log_det(u, made)
 
@@ -70,7 +76,7 @@ class _Coupling(Bijection):
         with replay():
             made = self._condition(a, u, context)
         b = self._untransform(u, made.detach())
-        if self.shifts:  # u = b + made
+        if self.shifts and self.numerics.mode != "exact":  # u = b + made; an order-free net counts steps
             return Retraced((a, b), (made, None), self._log_det(b, made) if log_det else None, ((0, 1), (1, 0)))
         b.requires_grad_()
         return Retraced(
@@ -103,7 +109,11 @@ class _Coupling(Bijection):
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         """What the conditioner makes of a, checked to fit b."""
-        made: Tensor = self.net(a) if context is None else self.net(a, context)
+        if self.numerics.mode == "float":
+            made: Tensor = self.net(a) if context is None else self.net(a, context)
+        else:
+            wide = self.numerics.mode == "grid" and self.numerics.conditioner_dtype == "float64"
+            made = conditioners.evaluate(self.net, a, context, in_float64=wide, hide_sign=not self._is_stack)
         # Arithmetic would broadcast what does not fit, and the map would still look like a bijection.
         expected = b.shape if self.outputs == 1 else (b.shape[0], self.outputs * b.shape[1], *b.shape[2:])
         if made.shape != expected:
@@ -111,12 +121,21 @@ class _Coupling(Bijection):
             raise ShapeError(f"{who} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}")
         return made
 
+    def _require_same_function(self) -> None:
+        """Refuses to invert by another function than the forward's, where that would break a promise."""
+        if self.training and self.numerics.mode != "float":
+            conditioners.require_same_function(self._tag(), self.net)
+
 
 @register("additive_coupling")
 class AdditiveCoupling(_Coupling):
     """``(a, b) -> (net(a) + b, a)``; its inverse is ``(u, v) -> (v, u - net(v))``. Log-determinant 0.
 
     The halves change places, as in i-RevNet, so that a chain of couplings changes both; they may differ in size.
+
+    In `grid` numerics net(a) is rounded to the grid and the sum is exact or refused (`invflow.numerics.grid` has the
+    proof), so the inverse is bit-exact where the net answers with the same bits. In `exact` numerics the net becomes an
+    order-free one (`invflow.numerics.integer`), which always does.
 
     Reference: Dinh, Krueger, Bengio: NICE, 2014, https://arxiv.org/abs/1410.8516
 
@@ -146,11 +165,41 @@ class AdditiveCoupling(_Coupling):
         both = (float(bound()) + math.hypot(float(bound()), 2)) / 2
         return both, both
 
+    @property
+    def level(self) -> str:  # type: ignore[override]
+        if conditioners.batch_norm_without_statistics(self.net):
+            return "float"
+        return "exact" if obstacle(self.net) is None else "grid"
+
+    @property
+    def shortfall(self) -> str:  # type: ignore[override]
+        if conditioners.batch_norm_without_statistics(self.net):
+            return "its net's batch norm keeps no statistics, so that what it computes depends on the batch"
+        return obstacle(self.net) or ""
+
+    @property
+    def exactness(self) -> str:
+        return level_of(self.numerics)
+
+    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+        super().set_numerics(numerics)
+        self._is_stack = obstacle(self.net) is None
+        if isinstance(numerics, Exact):
+            make_order_free(self.net, numerics)
+
     def _transform(self, b: Tensor, made: Tensor) -> Tensor:
-        return made + b
+        if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
+            return made + b
+        return grid.add("additive_coupling", b, self._steps(made, b), self.numerics.frac_bits)
 
     def _untransform(self, u: Tensor, made: Tensor) -> Tensor:
-        return u - made
+        if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
+            return u - made
+        return grid.add("the inverse of additive_coupling", u, self._steps(made, u), self.numerics.frac_bits, -1)
+
+    def _steps(self, made: Tensor, like: Tensor) -> Tensor:
+        """What the net made, in whole steps of the grid; an order-free net counts in them by itself."""
+        return grid.steps(made, self.numerics.frac_bits, like.dtype) if self.numerics.mode == "grid" else made
 
 
 @register("affine_coupling")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import ShapeError
+from ..numerics.options import Exact, Float, Grid, Snap
 from ..registry import register
 from ..state import Shape, State, is_tensor_shape, leaf_shapes, leaves, zero_log_det
 
@@ -39,6 +40,18 @@ class Each(Bijection):
     @property
     def level(self) -> str:  # type: ignore[override]
         return self.layer.level
+
+    @property
+    def shortfall(self) -> str:  # type: ignore[override]
+        return self.layer.shortfall
+
+    @property
+    def exactness(self) -> str:
+        return self.layer.exactness
+
+    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+        self.layer.set_numerics(numerics)
+        self.numerics = numerics
 
     @property
     def cheap_inverse(self) -> bool:  # type: ignore[override]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..bijection import Bijection, Replay, Retraced
 from ..errors import InvflowError
+from ..numerics.options import Exact, Float, Grid, Snap
 from ..registry import register
 from ..state import Shape
 
@@ -40,6 +41,18 @@ class Inverse(Bijection):
     @property
     def level(self) -> str:  # type: ignore[override]
         return self.layer.level
+
+    @property
+    def shortfall(self) -> str:  # type: ignore[override]
+        return self.layer.shortfall
+
+    @property
+    def exactness(self) -> str:
+        return self.layer.exactness
+
+    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+        self.layer.set_numerics(numerics)
+        self.numerics = numerics
 
     @property
     def cheap_inverse(self) -> bool:  # type: ignore[override]

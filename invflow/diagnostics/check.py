@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models import Classifier, Flow
+from ..numerics import Float, snap
 from ..sequential import Sequential
 from ..spec import build, load
 from ..state import Shape, State, flat_size, make_state, shape_of
@@ -31,7 +32,7 @@ class LayerReport:
     input_shape: Shape
     output_shape: Shape
     parameters: int
-    exact: bool
+    exactness: str
     round_trip_error: dict[str, float]
 
 
@@ -43,12 +44,14 @@ class Report:
         layers: one entry per layer of the chain.
         round_trip_error: of the whole chain, relative, by dtype and mode: ``"float32 eval"``.
         parameters: how many numbers the chain trains.
-        ok: whether every error is within the rounding of its dtype.
+        exactness: of the whole chain: "float", "grid" or "exact".
+        ok: whether every error is within the rounding of its dtype, and there is none where it has to be exact.
     """
 
     layers: list[LayerReport]
     round_trip_error: dict[str, float]
     parameters: int
+    exactness: str
     ok: bool
 
 
@@ -78,23 +81,28 @@ def check(chain: Sequential) -> Report:
             input_shape=shapes[position],
             output_shape=shapes[position + 1],
             parameters=_parameters(layer),
-            exact=layer.level == "exact",
+            exactness=layer.exactness,
             round_trip_error={" ".join(key): result.by_layer[position] for key, result in found.items()},
         )
         for position, layer in enumerate(chain)
     ]
     errors = {" ".join(key): result.relative for key, result in found.items()}
-    ok = all(_within_rounding(dtype, result) for (dtype, _), result in found.items())
-    return Report(layers, errors, _parameters(chain), ok)
+    if chain.exactness == "float":
+        ok = all(_within_rounding(dtype, result) for (dtype, _), result in found.items())
+    else:
+        ok = all(result.bit_equal == 1.0 for result in found.values())
+    return Report(layers, errors, _parameters(chain), chain.exactness, ok)
 
 
 def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
-    """Numbers like pixels for a chain that knows its input shape, and a context where it wants one."""
+    """Numbers like pixels, on the chain's grid, for one that knows its input shape; a context where it wants one."""
     if chain.declared_shape is None:
         raise ValueError("check expects a chain built from a spec, which knows the shape of its input")
     generator = torch.Generator().manual_seed(0)
     samples = max(2, min(SAMPLES, LARGEST_BATCH // flat_size(chain.declared_shape)))
     x = make_state(lambda leaf: torch.randint(256, (samples, *leaf), generator=generator) / 256, chain.declared_shape)
+    if not isinstance(chain.numerics, Float):
+        x = snap(x, chain.numerics.frac_bits)
     context_shape = chain.declared_context_shape
     return x, None if context_shape is None else torch.randn((samples, *context_shape), generator=generator)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import InvflowError
+from ..numerics.grid import onto_grid
 from ..state import State
 
 
@@ -38,7 +39,8 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
         raise InvflowError(f"interpolate expects ends of the same shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
     bijection = copy.deepcopy(bijection)  # in train mode, running the caller's would move its batch-norm statistics
     first, last = bijection(x0), bijection(x1)
-    walk = [bijection.inverse(_between(first, last, float(t))) for t in torch.linspace(0, 1, steps)]
+    between = (_between(first, last, float(t)) for t in torch.linspace(0, 1, steps))
+    walk = [bijection.inverse(onto_grid(state, bijection.numerics)) for state in between]
     return torch.stack(walk, dim=1)
 
 

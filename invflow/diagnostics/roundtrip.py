@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..numerics import same_batch
 from ..sequential import Sequential
 from ..state import State, leaves, map_state
 
@@ -41,12 +42,13 @@ def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> Ro
         context: the context, where the chain wants one.
     """
     chain = copy.deepcopy(chain)  # in train mode a forward moves running statistics
-    states = chain.trace(x, context)
-    back = chain.inverse(states[-1], context)
-    by_layer = [
-        _largest_difference(before, layer.inverse(after, context)) / _scale([before, after])
-        for layer, before, after in zip(chain, states, states[1:], strict=False)
-    ]
+    with same_batch():
+        states = chain.trace(x, context)
+        back = chain.inverse(states[-1], context)
+        by_layer = [
+            _largest_difference(before, layer.inverse(after, context)) / _scale([before, after])
+            for layer, before, after in zip(chain, states, states[1:], strict=False)
+        ]
     absolute = _largest_difference(x, back)
     equal = sum(int((a == b).sum()) for a, b in zip(leaves(x), leaves(back), strict=True))
     total = sum(leaf.numel() for leaf in leaves(x))

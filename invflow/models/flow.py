@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..bijection import one_line
+from ..numerics.grid import onto_grid
 from ..sequential import Sequential
 from .priors import Prior
 
@@ -47,7 +48,8 @@ class Flow(nn.Module):
             context: one row per sample.
             temperature: below 1 the prior's samples lie closer to what is most likely, and so, roughly, do these.
         """
-        return self.bijection.inverse(self.prior.sample(count, temperature), context)
+        z = self.prior.sample(count, temperature)
+        return self.bijection.inverse(onto_grid(z, self.bijection.numerics), context)
 
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +31,15 @@ class Conv(nn.Sequential):
         final_activation: whether the last convolution is followed by norm and activation too; couplings that need
             outputs of either sign, log-scales for example, leave it off.
 
+    Attributes:
+        is_stack: it applies its layers one after the other, to the input and the context behind it.
+        context_features: how many of the first layer's channels are the context's.
+
     >>> Conv((2, 5, 5), (3, 5, 5), hidden=[8])(torch.zeros(1, 2, 5, 5)).shape
     torch.Size([1, 3, 5, 5])
     """
+
+    is_stack: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -51,6 +59,7 @@ class Conv(nn.Sequential):
         widths = [channels + context_channels("conv", context_shape, (height, width)), *hidden, out_channels]
         super().__init__(*conv_stack(widths, kernel_size, activation, norm, final_activation))
         self.context_shape = context_shape
+        self.context_features = widths[0] - channels
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = with_context_channels("conv", x, context, self.context_shape)

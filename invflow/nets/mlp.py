@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +27,15 @@ class MLP(nn.Sequential):
         norm: "batch" puts batch normalisation between layer and activation.
         final_activation: whether the last layer is followed by norm and activation too.
 
+    Attributes:
+        is_stack: it applies its layers one after the other, to the input and the context behind it.
+        context_features: how many of the first layer's inputs are the context's.
+
     >>> MLP((2, 3), (4,), hidden=[8])(torch.zeros(5, 2, 3)).shape
     torch.Size([5, 4])
     """
+
+    is_stack: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -39,11 +47,13 @@ class MLP(nn.Sequential):
         norm: Norm | None = None,
         final_activation: bool = False,
     ) -> None:
-        features = flat_size(require_tensor("mlp", in_shape)) + (flat_size(context_shape) if context_shape else 0)
+        context_features = flat_size(context_shape) if context_shape else 0
+        features = flat_size(require_tensor("mlp", in_shape)) + context_features
         widths = [features, *hidden, flat_size(require_tensor("mlp", out_shape))]
         super().__init__(*linear_stack(widths, activation, norm, final_activation))
         self.out_shape = out_shape
         self.context_shape = context_shape
+        self.context_features = context_features
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         flat = x.flatten(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 # functional_call calls a module's forward only, and the inverse has to run on other buffers too.
 from torch.nn.utils.stateless import _reparametrize_module
 
+from ..numerics.conditioners import same_batch
 from ..state import State, leaves, make_state, map_state, shape_of, zero_log_det
 from .monitor import Monitor, Reconstruction, Samples, judge, tolerance
 from .step import Outcome, Step
@@ -134,7 +135,7 @@ class _Reverse(torch.autograd.Function):
         context_wanted = [context] if context is not None and context.requires_grad else []
         sums: dict[int, Tensor] = {}
         samples = Samples()
-        with torch.enable_grad(), run.autocast.again():
+        with torch.enable_grad(), run.autocast.again(), same_batch():
             for position in reversed(range(len(run.steps))):
                 wanted = inputs_wanted or position > 0
                 y, y_grads, found = differentiate(

@@ -9,8 +9,9 @@ from torch import nn
 
 from ..bijection import Bijection
 from ..bijections import Inverse
-from ..errors import InvflowError, ShapeError, SpecError
+from ..errors import InvflowError, NumericsError, ShapeError, SpecError
 from ..models import Classifier, Flow, Prior
+from ..numerics.options import FLOAT, Exact, Float, Grid
 from ..sequential import Sequential
 from ..state import Shape, flat_size
 from .document import Node, Spec, SpecSource, load_spec
@@ -66,6 +67,7 @@ class _Builder:
         self.spec = spec
         self.limits = limits
         self.count = count
+        self.numerics = spec.top.numerics  # of the chain that is being built
         self.parameters = 0
         self._counted: dict[tuple[int, Shape], tuple[Bijection, Shape, int]] = {}
 
@@ -76,7 +78,8 @@ class _Builder:
         for i, node in enumerate(self.spec.layers):
             layer, shape = self._top_layer(node, ("layers", i), shape)
             layers.append(layer)
-        chain = Sequential(*layers, backprop=self.spec.top.backprop, monitor=self.spec.top.monitor)
+        top = self.spec.top
+        chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
         chain.declared_shape = self.spec.input_shape
         chain.declared_context_shape = self.spec.context_shape
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):
@@ -129,6 +132,24 @@ class _Builder:
 
     def _construct_layer(self, node: Node, path: JsonPath, shape: Shape, build_inner: Any) -> Bijection:
         """The module of a layer, its nets built for ``shape`` and its inner layers by ``build_inner``."""
+        around = self.numerics
+        self.numerics = self._numerics(node, path)
+        bijection = self._construct_with_children(node, path, shape, build_inner)
+        self.numerics = around
+        return bijection
+
+    def _numerics(self, node: Node, path: JsonPath) -> Any:
+        """The numerics of the layers inside a layer: its own, or those of the chain around it."""
+        own = node.values.get("numerics", FLOAT) if node.cls is Sequential else FLOAT
+        if isinstance(own, Float) or own == self.numerics:
+            return self.numerics
+        if isinstance(self.numerics, Grid | Exact):
+            outer, inner = (one.model_dump(exclude_defaults=True) for one in (self.numerics, own))
+            message = f"a chain in {outer} numerics holds none with {inner}: name numerics once, at the chain outside"
+            raise self.spec.error((*path, "numerics"), message)
+        return own
+
+    def _construct_with_children(self, node: Node, path: JsonPath, shape: Shape, build_inner: Any) -> Bijection:
         children: dict[str, Any] = {}
         net_shapes: dict[str, tuple[Shape, Shape]] | None = None
         for name, child in node.children.items():
@@ -145,7 +166,13 @@ class _Builder:
                 filled = {"in_shape": shape_in, "out_shape": shape_out, "context_shape": self.spec.context_shape}
                 children[name] = self._construct(child, (*path, name), filled, {})
         filled = {"shape": shape, "context_shape": self.spec.context_shape}
-        return cast(Bijection, self._construct(node, path, filled, children))
+        bijection = cast(Bijection, self._construct(node, path, filled, children))
+        if isinstance(self.numerics, Grid | Exact):
+            try:
+                bijection.set_numerics(self.numerics)
+            except NumericsError as error:
+                raise self.spec.error(path, error) from error
+        return bijection
 
     def _inner_chain(self, nodes: tuple[Node, ...], path: JsonPath, shape: Shape, build_inner: Any) -> list[Bijection]:
         backwards = build_inner == self._layer_backwards

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, NumericsError
 from ..files import write_atomically
 from ..models import Classifier, Flow
 from ..sequential import Sequential
@@ -69,7 +69,10 @@ def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential |
     most = _LARGEST_ITEM * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES
     tensors = _read_weights(folder / block.weights, block.digest, most)
     _check_fit(folder / block.weights, tensors, expected)
-    model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
+    try:
+        model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
+    except NumericsError as error:
+        raise CheckpointError(f"{folder / block.weights}: these weights are not exact: {error}") from None
     _convert_what_is_not_saved(model)
     return model
 

@@ -16,13 +16,15 @@ from torch import nn
 
 from ..errors import SpecError
 from ..fields import JsonField, counted, describe, quoted, shortened
+from ..numerics.options import FLOAT, Float, Numerics
+from ..options import Options
 from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
 from ..reversible import Backprop, Monitor
 from ..state import Shape, TensorShape
 from .expand import Expanded, expand
 from .limits import DEFAULT_LIMITS, Limits
 from .text import JsonPath, Problem, Problems, Source, read_source
-from .training import Options, Training
+from .training import Training
 from .versions import SPEC_VERSION, migrate
 
 MOST_DIMENSIONS = 16
@@ -81,6 +83,7 @@ class TopLevel(Options):
     prior: Any = Field(default=None, description="the distribution of the last state")
     training: Training | None = Field(default=None, description="how the model is trained")
     backprop: Backprop = Field(default="stored", description="what training keeps of the states between the layers")
+    numerics: Numerics = Field(default=FLOAT, description="how exact the inverse has to be")
     monitor: Monitor = Field(default="warn", description="what is done where an input is reconstructed wrongly")
     checkpoint: CheckpointBlock | None = Field(default=None, description="written by save")
 
@@ -171,6 +174,8 @@ def canonical_document(spec: Spec) -> dict[str, Any]:
     canonical.update(
         {name: node.canonical() for name, node in (("head", spec.head), ("prior", spec.prior)) if node is not None}
     )
+    if not isinstance(spec.top.numerics, Float):
+        canonical["numerics"] = spec.top.numerics.model_dump(mode="json", exclude_defaults=True)
     return canonical
 
 
@@ -304,10 +309,11 @@ class _Validator:
             elif detail["type"] == "missing":
                 self._problem(place, f"{owner} needs {key!r}")
             elif detail["type"] == "union_tag_not_found":
-                self._problem(place, f"{key} needs 'type'")
+                self._problem(place, f"{key} needs {context['discriminator']}")
             elif detail["type"] == "union_tag_invalid":
                 hint = did_you_mean(context["tag"], set(re.findall(r"'(\w+)'", context["expected_tags"])))
-                self._problem(place, f"unknown {key} type {quoted(context['tag'])}{hint}")
+                what = context["discriminator"].strip("'")
+                self._problem(place, f"unknown {key} {what} {quoted(context['tag'])}{hint}")
             else:
                 self._problem(place, describe(detail))
 

@@ -9,6 +9,7 @@ from torch import nn
 from ..bijection import Bijection, arguments_of
 from ..errors import SpecError
 from ..models import Classifier, Flow
+from ..numerics.options import Float
 from ..registry import Registry, bijections, heads, nets, priors
 from ..sequential import Sequential
 from ..state import Shape, is_tensor_shape
@@ -45,6 +46,8 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     }
     if chain.backprop != "stored":
         document["backprop"] = chain.backprop
+    if not isinstance(chain.numerics, Float):
+        document["numerics"] = chain.numerics.model_dump(mode="json", exclude_defaults=True)
     if chain.monitor != "warn":
         document["monitor"] = chain.monitor
     if isinstance(model, Classifier):

@@ -143,8 +143,8 @@ def _type(noun: str, summaries: Mapping[str, str]) -> Schema:
     }
 
 
-def _when(tag: str, then: Schema) -> Schema:
-    return {"if": {"properties": {"type": {"const": tag}}, "required": ["type"]}, "then": then}
+def _when(tag: str, then: Schema, key: str = "type") -> Schema:
+    return {"if": {"properties": {key: {"const": tag}}, "required": [key]}, "then": then}
 
 
 def _document(tag: str, cls: type, field_set: FieldSet, definitions: dict[str, Schema]) -> Schema:
@@ -191,7 +191,7 @@ def _object(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
     if "properties" not in schema:
         return kept
     properties = {
-        name: inner if name in ("$schema", "type") else _referable(_value(inner, definitions), inner)
+        name: inner if name == "$schema" or "const" in inner else _referable(_value(inner, definitions), inner)
         for name, inner in schema["properties"].items()
     }
     return {**kept, "properties": {name: _untitled(inner) for name, inner in properties.items()}}
@@ -200,13 +200,14 @@ def _object(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
 def _value(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
     """The schema of a value, in which references may stand; without its description and default."""
     if "discriminator" in schema:
+        key = schema["discriminator"]["propertyName"]
         tags = {tag: ref.rsplit("/", 1)[-1] for tag, ref in schema["discriminator"]["mapping"].items()}
         summaries = {tag: definitions[name].get("description", "") for tag, name in tags.items()}
         return {
             "type": "object",
-            "properties": {"type": _type("one", summaries)},
-            "required": ["type"],
-            "allOf": [_when(tag, _ref(name)) for tag, name in tags.items()],
+            "properties": {key: _type("one", summaries)},
+            "required": [key],
+            "allOf": [_when(tag, _ref(name), key) for tag, name in tags.items()],
         }
     value = {key: inner for key, inner in schema.items() if key not in _DROPPED}
     for key in ("anyOf", "prefixItems"):

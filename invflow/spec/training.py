@@ -6,8 +6,6 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -15,6 +13,8 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+
+from ..options import Options
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -27,12 +27,6 @@ def _in_order(scales: tuple[float, float]) -> tuple[float, float]:
     if scales[0] > scales[1]:
         raise ValueError("the smaller scale comes first")
     return scales
-
-
-class Options(BaseModel):
-    """A strict, immutable piece of a spec."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Affine(Options):

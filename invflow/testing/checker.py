@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..bijection import Bijection, one_line
 from ..errors import ReconstructionWarning
+from ..numerics import same_batch
 from ..state import Shape, State, TensorShape, leaves, map_state
 from .properties import PROPERTIES, Broken, Property
 from .report import BijectionError, Finding, Report
@@ -170,7 +171,8 @@ def _used(finding: Finding) -> float:
 def _measure(prop: Property, trial: Trial) -> Finding:
     fresh = dataclasses.replace(trial, bijection=copy.deepcopy(trial.bijection))
     try:
-        value, allowed = prop.measure(fresh), prop.tolerance(trial)
+        with same_batch():  # a round trip in train mode is one of the whole batch
+            value, allowed = prop.measure(fresh), prop.tolerance(trial)
     except Exception as error:
         return _finding(prop, trial.setting, error=error)
     return _finding(prop, trial.setting, value, allowed)

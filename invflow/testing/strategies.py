@@ -26,6 +26,8 @@ from ..state import Shape, State, is_tensor_shape
 from .trial import BATCHES, DOMAINS, DTYPES, KINDS, LAYOUTS, Setting
 
 LARGEST_EXTENT = 6
+RESTRICTING = frozenset({"numerics"})
+"""Fields that say which inputs there may be: who draws them has to draw the inputs too."""
 LARGEST_INT = 5  # above a field's own minimum: small tensors find the same faults as large ones
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -88,8 +90,10 @@ def cases(draw: Draw, tag: str) -> Case:
 
 
 @st.composite
-def chain_cases(draw: Draw, max_depth: int = 12) -> Case:
+def chain_cases(draw: Draw, max_depth: int = 12, numerics: dict[str, Any] | None = None) -> Case:
     """A chain of up to ``max_depth`` layers of any registered types, each accepting what reaches it.
+
+    With ``numerics``, such as ``{"mode": "grid"}``, of types that can be so exact.
 
     The fields that a `sequential` has besides its layers are drawn for the whole chain, where all its layers can do so.
     """
@@ -97,18 +101,23 @@ def chain_cases(draw: Draw, max_depth: int = 12) -> Case:
     context_shape = draw(st.none() | st.just((2,)))
     layers: list[dict[str, Any]] = []
     reached = shape
+    said = {} if numerics is None else {"numerics": numerics}
+    key = json.dumps(said)
     for _ in range(draw(st.integers(1, max_depth))):
-        example = draw(st.sampled_from(_accepting(tuple(bijections.registered()), reached, context_shape)))
+        example = draw(st.sampled_from(_accepting(tuple(bijections.registered()), reached, context_shape, key)))
         varied = draw(_varied(example))
-        after = _shape_after(json.dumps(varied), reached, context_shape)
+        after = _shape_after(json.dumps(varied), reached, context_shape, key)
         layers.append(example if after is None else varied)
-        reached = after or _shape_after(json.dumps(example), reached, context_shape) or reached
-    case = Case(tuple(layers), shape, context_shape, draw(plain_fields(bijections.fields(Sequential))))
-    return case if case.builds() else dataclasses.replace(case, options={})
+        reached = after or _shape_after(json.dumps(example), reached, context_shape, key) or reached
+    drawn = draw(plain_fields(bijections.fields(Sequential)))
+    case = Case(tuple(layers), shape, context_shape, {**drawn, **said})
+    return case if case.builds() else dataclasses.replace(case, options=said)
 
 
 @functools.cache
-def _accepting(tags: tuple[str, ...], shape: Shape, context_shape: tuple[int, ...] | None) -> list[dict[str, Any]]:
+def _accepting(
+    tags: tuple[str, ...], shape: Shape, context_shape: tuple[int, ...] | None, said: str
+) -> list[dict[str, Any]]:
     """The examples of these layers that accept a shape."""
     examples = [
         {"type": tag, **fields}
@@ -116,14 +125,14 @@ def _accepting(tags: tuple[str, ...], shape: Shape, context_shape: tuple[int, ..
         for fields, _ in bijections.find(tag).examples
         if bijections.find(tag).domain == "reals"  # what reaches a layer inside a chain may be anything
     ]
-    return [one for one in examples if _shape_after(json.dumps(one), shape, context_shape) is not None]
+    return [one for one in examples if _shape_after(json.dumps(one), shape, context_shape, said) is not None]
 
 
 @functools.lru_cache(maxsize=4096)
-def _shape_after(document: str, shape: Shape, context_shape: tuple[int, ...] | None) -> Shape | None:
-    """The shape after a layer; None where it does not accept the one before."""
+def _shape_after(document: str, shape: Shape, context_shape: tuple[int, ...] | None, said: str) -> Shape | None:
+    """The shape after a layer in a chain of which this is said; None where it does not accept the one before."""
     try:
-        return Case((json.loads(document),), shape, context_shape).chain().output_shape(shape)
+        return Case((json.loads(document),), shape, context_shape, json.loads(said)).chain().output_shape(shape)
     except SpecError:
         return None
 
@@ -176,7 +185,7 @@ def net_documents(draw: Draw) -> dict[str, Any]:
 def plain_fields(draw: Draw, fields: FieldSet) -> dict[str, Any]:
     """Values for some of the plain fields of a class, by their types and ranges."""
     schema = fields.values.model_json_schema()
-    chosen = [name for name in fields.plain if draw(st.booleans())]
+    chosen = [name for name in fields.plain if name not in RESTRICTING and draw(st.booleans())]
     return {name: draw(_json_values(schema["properties"][name], schema.get("$defs", {}))) for name in chosen}
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
+from ..numerics.grid import limit, snapped
+from ..numerics.options import Exact, Float, Grid, Snap
 from ..state import Shape, State, TensorShape, leaves, make_state, map_state, shape_of
 
 Kind = Literal["normal", "huge", "tiny", "zeros", "repeated"]
@@ -34,6 +36,9 @@ DOMAINS: dict[str, tuple[float, float]] = {
 """The domains that have a name: open intervals, in every coordinate."""
 
 _SCALES: dict[Kind, float] = {"normal": 1.0, "huge": 1e6, "tiny": 1e-6, "zeros": 0.0, "repeated": 1.0}
+_ROOM = 64
+"""A state on a grid starts this far below the limit of float32, and a dozen layers may add to it."""
+_LARGEST_ON_GRID = 4.0
 _FARTHEST = 13.8  # exp of it is 1e6, as large as huge inputs are
 
 
@@ -123,8 +128,24 @@ class Trial:
         return self.bijection(self.x, self.context) if self.y is None else self.y
 
     @property
+    def exactness(self) -> str:
+        """How exact the inverse has to be on these inputs: a chain that snaps to the data's grid gives data back."""
+        return "grid" if self.snaps else self.bijection.exactness
+
+    @property
+    def snaps(self) -> bool:
+        """Whether its inverse rounds to the data's grid."""
+        return isinstance(self.bijection.numerics, Snap)
+
+    @property
     def is_exact(self) -> bool:
-        return self.bijection.level == "exact"
+        return self.exactness != "float"
+
+    @property
+    def step(self) -> float:
+        """The distance of neighbouring states; 0 for real numbers."""
+        numerics = self.bijection.numerics
+        return 0.0 if isinstance(numerics, Float) else 2.0**-numerics.frac_bits
 
     def generator(self) -> torch.Generator:
         """For what else a property draws: the same numbers each time."""
@@ -151,7 +172,7 @@ class Subject:
             perturb(bijection, setting.weights)
         bijection = bijection.to(setting.dtype).train(setting.training)
         inputs, _ = self.domains
-        x = setting.draw(self.shape, inputs)
+        x = _onto_grid(setting.draw(self.shape, inputs), bijection)
         context, other = (self._context(setting, salt) for salt in (1, 2))
         return Trial(bijection, self.shape, setting, x, self._image(setting, bijection, x, context), context, other)
 
@@ -174,7 +195,9 @@ class Subject:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
                 y: State = probe(map_state(torch.clone, x), context)
-                return y if outputs is None else setting.draw(shape_of(y), outputs, salt=3)
+                if outputs is None or isinstance(bijection.numerics, Snap):
+                    return y
+                return _onto_grid(setting.draw(shape_of(y), outputs, salt=3), bijection)
             except Exception:
                 return None
 
@@ -231,6 +254,24 @@ def _interval(domain: Domain) -> tuple[float, float]:
     if not low < high:
         raise ValueError(f"a domain expects an interval (low, high) with low < high, got {domain}")
     return low, high
+
+
+def _onto_grid(state: State, bijection: Bijection) -> State:
+    """The state moved to where the bijection's numerics want it, its layout as it was."""
+    numerics = bijection.numerics
+    if isinstance(numerics, Float):
+        return state
+    farthest = _LARGEST_ON_GRID
+    if isinstance(numerics, Grid | Exact):
+        farthest = min(farthest, limit(torch.float32, numerics.frac_bits) / _ROOM)
+
+    def move(leaf: Tensor) -> Tensor:
+        there = snapped(leaf.clamp(-farthest, farthest), numerics.frac_bits)
+        # Layouts are of the memory: writing into a copy that is laid out alike keeps them, but for expanded ones.
+        return there if leaf.is_contiguous() else torch.empty_like(leaf).copy_(there)
+
+    with torch.no_grad():
+        return map_state(move, state)
 
 
 def _into(domain: tuple[float, float], values: Tensor, dtype: torch.dtype) -> Tensor:

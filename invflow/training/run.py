@@ -2,7 +2,9 @@
 
 A run folder is a checkpoint (``spec.json`` and its weights, so `invflow.load` reads it) with ``best/``, another one,
 ``run.json`` (what was overridden, versions, results), ``logs/`` (CSV and TensorBoard), ``resume/`` (what Lightning
-needs to go on) and ``pictures/``. Each file is replaced in one step, so that an interruption leaves a readable folder.
+needs to go on) and ``pictures/``. A spec in exact numerics is trained in float and frozen at the end: the float model
+stays in ``float/``, and the one in ``best/`` is float too. Each file is replaced in one step, so that an interruption
+leaves a readable folder.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from ..errors import DivergedError, RunError
 from ..files import write_atomically
 from ..models import Classifier, Flow
+from ..numerics import Exact
+from ..numerics.freeze import freeze
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec
@@ -37,6 +41,7 @@ from .tasks import Score, Task, task_of
 
 RUN_FILE = "run.json"
 BEST = "best"
+FLOAT = "float"
 PICTURES = "pictures"
 _LAST = "last.ckpt"
 _LARGEST_RECORD = 2**20
@@ -154,15 +159,26 @@ def train(
         SpecError: the spec is of a chain alone, or its shapes do not fit the data.
         DivergedError: the loss or a weight is no longer finite; the folder keeps the last weights that were.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: is there already; name another folder with --out, or go on with it by --resume")
+    require_empty(folder)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
-    task = _initialized(spec, check_trainable(spec, data_root, download=download).data)
+    data = check_trainable(spec, data_root, download=download).data
+    to_freeze = {}
+    if isinstance(spec.top.numerics, Exact):
+        to_freeze = {"freeze": spec.top.numerics.model_dump(mode="json")}
+        spec = spec.replace(numerics=None)
+    task = _initialized(spec, data)
     write_checkpoint(spec.document, task.model.state_dict(), folder)
     run = Run(folder, spec, {})
     run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions())
+    run.update(**to_freeze)
     return _fit(run, task, progress, None)
+
+
+def require_empty(folder: Path) -> None:
+    """Raises RunError where a folder holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: is there already; name another folder with --out, or go on with it by --resume")
 
 
 def resume(folder: Path, *, data_root: Path | None = None, download: bool = False, progress: bool = True) -> Run:
@@ -179,6 +195,8 @@ def resume(folder: Path, *, data_root: Path | None = None, download: bool = Fals
         return run
     if run.record.get("status") == "diverged":
         raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would do so again")
+    if "freeze" in run.record:  # it may have been interrupted with the exact model written already
+        run = Run(folder, run.spec.replace(numerics=None), run.record)
     task = _initialized(run.spec, _fitting_data(run.spec, run.training, data_root, download))
     last = folder / "resume" / _LAST
     if last.is_file():
@@ -293,9 +311,21 @@ def _fit(run: Run, task: Task[Any], progress: bool, checkpoint: Path | None) -> 
         except DivergedError as error:
             run.update(status="diverged", why=str(error))
             raise DivergedError(f"{run.folder}: {error}") from None
+    if "freeze" in run.record:
+        run = _frozen(run, task)
     seconds = float(run.record.get("seconds", 0.0)) + time.monotonic() - started
     run.update(status="finished", seconds=seconds, parameters=task.parameters())
     return run
+
+
+def _frozen(run: Run, task: Task[Any]) -> Run:
+    """The run with its model made exact; the float one is kept in ``float/``."""
+    numerics = Exact.model_validate(run.record["freeze"])
+    write_checkpoint(run.spec.document, task.model.state_dict(), run.folder / FLOAT)
+    spec = run.spec.replace(numerics=run.record["freeze"])
+    frozen = freeze(task.model, task.data.train.values, numerics)
+    write_checkpoint(spec.document, frozen.state_dict(), run.folder)
+    return Run(run.folder, spec, run.record)
 
 
 class _quiet_lightning(warnings.catch_warnings):  # noqa: N801 -- used like the function that it replaces

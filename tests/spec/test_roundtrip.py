@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter
 from torch import nn
 
 import invflow
 from invflow.bijections import AdditiveCoupling, Merge, Permute, Psi, Split
 from invflow.fields import REQUIRED
 from invflow.nets import MLP
+from invflow.numerics import Numerics
 from invflow.registry import bijections, heads, nets, priors
 from invflow.spec.training import Training
 from invflow.state import leaves, make_state
@@ -91,7 +93,9 @@ def with_defaults(value):
     for registry in (bijections, nets):
         if written.get("type") in registry.registered():
             fields = registry.fields(registry.find(written["type"])).fields
-            written = {n: f.default for n, f in fields.items() if f.kind == "value" and not f.required} | written
+            defaults = {n: f.default for n, f in fields.items() if f.kind == "value" and not f.required}
+            plain = {n: d.model_dump() if isinstance(d, BaseModel) else d for n, d in defaults.items()}
+            written = plain | written
     return written
 
 
@@ -289,7 +293,7 @@ def current_defaults():
     found = {
         registry.noun: {
             tag: {
-                name: json.loads(json.dumps(field.default))
+                name: json.loads(json.dumps(field.default, default=lambda value: value.model_dump()))
                 for name, field in registry.fields(cls).fields.items()
                 if field.default is not REQUIRED
             }
@@ -298,15 +302,17 @@ def current_defaults():
         for registry in (bijections, nets, heads, priors)
     }
     schema = Training.model_json_schema()
-    options = {"Training": schema, **schema["$defs"]}
-    found["training"] = {
-        name: {
-            field: json.loads(json.dumps(inner["default"]))
-            for field, inner in one["properties"].items()
-            if "default" in inner
+    options = {"training": {"Training": schema, **schema["$defs"]}}
+    options["numerics"] = TypeAdapter(Numerics).json_schema()["$defs"]
+    for group, blocks in options.items():
+        found[group] = {
+            name: {
+                field: json.loads(json.dumps(inner["default"]))
+                for field, inner in one["properties"].items()
+                if "default" in inner
+            }
+            for name, one in sorted(blocks.items())
         }
-        for name, one in sorted(options.items())
-    }
     return found
 
 
@@ -326,7 +332,7 @@ def test_no_default_ever_changes_within_version_1(group, tag, field):
 
 def test_new_defaults_are_written_down():
     def ours(group, tag):
-        return group == "training" or "." not in tag
+        return group in ("training", "numerics") or "." not in tag
 
     new = [
         f'"{group}": {{"{tag}": {{"{field}": {json.dumps(value)}}}}}'

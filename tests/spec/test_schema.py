@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from jsonschema import Draft202012Validator
+from pydantic import BaseModel
 
 import invflow
 from invflow.registry import bijections, heads, nets, priors
@@ -107,6 +108,7 @@ def test_every_field_is_explained_with_its_default(registry):
             assert (name in described["required"]) is field.required
             if field.kind == "value" and not field.required:
                 default = list(field.default) if isinstance(field.default, tuple) else field.default
+                default = default.model_dump() if isinstance(default, BaseModel) else default
                 assert schema["default"] == default
 
 

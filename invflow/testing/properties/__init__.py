@@ -13,6 +13,7 @@ from .conduct import (
     no_memory,
     plain_call,
 )
+from .exactness import order_free
 from .inversion import context, inverse_round_trip, round_trip, shapes
 from .pytorch import autocast, compiles, deepcopies, meta_device, pickles, state_dict
 from .volume import gradients, inverse_gradients, inverse_log_det, log_det, log_det_form, vmap
@@ -41,6 +42,7 @@ CONDUCT: tuple[Property, ...] = (
     nan_contained,
     memory_layout,
     dtype_kept,
+    order_free,
 )
 """How it behaves towards its caller."""
 

@@ -9,10 +9,14 @@ from typing import Any, Literal
 
 import torch
 
+from ...numerics.options import LEVELS, Snap
 from ...state import State, flat_size
 from ..measures import LARGEST_JACOBIAN
-from ..tolerances import eps
+from ..tolerances import EXACT, SAME_ROUNDINGS, eps
 from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
+
+SNAPPED = "snapped"
+"""The exactness of a chain that rounds to the data's grid at the end of its inverse."""
 
 FLOAT64_EVAL: Mapping[str, Any] = {"dtype": torch.float64, "training": False}
 EVAL: Mapping[str, Any] = {"training": False}
@@ -35,6 +39,7 @@ class Property:
         kinds: the inputs it is tried on.
         start: which state of the trial it starts from: what a report shows as the failing input.
         trials: at most so many in one check, for what is slow or the same for every input.
+        levels: the exactness that it is about; others have nothing to do with it.
         dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
     """
 
@@ -46,6 +51,7 @@ class Property:
     kinds: tuple[Kind, ...]
     start: Literal["x", "y"]
     trials: int | None
+    levels: tuple[str, ...]
     dense: bool
 
     def adapt(self, setting: Setting) -> Setting:
@@ -63,6 +69,9 @@ class Property:
         unchecked = {name for part in subject.bijection.modules() for name in getattr(part, "unchecked", ())}
         if self.name in unchecked or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
             return False
+        snaps = isinstance(subject.bijection.numerics, Snap)
+        if (SNAPPED if snaps else subject.bijection.exactness) not in self.levels:
+            return False
         return self.name != "context" or subject.context_shape is not None
 
 
@@ -73,6 +82,7 @@ def promised(
     kinds: tuple[Kind, ...] = KINDS,
     start: Literal["x", "y"] = "x",
     trials: int | None = None,
+    levels: tuple[str, ...] = (*LEVELS, SNAPPED),
     dense: bool = False,
 ) -> Callable[[Callable[[Trial], float]], Property]:
     """Makes a property of the function that measures it; its docstring is the promise."""
@@ -81,7 +91,7 @@ def promised(
         promise = " ".join((measure.__doc__ or "").split())
         allowed = tolerance if callable(tolerance) else lambda trial: tolerance
         name = measure.__name__.replace("_", " ")
-        return Property(name, promise, measure, allowed, needs, kinds, start, trials, dense)
+        return Property(name, promise, measure, allowed, needs, kinds, start, trials, levels, dense)
 
     return decorate
 
@@ -93,6 +103,17 @@ def roundings(number: float) -> Callable[[Trial], float]:
         return number * layer_count(trial.bijection) * eps(trial.setting.dtype)
 
     return allowed
+
+
+def same_states(trial: Trial) -> float:
+    """How far two ways to compute the same states may be apart.
+
+    Nothing where they are exact; on a grid, where a rounding may tip a conditioner over, a step a layer more than in
+    real numbers.
+    """
+    if trial.exactness == "exact":
+        return EXACT
+    return roundings(SAME_ROUNDINGS)(trial) + layer_count(trial.bijection) * trial.step
 
 
 def expect(holds: bool, expected: str) -> None:

@@ -12,9 +12,9 @@ import torch
 from ...bijection import Bijection
 from ...state import State, leaves, map_state, shape_of
 from ..measures import condition_number, difference, in_double, magnitude, same_bits
-from ..tolerances import EXACT, SAME_ROUNDINGS
+from ..tolerances import EXACT
 from ..trial import Trial, batch_size, sample
-from .base import all_calls, both_ways, expect, promised, roundings
+from .base import SNAPPED, all_calls, both_ways, expect, promised, same_states
 
 SEVERAL = {"training": False, "batch": 3}
 
@@ -29,7 +29,7 @@ def same_numbers(trial: Trial, found: list[tuple[Any, Any]], tolerance: float) -
     return worst / condition_number(bijection, x, context)
 
 
-@promised(roundings(SAME_ROUNDINGS))
+@promised(same_states)
 def plain_call(trial: Trial) -> float:
     """A plain call returns what the call with the log-determinant returns first."""
     bijection = trial.bijection
@@ -37,7 +37,7 @@ def plain_call(trial: Trial) -> float:
     with torch.no_grad():
         for (_, call, state), plain in zip(both_ways(trial), (bijection.forward, bijection.inverse), strict=True):
             found.append((plain(state, trial.context), call(state, trial.context)[0]))
-    return same_numbers(trial, found, roundings(SAME_ROUNDINGS)(trial))
+    return same_numbers(trial, found, same_states(trial))
 
 
 @promised(EXACT, needs={})
@@ -110,7 +110,7 @@ def _reversed(state: State | None) -> State | None:
     return None if state is None else map_state(lambda leaf: leaf.flip(0), state)
 
 
-@promised(roundings(SAME_ROUNDINGS), needs=SEVERAL)
+@promised(same_states, needs=SEVERAL)
 def batch_independence(trial: Trial) -> float:
     """In eval mode each sample gets what it would get alone."""
     found = []
@@ -120,7 +120,7 @@ def batch_independence(trial: Trial) -> float:
             for i in range(batch_size(state)):
                 alone = call(sample(state, i), sample(trial.context, i))
                 found += [(sample(a, i), b) for a, b in zip(together, alone, strict=True)]
-    return same_numbers(trial, found, roundings(SAME_ROUNDINGS)(trial))
+    return same_numbers(trial, found, same_states(trial))
 
 
 @promised(EXACT, needs={"training": False, "batch": 0}, kinds=("normal",), trials=2)
@@ -135,7 +135,7 @@ def empty_batch(trial: Trial) -> float:
     return 0.0
 
 
-@promised(roundings(SAME_ROUNDINGS), needs=SEVERAL)
+@promised(same_states, needs=SEVERAL, levels=("float", SNAPPED))
 def nan_contained(trial: Trial) -> float:
     """A NaN in one sample reaches no other."""
     found = []
@@ -144,10 +144,10 @@ def nan_contained(trial: Trial) -> float:
             spoilt = map_state(lambda leaf: leaf.clone().index_fill(0, torch.tensor([1]), float("nan")), state)
             for clean, other in zip(call(state, trial.context), call(spoilt, trial.context), strict=True):
                 found += [(sample(clean, i), sample(other, i)) for i in (0, 2)]
-    return same_numbers(trial, found, roundings(SAME_ROUNDINGS)(trial))
+    return same_numbers(trial, found, same_states(trial))
 
 
-@promised(roundings(SAME_ROUNDINGS))
+@promised(same_states)
 def memory_layout(trial: Trial) -> float:
     """Strided, expanded and channels-last inputs give what contiguous ones give."""
     found = []
@@ -155,7 +155,7 @@ def memory_layout(trial: Trial) -> float:
         for _, call, state in all_calls(trial):
             plain = map_state(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), state)
             found += list(zip(call(state, trial.context), call(plain, trial.context), strict=True))
-    return same_numbers(trial, found, roundings(SAME_ROUNDINGS)(trial))
+    return same_numbers(trial, found, same_states(trial))
 
 
 @promised(EXACT, needs={})

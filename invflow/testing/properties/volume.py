@@ -14,6 +14,8 @@ from ..trial import Trial, batch_size, sample
 from .base import FLOAT64_EVAL, both_ways, expect, promised, roundings
 
 TWO_SAMPLES = {**FLOAT64_EVAL, "batch": 2}
+SMOOTH = ("float",)
+"""Where a map rounds, its gradients are straight-through, and not those of central differences."""
 
 
 def _expected(trial: Trial) -> Tensor:
@@ -75,7 +77,7 @@ def _gradient_error(trial: Trial, function: Callable[..., State], start: State) 
     return min(errors)
 
 
-@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4)
+@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, levels=SMOOTH)
 def gradients(trial: Trial) -> float:
     """Gradients of y and of the log-determinant, by inputs and weights, are those of central differences."""
     bijection = trial.bijection
@@ -85,7 +87,7 @@ def gradients(trial: Trial) -> float:
     )
 
 
-@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, start="y")
+@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, start="y", levels=SMOOTH)
 def inverse_gradients(trial: Trial) -> float:
     """The same of the inverse: gradients of x and of its log-determinant are those of central differences."""
     bijection = trial.bijection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+import invflow
 from invflow import Bijection, Sequential
 from invflow.bijections import ActNorm, AdditiveCoupling, Affine, AffineCoupling, Linear1x1, Merge, Psi, Split
 from invflow.nets import MLP, Conv
@@ -78,6 +79,13 @@ class Residual(Bijection):
         return x, -self.forward_and_log_det(x)[1]
 
 
+def in_numerics(mode):
+    coupling = {"type": "additive_coupling", "net": {"type": "conv", "hidden": [3], "norm": "batch"}}
+    layers = [{"type": "psi", "block_size": 2}, {"type": "split"}, coupling, coupling, {"type": "merge"}]
+    declared = {"shape": (1, 4, 6), "context_shape": CONTEXT}
+    return invflow.build({"input": declared, "layers": layers, "numerics": {"mode": mode}})
+
+
 def healthy():
     """Sound bijections that look like the faulty ones: none of them may be flagged."""
     return {
@@ -86,6 +94,7 @@ def healthy():
         "coupling": (Affinely(), PAIR, None),
         "context": (Affinely(CONTEXT), PAIR, CONTEXT),
         "residual": (Residual(), VECTOR, None),
+        **{f"{mode} chain": (in_numerics(mode), (1, 4, 6), CONTEXT) for mode in ("snap", "grid", "exact")},
         "chain": (
             Sequential(
                 Psi(2),

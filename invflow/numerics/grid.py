@@ -1,0 +1,159 @@
+r"""Arithmetic on a grid of powers of two, without one wrong bit.
+
+A float of p significand bits (24 in float32, 53 in float64) holds every multiple of 2^-k whose magnitude is at most
+2^(p-k). Let b be on the grid and r any integer that the float holds, and let ``u = fl(b + 2^-k r)``.
+
+**Lemma.** If ``|u| < 2^(p-k)`` then u is ``b + 2^-k r`` itself, and ``fl(u - 2^-k r)`` is b.
+Proof. The true sum s is a multiple of 2^-k. Rounding is monotone and 2^(p-k) is a float, so ``|s| >= 2^(p-k)`` would
+give ``|u| >= 2^(p-k)``: hence ``|s| < 2^(p-k)``, s is a float, and u = s. Then the true difference is b, a float.
+
+The bound has to be strict: just above it ``2^(p-k) + 2^-k`` rounds to 2^(p-k) and would pass. So one look at the result
+is enough for each addition, whatever r is, given that what enters the chain is on the grid: b is an earlier result.
+
+Zeros are one number: -0.0 comes back as 0.0 or as itself. `conditioners.evaluate` hides the sign from nets that might
+look at it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import NumericsError
+from ..state import State, map_state
+from .options import Exact, Float, Grid, Snap
+
+
+def limit(dtype: torch.dtype, frac_bits: int) -> float:
+    """2^(p-k): a float of this dtype holds every multiple of 2^-frac_bits up to it.
+
+    >>> limit(torch.float32, 16), limit(torch.float64, 16) == 2.0**37
+    (256.0, True)
+    """
+    return 2.0 / torch.finfo(dtype).eps * 2.0**-frac_bits
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Rounds to integers, half to even, in place where no gradient is recorded; the gradient is that of the identity.
+
+    The caller holds x alone.
+    """
+    if not torch.is_grad_enabled():
+        return x.round() if traced() else x.round_()
+    fixed = x.detach()
+    return fixed.round() + (x - fixed)  # x - x is 0.0 without a rounding
+
+
+def steps(x: Tensor, frac_bits: int, dtype: torch.dtype) -> Tensor:
+    """The nearest multiple of 2^-frac_bits, as an integer of this dtype."""
+    counted = round_through(x * 2.0**frac_bits)
+    return counted if counted.dtype == dtype else counted.to(dtype)
+
+
+def snap(state: State, frac_bits: int) -> State:
+    """The nearest state on the grid; the gradient is that of the identity.
+
+    >>> snap(torch.tensor([0.3, -0.9]), 2).tolist()
+    [0.25, -1.0]
+    """
+    return map_state(lambda leaf: snapped(leaf, frac_bits), state)
+
+
+def onto_grid(state: State, numerics: Float | Snap | Grid | Exact) -> State:
+    """The nearest state that a chain in these numerics takes, at either end: features that were not computed by it."""
+    return snap(state, numerics.frac_bits) if isinstance(numerics, Grid | Exact) else state
+
+
+def snapped(x: Tensor, frac_bits: int) -> Tensor:
+    """`snap` of one tensor."""
+    return steps(x, frac_bits, x.dtype) * 2.0**-frac_bits
+
+
+def add(who: str, b: Tensor, r: Tensor, frac_bits: int, sign: int = 1) -> Tensor:
+    """``b + sign * 2^-frac_bits r``, exact or refused: see the lemma above.
+
+    Args:
+        who: what complains.
+        b: on the grid.
+        r: integers.
+        frac_bits: of the grid.
+        sign: 1 or -1.
+
+    Raises:
+        NumericsError: the result is too large for its dtype to hold the grid.
+    """
+    return _in_range(who, torch.add(b, r, alpha=sign * 2.0**-frac_bits), frac_bits)
+
+
+def enter(state: State, numerics: Grid | Exact) -> State:
+    """A state as it enters a chain: on the grid and within its range.
+
+    Raises:
+        NumericsError: it is not, and is to be checked; or it is too large.
+    """
+    return map_state(lambda leaf: _enter(leaf, numerics), state)
+
+
+def _enter(x: Tensor, numerics: Grid | Exact) -> Tensor:
+    if not x.is_floating_point():
+        raise NumericsError(f"a chain in {numerics.mode} numerics expects floating-point states, got {x.dtype}")
+    if numerics.entry == "snap":
+        x = snapped(x, numerics.frac_bits)
+    elif traced():
+        x = torch.where((x.detach() * 2.0**numerics.frac_bits).frac() == 0, x, torch.nan)
+    elif not x.is_meta and x.numel() and _is_off(x.detach(), numerics.frac_bits):
+        raise _off_the_grid(x.detach(), numerics)
+    return _in_range("the state that enters", x, numerics.frac_bits)
+
+
+def _is_off(x: Tensor, frac_bits: int) -> bool:
+    """Whether any number is no multiple of 2^-frac_bits, or not finite."""
+    # The sum of magnitudes: one pass, in which nothing cancels and nothing underflows.
+    return bool(torch.linalg.vector_norm((x * 2.0**frac_bits).frac_(), 1).item() != 0.0)
+
+
+def _off_the_grid(x: Tensor, numerics: Grid | Exact) -> NumericsError:
+    bits = numerics.frac_bits
+    off = x[~((x * 2.0**bits).frac() == 0)]
+    return NumericsError(
+        f"a chain in {numerics.mode} numerics expects multiples of 2^-{bits}, got {off[0].item()!r} and "
+        f'{len(off) - 1} other such numbers; divide pixels by 256, not by 255, or let "entry": "snap" round what enters'
+    )
+
+
+def _in_range(who: str, x: Tensor, frac_bits: int) -> Tensor:
+    """The tensor itself, if the grid is held in its range."""
+    bound = limit(x.dtype, frac_bits)
+    if traced():  # nothing can be raised from a graph, and NaN spreads to all that follows
+        return torch.where(x.abs() < bound, x, torch.nan)
+    if x.is_meta or not x.numel():
+        return x
+    low, high = _extremes(x.detach())
+    if not (-bound < low and high < bound):
+        raise _too_large(who, max(-low, high), x.dtype, frac_bits)
+    return x
+
+
+def _extremes(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number; both are NaN where any is."""
+    low, high = torch.aminmax(x)
+    return low.item(), high.item()
+
+
+def _too_large(who: str, largest: float, dtype: torch.dtype, frac_bits: int) -> NumericsError:
+    name = str(dtype).removeprefix("torch.")
+    if not math.isfinite(largest):
+        return NumericsError(f"{who}: expected numbers on the grid of 2^-{frac_bits}, got {largest}")
+    fitting = frac_bits - math.floor(math.log2(largest / limit(dtype, frac_bits))) - 1
+    fixes = [f"frac_bits {fitting}" if fitting >= 0 else "smaller states", *(["float64"] if name != "float64" else [])]
+    return NumericsError(
+        f"{who}: reaches {largest:.6g}, but {name} holds multiples of 2^-{frac_bits} below "
+        f"{limit(dtype, frac_bits):.6g} only; use {' or '.join(fixes)}"
+    )
+
+
+def traced() -> bool:
+    """Whether what runs is recorded, to run later or on many samples at once, so that no value can be looked at."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -1,0 +1,231 @@
+"""From a float conditioner to an order-free one: batch norm folded, weights and activations in fixed point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..errors import NumericsError
+from .integer import MOST_SHIFT, SUM_BITS, FixedPoint, Quantize, Requantize, Table, powers_of_two
+from .options import Exact
+
+ASSUMED_RANGE = 8.0
+"""How large inputs and activations are taken to be where no data were seen."""
+
+_TABULATED = (nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
+
+
+@dataclass
+class Ranges:
+    """The largest magnitudes that data reached in a net.
+
+    Attributes:
+        state: of its input.
+        context: of its context.
+        before: of what each activation was given.
+        after: of what each activation returned.
+    """
+
+    state: float = ASSUMED_RANGE
+    context: float = ASSUMED_RANGE
+    before: dict[int, float] = field(default_factory=dict)
+    after: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One linear layer and what follows it."""
+
+    linear: nn.Conv2d | nn.Linear
+    norm: _BatchNorm | None
+    activation: nn.Module | None
+
+
+def is_order_free(net: nn.Module) -> bool:
+    """Whether a net has been made order-free."""
+    return isinstance(net, nn.Sequential) and len(net) > 0 and isinstance(net[0], Quantize)
+
+
+def obstacle(net: nn.Module) -> str | None:
+    """Why a net cannot be made order-free; None where it can, or is."""
+    if is_order_free(net):
+        return None
+    try:
+        _blocks(net)
+    except NumericsError as error:
+        return str(error)
+    return None
+
+
+def make_order_free(net: nn.Module, numerics: Exact, ranges: Ranges | None = None) -> None:
+    """Replaces what a net is made of, in place, by integer layers that compute the same up to their resolution.
+
+    Its result then counts steps of the grid: ``round(2^frac_bits t)``.
+
+    Args:
+        net: a `conv` or an `mlp`, or an `nn.Sequential` of such layers.
+        numerics: how fine state and activations are.
+        ranges: what data reached in the net; without, `ASSUMED_RANGE` everywhere.
+
+    Raises:
+        NumericsError: the net holds a layer that is not order-free.
+    """
+    if is_order_free(net):
+        return
+    blocks = _blocks(net)
+    known = ranges or Ranges()
+    limit = 2**numerics.activation_bits - 1
+    scale = _input_scale(blocks[0].linear, context_features(net), known, limit)
+    parts: list[nn.Module] = [Quantize(scale, limit)]
+    unit = scale.double()  # integers of the input per real unit, by input channel
+    for position, block in enumerate(blocks):
+        is_last = position == len(blocks) - 1
+        after = known.after.get(position, ASSUMED_RANGE)
+        out = 2.0**numerics.frac_bits if is_last else _scale(after, limit)
+        tabulated = isinstance(block.activation, _TABULATED)
+        fine = _scale(known.before.get(position, ASSUMED_RANGE), limit) if tabulated else out
+        parts.append(_fixed_point(block, unit, fine, limit))
+        if isinstance(block.activation, _TABULATED):
+            largest = 2**SUM_BITS if is_last else limit
+            parts.append(_table(block.activation, fine, out, limit, largest, block.linear.weight))
+        else:
+            parts.append(
+                Requantize(
+                    0 if isinstance(block.activation, nn.ReLU) else None if is_last else -limit,
+                    None if is_last else limit,
+                )
+            )
+        unit = torch.tensor(out, dtype=torch.float64)
+    net._modules.clear()
+    for position, part in enumerate(parts):
+        net.add_module(str(position), part.train(net.training))
+
+
+def activations(net: nn.Module) -> list[nn.Module | None]:
+    """The activation of each block of a net, in order."""
+    return [block.activation for block in _blocks(net)]
+
+
+def context_features(net: nn.Module) -> int:
+    """How many of the input's last channels are the context's."""
+    return int(getattr(net, "context_features", 0))
+
+
+def _blocks(net: nn.Module) -> list[_Block]:
+    """The layers of a net. Raises NumericsError for what is not order-free."""
+    if not isinstance(net, nn.Sequential) or not (type(net) is nn.Sequential or getattr(net, "is_stack", False)):
+        raise NumericsError(f"its net, a {type(net).__name__}, is no plain stack of convolutions or linear layers")
+    blocks: list[_Block] = []
+    for part in net:
+        name = type(part).__name__
+        last = blocks[-1] if blocks else None
+        if type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros"):
+            blocks.append(_Block(part, None, None))
+        elif isinstance(part, nn.Identity | _DropoutNd):
+            pass  # nothing, in eval mode
+        elif last is None or last.activation is not None:
+            raise NumericsError(f"its net's {name} does not follow a convolution or a linear layer")
+        elif isinstance(part, _BatchNorm) and part.running_mean is not None and last.norm is None:
+            blocks[-1] = _Block(last.linear, part, None)
+        elif isinstance(part, (nn.ReLU, *_TABULATED)):
+            blocks[-1] = _Block(last.linear, last.norm, part)
+        else:
+            raise NumericsError(f"its net's {name} sums in an order of its own; use relu, or another known activation")
+    if not blocks:
+        raise NumericsError("its net holds no convolution and no linear layer")
+    if any(block.activation is None for block in blocks[:-1]):
+        raise NumericsError("its net has two linear layers without an activation between")
+    return blocks
+
+
+def _scale(reached: float, limit: int) -> float:
+    """The largest power of two that takes a range to integers within the limit."""
+    if not reached > 0 or not math.isfinite(reached):
+        reached = ASSUMED_RANGE
+    exponent = math.floor(math.log2(limit / reached))
+    return 2.0 ** max(-MOST_SHIFT, min(MOST_SHIFT, exponent))
+
+
+def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, known: Ranges, limit: int) -> Tensor:
+    """One power of two, or one per input channel where a context comes with the state."""
+    like = linear.weight
+    state = _scale(known.state, limit)
+    if not context:
+        return torch.tensor(state, dtype=like.dtype, device=like.device)
+    channels = like.shape[1] * (linear.groups if isinstance(linear, nn.Conv2d) else 1)
+    scales = [state] * (channels - context) + [_scale(known.context, limit)] * context
+    shape = (-1, 1, 1) if isinstance(linear, nn.Conv2d) else (-1,)
+    return torch.tensor(scales, dtype=like.dtype, device=like.device).reshape(shape)
+
+
+def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPoint:
+    """The block's linear map, batch norm folded in, from integers to multiples of powers of two.
+
+    Args:
+        block: in real numbers.
+        unit: integers per real unit of the input, for each input channel or for all.
+        out: likewise of the output.
+        limit: the largest input.
+    """
+    linear = block.linear
+    weight = linear.weight.detach().double()
+    bias = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.detach().double()
+    if block.norm is not None:
+        weight, bias = _folded(weight, bias, block.norm)
+    per_channel = unit.flatten().to(weight.device)
+    if per_channel.numel() > 1 and isinstance(linear, nn.Conv2d) and linear.groups > 1:
+        raise NumericsError("its net's first convolution has groups, which share no scale with a context")
+    spread = per_channel.reshape(1, -1, *(1,) * (weight.dim() - 2))
+    weight, bias = weight / spread * out, bias * out
+    shift = _shifts(weight, bias, limit)
+    power = torch.ones_like(bias) if shift.is_meta else powers_of_two(shift)
+    column = power.reshape(-1, *(1,) * (weight.dim() - 1))
+    weight, bias = (weight * column).round() / column, (bias * power).round() / power
+    dtype = linear.weight.dtype
+    return FixedPoint(weight.to(dtype), bias.to(dtype), shift, limit, linear)
+
+
+def _folded(weight: Tensor, bias: Tensor, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """The linear map followed by batch norm as it is in eval mode, as one linear map."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight.detach().double()
+    offset = bias.new_zeros(()) if norm.bias is None else norm.bias.detach().double()
+    column = factor.reshape(-1, *(1,) * (weight.dim() - 1))
+    return weight * column, (bias - norm.running_mean.double()) * factor + offset
+
+
+def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
+    """For each output channel the largest e for which integers near 2^e times its weights satisfy the bound."""
+    if weight.is_meta:
+        return torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
+    rows = weight.flatten(1)
+    if not bool(rows.isfinite().all() and bias.isfinite().all()):
+        raise NumericsError("its net's weights are not finite")
+    worst = limit * rows.abs().sum(1) + bias.abs()
+    shift = (SUM_BITS - worst.clamp(min=2.0**-MOST_SHIFT).log2()).floor().clamp(-MOST_SHIFT, MOST_SHIFT).long()
+    for _ in range(2 * MOST_SHIFT):  # rounding up may have gone beyond the bound
+        power = powers_of_two(shift)
+        norm = (rows * power[:, None]).round().long().abs().sum(1)
+        reached = limit * norm + (bias * power).round().long().abs()
+        too_large = (reached > 2**SUM_BITS) & (shift > -MOST_SHIFT)
+        if not bool(too_large.any()):
+            break
+        shift = shift - too_large.long()
+    return shift
+
+
+def _table(activation: nn.Module, fine: float, out: float, limit: int, largest: int, like: Tensor) -> Table:
+    """An activation as integers of integers."""
+    places = torch.arange(-limit, limit + 1, dtype=torch.float64, device=like.device)
+    values: Callable[[Tensor], Tensor] = activation
+    found = (values(places / fine) * out).round().clamp(-largest, largest) + 0.0
+    return Table(found.detach().to(like.dtype), largest)

@@ -1,0 +1,11 @@
+"""What every block of options in a spec is: strict, immutable, bounded."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Options(BaseModel):
+    """A strict, immutable piece of a spec."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)

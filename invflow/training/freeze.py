@@ -1,0 +1,85 @@
+"""Runs in other numerics: a trained run becomes one that is exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..diagnostics.exactness import images_back
+from ..errors import RunError
+from ..numerics import Exact, Float, Grid, Snap
+from ..numerics.freeze import freeze
+from ..spec import to_spec
+from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
+from .data import load_data
+from .run import Run, require_empty, versions
+from .tasks import task_of
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What freezing a run came to, on the test images.
+
+    Attributes:
+        before: the scores in words.
+        after: likewise, of the frozen model.
+        scores_before: by their names in ``run.json``: accuracies from 0 to 1, log-likelihoods in nats.
+        scores_after: likewise, of the frozen model.
+        images: how many test images there are.
+        bit_equal: how many of them come back without one wrong bit, by the way in which they are inverted.
+    """
+
+    before: str
+    after: str
+    scores_before: dict[str, float]
+    scores_after: dict[str, float]
+    images: int
+    bit_equal: dict[str, int]
+
+
+def freeze_run(
+    run: Run, folder: Path, numerics: Float | Snap | Grid | Exact, data_root: Path | None = None
+) -> tuple[Run, Frozen]:
+    """Writes a trained run's model in other numerics into a run folder of its own.
+
+    What has to be learned from data, the ranges of activations, is read off the run's training images.
+
+    Args:
+        run: trained, not exact already.
+        folder: empty or absent.
+        numerics: of the new run.
+        data_root: see `load_data`.
+
+    Raises:
+        RunError: the folder holds something.
+        NumericsError: the model cannot be so exact.
+    """
+    require_empty(folder)
+    if folder.resolve() == run.folder.resolve():
+        raise RunError(f"{folder}: is the run itself; name another folder with --out")
+    data = load_data(run.training.data, data_root)
+    before = run.load().eval()
+    after = freeze(before, data.train.values, numerics)
+    scores = [task_of(model, data).evaluate() for model in (before, after)]
+    found = Frozen(
+        before=scores[0].summary(),
+        after=scores[1].summary(),
+        scores_before=scores[0].scores,
+        scores_after=scores[1].scores,
+        images=len(data.test),
+        bit_equal=images_back(after.bijection, data.test.values),
+    )
+    document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
+    write_checkpoint({**document, **to_spec(after)}, after.state_dict(), folder)
+    frozen = Run(folder, read_checkpoint_spec(folder)[0], {})
+    frozen.update(
+        name=run.spec.name,
+        status="finished",
+        frozen_from=str(run.folder),
+        versions=versions(),
+        epochs_done=run.record.get("epochs_done"),
+        seconds=run.record.get("seconds", 0.0),
+        **found.scores_after,
+    )
+    return frozen, found
