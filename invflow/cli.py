@@ -318,9 +318,12 @@ def _print_reconstructions(found: dict[str, dict[str, float]]) -> None:
         table.add_row(name, *(f"{error:.1e}" + ("" if error <= allowed[key] else " lost") for key, error in errors))
     _wide(out).print(table)
     if all(error <= allowed[key] for key, errors in found.items() for error in errors.values()):
-        out.print('backprop "reversible" reconstructs every input')
+        out.print('backprop "reversible" reconstructs every input', soft_wrap=True)
     else:
-        out.print('where an input is lost, backprop "reversible" gives wrong gradients: monitor "anchor" keeps it')
+        out.print(
+            'where an input is lost, backprop "reversible" gives wrong gradients: monitor "anchor" keeps it',
+            soft_wrap=True,
+        )
 
 
 def _proof_cells(proof: Any) -> tuple[str, str, str]:

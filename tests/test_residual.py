@@ -280,3 +280,16 @@ def test_the_chain_of_an_inverted_block():
     back, negative = chain.inverse_and_log_det(x)
     torch.testing.assert_close(back, y, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(log_det, -negative, rtol=1e-10, atol=1e-10)
+
+
+def test_the_compiler_breaks_the_graph_and_gives_the_same_numbers():
+    torch.manual_seed(0)
+    block = Residual(LipschitzMLP((3,), (3,), hidden=[4]), coefficient=0.5)
+    x = torch.randn(2, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(block, backend="aot_eager")
+    for factor in (1, 20):  # a graph that has been made sees weights that moved
+        with torch.no_grad():
+            block.net.maps[0].weight.mul_(factor)
+            torch.testing.assert_close(compiled(x), block(x))
+    torch.compiler.reset()

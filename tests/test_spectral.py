@@ -178,6 +178,14 @@ def test_weights_without_a_norm_do_not_hang(value):
     assert y.isfinite().all() == (value == 0)
 
 
+def test_a_kernel_that_meets_nothing_but_the_border_has_the_norm_0():
+    layer = SpectralConv2d(2, 1, 3, (1, 1))
+    with torch.no_grad():
+        layer.weight[:, :, 1, 1] = 0
+    assert float(layer.norm().detach()) == 0
+    assert torch.equal(layer(torch.ones(1, 2, 1, 1)), layer.bias.reshape(1, 1, 1, 1))
+
+
 def test_half_precision_weights_are_normalised_in_single():
     layer = SpectralLinear(30, 30).bfloat16()
     with torch.no_grad():

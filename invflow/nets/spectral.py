@@ -269,6 +269,8 @@ def top_singular_pair(
         tolerance: the residual, relative to the norm, at which it stops.
     """
     image = apply(start)
+    if not bool(image.norm() > 0):  # no map at all: a kernel, for example, that meets nothing but the border
+        return torch.zeros_like(image), start / start.norm(), 0.0, 0.0
     if image.numel() < start.numel():  # from the smaller side, which is exhausted first
         v, u, norm, residual = top_singular_pair(transpose, apply, image, tolerance)
         return u, v, norm, residual
