@@ -17,6 +17,10 @@ MEMORY = 8
 """How many differences Anderson's method looks back on. With 5, where few directions sit near the limit, it takes 23
 evaluations instead of 16 (128 dimensions, contraction 0.97, to an error of 1e-6); with 10, 14."""
 
+LARGEST_GROWTH = 2.0
+"""A mixed step whose residual is more times the one before is taken back. Smaller growth is made good by later steps:
+to take back whatever is larger than Picard's residual could be costs up to 6 evaluations more where f has kinks."""
+
 TIKHONOV = 1e-8
 """Regularisation of its least squares, relative to the size of each difference; ten roundings where these are more."""
 
@@ -99,8 +103,8 @@ def solve(
 
     Picard's method repeats ``x <- f(x)``: the error falls by the factor L, the Lipschitz constant of f, each time.
     Anderson's takes the combination of the last points whose residuals cancel best, which is as good as GMRES where f
-    is nearly linear; a step whose residual is more than L times the one before, which Picard's never is, is taken back,
-    and where such steps cost more than they win, Picard's method goes on.
+    is nearly linear. It keeps account, against the contraction that it sees, of what its steps win and lose: a sample
+    that loses goes on by Picard's method, and a step that makes the residual much larger is taken back.
 
     A sample that has converged, or is not finite, or gets no further, is not evaluated any more; so what a sample gets
     does not depend on the others.
@@ -229,8 +233,7 @@ class _Solver:
         self.count += 1
         residual = image - x
         size = _norm(residual)
-        # Picard's step never makes a residual larger than this: what does is taken back.
-        kept = ~mixing | (size <= self.limit * now.size)
+        kept = ~mixing | (size <= LARGEST_GROWTH * now.size)
         move, difference = x - now.x, image - now.image
         distance = _norm(move)
         far = distance > NEAR * self.eps * now.scale  # nearer points differ by their roundings

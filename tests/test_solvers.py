@@ -48,6 +48,7 @@ ELSEWHERE = {
     "tanh of a rotation": lambda c: (c * rotation(1), torch.tanh),
     "modulus of a rotation": lambda c: (c * rotation(1), torch.abs),
     "relu of a rotation": lambda c: (c * rotation(1), torch.relu),
+    "sorting": lambda c: (c * rotation(1), lambda x: x.sort(dim=1).values),
     "uniform spectrum": lambda c: (symmetric(torch.linspace(-c, c, DIMENSIONS).double()), torch.nn.Identity()),
     "tanh, few singular values at the limit": lambda c: (rotation(1) @ symmetric(few_near(c)), torch.tanh),
     "tanh, few at minus the limit": lambda c: (-symmetric(few_near(c)), torch.tanh),
