@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -114,6 +115,13 @@ class Bijection(nn.Module, ABC):
         with torch.no_grad():
             x: State = probe.inverse(zeros(shape, dtype=like.dtype, device=like.device))
         return shape_of(x)
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """Upper bounds of the Lipschitz constants of the map and of its inverse, infinite where none is known.
+
+        Of a tuple state the distance is the Euclidean one of all its numbers together.
+        """
+        return math.inf, math.inf
 
     @property
     def awaits_data(self) -> bool:

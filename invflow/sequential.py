@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, overload
 
@@ -73,6 +74,8 @@ class Sequential(Bijection):
         self.backprop = backprop
         self.monitor = monitor
         self.reconstruction = Reconstruction()
+        if layers:
+            self.domain = layers[0].domain  # type: ignore[misc]  # of this chain
 
     @property
     def level(self) -> str:  # type: ignore[override]
@@ -113,6 +116,10 @@ class Sequential(Bijection):
             y, log_det = layer.inverse_and_log_det(y, context)
             total = total + log_det
         return y, total
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        bounds = [layer.lipschitz_bounds() for layer in self]
+        return math.prod(forward for forward, _ in bounds), math.prod(inverse for _, inverse in bounds)
 
     @property
     def awaits_data(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, TypeAlias
 
@@ -136,6 +137,14 @@ class AdditiveCoupling(_Coupling):
         ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp"}}, ((2,), (3,))),
     ]
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of [[N, 1], [1, 0]] at most, where the net knows its l."""
+        bound = getattr(self.net, "lipschitz_bound", None)
+        if not callable(bound):
+            return math.inf, math.inf
+        both = (float(bound()) + math.hypot(float(bound()), 2)) / 2
+        return both, both
 
     def _transform(self, b: Tensor, made: Tensor) -> Tensor:
         return made + b

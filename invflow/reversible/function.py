@@ -85,7 +85,8 @@ class Run:
             return
         dtypes = {leaf.dtype for leaf in leaves(output)} | ({self.autocast.dtype} if self.autocast.dtype else set())
         allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
-        judge(self.record, self.monitor, self.steps, self.samples.errors(reconstructed), allowed, output)
+        errors = self.samples.errors(reconstructed, self.steps, allowed)
+        judge(self.record, self.monitor, self.steps, errors, allowed, output)
 
 
 def reverse(run: Run, x: State, context: Tensor | None) -> Outcome:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,17 +39,19 @@ class Case:
         layers: the documents, as in a spec.
         shape: the shape of the input, without the batch.
         context_shape: the shape of the context, None for none.
+        options: what the document says of the chain as a whole: how it is trained, for example.
     """
 
     layers: tuple[dict[str, Any], ...]
     shape: Shape
     context_shape: tuple[int, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def spec(self) -> dict[str, Any]:
         """The whole document."""
         declared = {"shape": self.shape, "context_shape": self.context_shape}
-        return {"input": declared, "layers": list(self.layers)}
+        return {"input": declared, "layers": list(self.layers), **self.options}
 
     def chain(self, seed: int = 0) -> Sequential:
         """The chain of these layers, its weights drawn from ``seed`` without moving anybody's generator."""
@@ -58,8 +60,9 @@ class Case:
             return build(self.spec)
 
     def bijection(self, seed: int = 0) -> Bijection:
-        """The only layer."""
-        return self.chain(seed)[0]
+        """The only layer; where there are several, or something is said of all of them, the chain."""
+        chain = self.chain(seed)
+        return chain[0] if len(chain) == 1 and not self.options else chain
 
     def builds(self) -> bool:
         """Whether a spec with these layers is accepted."""
@@ -86,7 +89,10 @@ def cases(draw: Draw, tag: str) -> Case:
 
 @st.composite
 def chain_cases(draw: Draw, max_depth: int = 12) -> Case:
-    """A chain of up to ``max_depth`` layers of any registered types, each accepting what reaches it."""
+    """A chain of up to ``max_depth`` layers of any registered types, each accepting what reaches it.
+
+    The fields that a `sequential` has besides its layers are drawn for the whole chain, where all its layers can do so.
+    """
     shape = draw(st.sampled_from([(5,), (4, 4, 4), (1, 4, 6), ((2, 2, 2), (3, 2, 2)), ((3,), (2,))]))
     context_shape = draw(st.none() | st.just((2,)))
     layers: list[dict[str, Any]] = []
@@ -97,7 +103,8 @@ def chain_cases(draw: Draw, max_depth: int = 12) -> Case:
         after = _shape_after(json.dumps(varied), reached, context_shape)
         layers.append(example if after is None else varied)
         reached = after or _shape_after(json.dumps(example), reached, context_shape) or reached
-    return Case(tuple(layers), shape, context_shape)
+    case = Case(tuple(layers), shape, context_shape, draw(plain_fields(bijections.fields(Sequential))))
+    return case if case.builds() else dataclasses.replace(case, options={})
 
 
 @functools.cache
@@ -148,12 +155,12 @@ def _varied(draw: Draw, document: dict[str, Any]) -> dict[str, Any]:
     """A document of the same type with some plain fields drawn anew, and what is nested varied likewise."""
     varied = dict(document)
     fields = bijections.fields(bijections.find(document["type"]))
-    for name, field in fields.fields.items():
-        if field.kind == "net" and name in document:
+    for name, part in fields.fields.items():
+        if part.kind == "net" and name in document:
             varied[name] = draw(st.just(document[name]) | net_documents())
-        elif field.kind == "layer" and name in document:
+        elif part.kind == "layer" and name in document:
             varied[name] = draw(_varied(document[name]))
-        elif field.kind == "layers":
+        elif part.kind == "layers":
             varied[name] = [draw(_varied(layer)) for layer in document.get(name, [])]
     return {**varied, **draw(plain_fields(fields))}
 

@@ -52,8 +52,7 @@ def check_case(case: Case, setting: Setting, skip: Collection[str] = ()) -> Repo
 
     The compiler is left out: `check_examples` asks it once.
     """
-    chain = case.chain(seed=setting.seed)
-    subject = Subject(chain[0] if len(chain) == 1 else chain, case.shape, case.context_shape)
+    subject = Subject(case.bijection(seed=setting.seed), case.shape, case.context_shape)
     trials = functools.cache(subject.trial)
     properties = [prop for prop in chosen(skip={COMPILES, *skip}) if prop.applies_to(subject)]
     findings = tuple(try_property(prop, subject, setting, trials) for prop in properties)

@@ -35,7 +35,6 @@ class Property:
         kinds: the inputs it is tried on.
         start: which state of the trial it starts from: what a report shows as the failing input.
         trials: at most so many in one check, for what is slow or the same for every input.
-        empty: whether it is tried on batches of no samples, about which the others have nothing to say.
         dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
     """
 
@@ -48,21 +47,20 @@ class Property:
     start: Literal["x", "y"]
     trials: int | None
     dense: bool
-    empty: bool
 
     def adapt(self, setting: Setting) -> Setting:
         """The setting with what this property needs."""
         kind = setting.kind if setting.kind in self.kinds else self.kinds[0]
         adapted = dataclasses.replace(setting, kind=kind, **self.needs)
-        if not adapted.batch and not self.empty:
+        if not adapted.batch and "batch" not in self.needs:  # of no samples most have nothing to say
             adapted = dataclasses.replace(adapted, batch=1)
         if adapted.training and adapted.batch < 2:
             return dataclasses.replace(adapted, batch=2)  # batch statistics of one number are none
         return adapted
 
     def applies_to(self, subject: Subject) -> bool:
-        """Whether there is anything to check: a context, a Jacobian, what the author of a foreign layer knows."""
-        unchecked: tuple[str, ...] = getattr(subject.bijection, "unchecked", ())
+        """Whether there is anything to check: a context, a Jacobian, what the layers themselves promise."""
+        unchecked = {name for part in subject.bijection.modules() for name in getattr(part, "unchecked", ())}
         if self.name in unchecked or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
             return False
         return self.name != "context" or subject.context_shape is not None
@@ -76,7 +74,6 @@ def promised(
     start: Literal["x", "y"] = "x",
     trials: int | None = None,
     dense: bool = False,
-    empty: bool = False,
 ) -> Callable[[Callable[[Trial], float]], Property]:
     """Makes a property of the function that measures it; its docstring is the promise."""
 
@@ -84,7 +81,7 @@ def promised(
         promise = " ".join((measure.__doc__ or "").split())
         allowed = tolerance if callable(tolerance) else lambda trial: tolerance
         name = measure.__name__.replace("_", " ")
-        return Property(name, promise, measure, allowed, needs, kinds, start, trials, dense, empty)
+        return Property(name, promise, measure, allowed, needs, kinds, start, trials, dense)
 
     return decorate
 

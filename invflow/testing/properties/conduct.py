@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...bijection import Bijection
-from ...state import State, leaves, map_state
+from ...state import State, leaves, map_state, shape_of
 from ..measures import condition_number, difference, in_double, magnitude, same_bits
 from ..tolerances import EXACT, SAME_ROUNDINGS
 from ..trial import Trial, batch_size, sample
@@ -121,6 +121,18 @@ def batch_independence(trial: Trial) -> float:
                 alone = call(sample(state, i), sample(trial.context, i))
                 found += [(sample(a, i), b) for a, b in zip(together, alone, strict=True)]
     return same_numbers(trial, found, roundings(SAME_ROUNDINGS)(trial))
+
+
+@promised(EXACT, needs={"training": False, "batch": 0}, kinds=("normal",), trials=2)
+def empty_batch(trial: Trial) -> float:
+    """A batch of no samples comes back as one of none, of the shapes that any other has."""
+    told = trial.bijection.output_shape(trial.shape)
+    with torch.no_grad():
+        for (name, call, state), shape in zip(all_calls(trial), (told, trial.shape) * 2, strict=True):
+            result = call(state, trial.context)[0]
+            expect(batch_size(result) == 0, f"{name} to return no samples, got {batch_size(result)}")
+            expect(shape_of(result) == shape, f"{name}: shape {shape}, got {shape_of(result)}")
+    return 0.0
 
 
 @promised(roundings(SAME_ROUNDINGS), needs=SEVERAL)

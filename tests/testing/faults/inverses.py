@@ -231,7 +231,7 @@ class WrongInputShape(Psi):
         return shape
 
 
-@fault("shapes")
+@fault("empty batch")
 class EmptyBatch(Scale):
     """An empty batch raises."""
 
