@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -91,6 +92,23 @@ def test_random_chains_train_as_plain_ones_do(data):
     x = make_state(lambda leaf: torch.randn((5, *leaf), generator=generator, dtype=torch.float64), case.shape)
     context = None if case.context_shape is None else torch.randn(5, *case.context_shape, dtype=torch.float64)
     assert_equal_training(chain, x, context, log_det=data.draw(st.booleans()))
+
+
+def every_example():
+    for tag, cls in sorted(invflow.registered().items()):
+        for fields, shape in cls.examples:
+            yield pytest.param({"type": tag, **fields}, shape, id=f"{tag}-{shape}")
+
+
+@pytest.mark.parametrize("log_det", [False, True])
+@pytest.mark.parametrize(("layer", "shape"), list(every_example()))
+def test_every_registered_bijection(layer, shape, log_det):
+    """There and back again: the last layer that trains is plain, so that the one before it is what is tested."""
+    as_lists = json.loads(json.dumps(shape))
+    torch.manual_seed(0)
+    chain = invflow.build({"input": {"shape": as_lists}, "layers": [layer, {"type": "inverse", "layer": layer}]})
+    x = make_state(lambda leaf: torch.randn((9, *leaf), dtype=torch.float64), shape)
+    assert_equal_training(chain.double().train(), x, log_det=log_det)
 
 
 def test_dropout_and_batch_norm(images):

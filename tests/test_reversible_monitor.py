@@ -76,6 +76,18 @@ class TestWhatItSays:
             wrong = gradients(chain, padded(), "reversible")
         assert angle(wrong, gradients(chain, padded(), "stored")) > 10  # it is right to speak
 
+    def test_dead_channels_under_a_relu(self):
+        torch.manual_seed(0)
+        nets = (nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(6))
+        chain = Sequential(Split(), *(AdditiveCoupling(net) for net in nets), Merge(), backprop="reversible")
+        for coupling in list(chain)[1:-1]:  # channels that stay as they were: a last layer that starts at zero
+            with torch.no_grad():
+                coupling.net[1].weight[4:] *= 1e-3
+                coupling.net[1].bias[4:] = 0
+        with pytest.warns(ReconstructionWarning, match="constant in this batch"):
+            wrong = gradients(chain, padded(), "reversible")
+        assert angle(wrong, gradients(chain, padded(), "stored")) > 0.1
+
     def test_dead_channels_are_invisible_in_eval_mode(self):
         chain = chain_of().eval()
         right = gradients(chain, padded(), "stored")

@@ -117,11 +117,12 @@ def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float
     """How far the input of a step is off, ``(channels, numbers)``.
 
     In units of each channel's spread, as `relative_errors` has it; where that is too much, but nothing in the layer
-    divides by a spread, in units of max(1, the largest magnitude), as every round trip is measured: a feature that is
-    the same in all samples may come back with a rounding, and spoils no gradient.
+    divides by a spread or has its kink at the channel's one value, in units of max(1, the largest magnitude), as every
+    round trip is measured: a feature that is the same in all samples may come back with a rounding, and spoils no
+    gradient.
     """
     error = float(relative_errors(before, after))
-    if error <= allowed or any(map(_divides_by_spread, step.layer.modules())):
+    if error <= allowed or any(map(_divides_by_spread, step.layer.modules())) or _begins_with_a_kink(step.layer):
         return error
     return float(relative_errors(before, after, by_spread=False))
 
@@ -131,6 +132,12 @@ def _divides_by_spread(part: nn.Module) -> bool:
     if isinstance(part, _NormBase):  # batch and instance norm: in eval mode by those that were kept
         return part.training or part.running_mean is None
     return isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm)
+
+
+def _begins_with_a_kink(layer: nn.Module) -> bool:
+    """Whether the first thing that a layer does is a ReLU, or its like: of zeros, noise decides the slope."""
+    first = next(part for part in layer.modules() if next(part.children(), None) is None)
+    return isinstance(first, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.PReLU | nn.RReLU)
 
 
 def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) -> Tensor:
