@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -143,6 +144,13 @@ class Bijection(nn.Module, ABC):
         from .registry import bijections  # the registry knows this class
 
         return bijections.name_of(type(self))
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """Upper bounds of the Lipschitz constants of the map and of its inverse, infinite where none is known.
+
+        Of a tuple state the distance is the Euclidean one of all its numbers together.
+        """
+        return math.inf, math.inf
 
     @property
     def awaits_data(self) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import statistics
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from .bijections.residual import NotConverged
 from .errors import InvflowError
 
 app = typer.Typer(
@@ -42,16 +45,26 @@ TrainSize = Annotated[int | None, typer.Option(help="Instead of the spec's.")]
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command; ends the process with its exit status: 2 with one line for a user's mistake."""
-    try:
-        status = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
-    except TyperException as error:
-        status = _complain(error.format_message())
-    except InvflowError as error:
-        status = _complain(str(error))
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        status = _complain(f"{where}{error.strerror or error}")
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+        try:
+            status = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
+        except TyperException as error:
+            status = _complain(error.format_message())
+        except InvflowError as error:
+            status = _complain(str(error))
+        except OSError as error:
+            where = "" if error.filename is None else f"{error.filename}: "
+            status = _complain(f"{where}{error.strerror or error}")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _warn(otherwise: Any, message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Prints a warning of this library as one line, without the place in the code that it came from."""
+    if issubclass(category, NotConverged):
+        err.print(f"invflow: {message}", markup=False, soft_wrap=True)
+    else:
+        otherwise(message, category, *where, **more)
 
 
 def _complain(message: str) -> int:
@@ -73,7 +86,7 @@ def train(
     download: Download = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the classifier that a spec describes, evaluate it, and draw what it does."""
+    """Train the classifier or the flow that a spec describes, evaluate it, and draw what it does."""
     from .spec import load_spec
     from .training import run as runs
     from .training.illustrate import illustrate
@@ -109,7 +122,7 @@ def train(
 
 @app.command()
 def evaluate(run: RunPath, data_root: DataRoot = None, as_json: AsJson = False) -> None:
-    """Test accuracy of a trained run, and how exactly it runs backwards."""
+    """Test accuracy or likelihood of a trained run, and how exactly it runs backwards."""
     from .training.evaluate import evaluate_run
     from .training.run import Run
 
@@ -178,7 +191,7 @@ def compare(
     folder = to or _new_folder("compare")
     overrides = {"epochs": epochs, "lr": lr, "train_size": train_size}
     with _stdout_for_the_answer(as_json):
-        rows = run_all(
+        found = run_all(
             loaded,
             seeds,
             folder,
@@ -188,17 +201,27 @@ def compare(
             download=download,
         )
         plot = folder / "comparison.png"
-        write_figure(comparison([{**dataclasses.asdict(row), "name": Path(row.spec).stem} for row in rows]), plot)
+        score = found.score
+        drawn = [
+            {"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)}
+            for row in found.rows
+        ]
+        label = f"test {score.label},{score.unit if score.unit[:1].isspace() else ' ' + score.unit}"
+        write_figure(comparison(drawn, label, digits=score.digits, narrowest=score.narrowest), plot)
     if as_json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        _print_json([row.as_json() for row in found.rows])
         return
-    table = Table("spec", "parameters", "test accuracy", "round-trip error", "seconds")
-    for row in rows:
-        accuracy = f"{statistics.mean(row.test_accuracy):.2%}"
-        if len(row.test_accuracy) > 1:
-            accuracy += f" ± {100 * statistics.stdev(row.test_accuracy):.2f}"
+    table = Table("spec", "parameters", f"test {score.label}", "round-trip error", "seconds")
+    for row in found.rows:
+        known = [value for value in row.scores[f"test_{score.name}"] if math.isfinite(value)]
+        text = score.text(statistics.mean(known)) if known else ""
+        if len(known) > 1:
+            text += f" ± {score.factor * statistics.stdev(known):.{score.digits}f}"
+        lost = len(row.scores[f"test_{score.name}"]) - len(known)
+        text += f"{', ' * bool(text)}{lost} diverged" if lost else ""
         error = "not invertible" if row.round_trip_error is None else f"{row.round_trip_error:.1e}"
-        table.add_row(row.spec, f"{row.parameters:,}", accuracy, error, f"{statistics.mean(row.seconds):.0f}")
+        seconds = f"{statistics.mean(row.seconds):.0f}" if row.seconds else ""
+        table.add_row(row.spec, f"{row.parameters:,}", text, error, seconds)
     out.print(table)
     out.print(f"wrote {plot}", markup=False, soft_wrap=True)
 
@@ -212,6 +235,9 @@ def check(
     memory: Annotated[
         bool, typer.Option("--memory", help="How well training in constant memory reconstructs each layer's input.")
     ] = False,
+    conditioning: Annotated[
+        bool, typer.Option("--conditioning", help="Lipschitz constants, singular values, the error they predict.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Shapes, parameters and round-trip error of every layer; exit status 1 where a layer does not run backwards."""
@@ -223,9 +249,11 @@ def check(
     report = run_check(chain)
     found = _check_thoroughly(chain) if thorough else None
     rebuilt = reconstructions(chain) if memory else None
+    stretches = _measure_conditioning(chain) if conditioning else None
     if as_json:
         more = {} if found is None else {"thorough": dataclasses.asdict(found)}
         more |= {} if rebuilt is None else {"reconstruction_error": rebuilt}
+        more |= {} if stretches is None else {"conditioning": dataclasses.asdict(stretches)}
         _print_json({"spec": str(spec), **dataclasses.asdict(report), **more})
     else:
         columns = list(report.round_trip_error)
@@ -242,12 +270,17 @@ def check(
             _print_thorough(found)
         if rebuilt is not None:
             _print_reconstructions(rebuilt)
+        if stretches is not None:
+            _print_conditioning(stretches)
         if found is not None and not found.ok:
             out.print("failed: a property does not hold")
+        elif stretches is not None and not stretches.ok:
+            out.print("failed: a Lipschitz constant exceeds its bound")
         else:
             how = "to rounding" if report.exactness == "float" else "without one wrong bit"
             out.print(f"ok: it runs backwards {how}" if report.ok else f"failed: it does not run backwards {how}")
-    raise typer.Exit(0 if report.ok and (found is None or found.ok) else 1)
+    sound = report.ok and all(further is None or further.ok for further in (found, stretches))
+    raise typer.Exit(0 if sound else 1)
 
 
 def _check_thoroughly(chain: Any) -> Any:
@@ -255,6 +288,33 @@ def _check_thoroughly(chain: Any) -> Any:
 
     with err.status("checking") as status:
         return check_thoroughly(chain, lambda line: status.update(f"checking {line}"))
+
+
+def _measure_conditioning(chain: Any) -> Any:
+    from .diagnostics.conditioning import conditioning
+
+    with err.status("measuring") as status:
+        return conditioning(chain, lambda line: status.update(f"measuring {line}"))
+
+
+def _print_conditioning(found: Any) -> None:
+    """A Conditioning as a table, and what its condition number says of the round trip."""
+    table = Table("", "layer", "Lipschitz constant", "bound", "of the inverse", "bound")
+    for position, layer in enumerate([*found.layers, found.chain]):
+        if layer is found.chain:
+            table.add_section()
+        pairs = ((layer.lipschitz, layer.lipschitz_bound), (layer.inverse_lipschitz, layer.inverse_bound))
+        cells = [
+            text for value, bound in pairs for text in (f"{value:.4g}", f"{bound:.4g}" if math.isfinite(bound) else "")
+        ]
+        table.add_row("" if layer is found.chain else str(position), layer.layer, *cells)
+    _wide(out).print(table)
+    how = "" if found.exact else ", its extreme singular values found by iteration"
+    out.print(f"condition number {found.condition_number:.4g}{how}")
+    for dtype, predicted in found.predicted_error.items():
+        measured = found.round_trip_error[dtype]
+        line = f"{dtype}: it predicts a round-trip error near {predicted:.1e}, relative; measured: {measured:.1e}"
+        out.print(line, soft_wrap=True)
 
 
 def _print_thorough(found: Any) -> None:
@@ -292,9 +352,12 @@ def _print_reconstructions(found: dict[str, dict[str, float]]) -> None:
         table.add_row(name, *(f"{error:.1e}" + ("" if error <= allowed[key] else " lost") for key, error in errors))
     _wide(out).print(table)
     if all(error <= allowed[key] for key, errors in found.items() for error in errors.values()):
-        out.print('backprop "reversible" reconstructs every input')
+        out.print('backprop "reversible" reconstructs every input', soft_wrap=True)
     else:
-        out.print('where an input is lost, backprop "reversible" gives wrong gradients: monitor "anchor" keeps it')
+        out.print(
+            'where an input is lost, backprop "reversible" gives wrong gradients: monitor "anchor" keeps it',
+            soft_wrap=True,
+        )
 
 
 def _proof_cells(proof: Any) -> tuple[str, str, str]:
@@ -407,7 +470,25 @@ def plot_psi(
     if psi is None:
         raise InvflowError(f"{spec}: plot-psi expects a spec with a psi layer, got one without")
     data = load_data((document.training or Training()).data, data_root, download=download)
-    write_figure(psi_channels(data.test.pixels[:images], psi), to)
+    write_figure(psi_channels(data.test.values[:images], psi), to)
+    out.print(f"wrote {to}", markup=False, soft_wrap=True)
+
+
+@app.command("plot-solver")
+def plot_solver(
+    spec: SpecPath,
+    to: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("solver.png"),
+) -> None:
+    """How fast the inverses of the spec's residual blocks are found: error against evaluations, for each method."""
+    from .diagnostics.check import chain_of, inputs
+    from .diagnostics.pictures import write_figure
+    from .diagnostics.solver_plot import inverse_errors, solver_plot
+
+    chain = chain_of(spec)
+    blocks = inverse_errors(chain, *inputs(chain))
+    if not blocks:
+        raise InvflowError(f"{spec}: plot-solver expects a spec with a residual layer, got one without")
+    write_figure(solver_plot(blocks), to)
     out.print(f"wrote {to}", markup=False, soft_wrap=True)
 
 
@@ -430,6 +511,38 @@ def interpolate(
         out.print(f"wrote {picture}", markup=False, soft_wrap=True)
 
 
+@app.command()
+def sample(
+    run: RunPath,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="Below 1: closer to what is most likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Another one draws other samples.")] = 0,
+    to: Annotated[Path | None, typer.Option("--out", help="The picture; default: RUN/pictures/drawn.png.")] = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw samples from a trained flow: a picture of them or, with --json, the numbers and their log-densities."""
+    from .diagnostics.pictures import write_figure
+    from .training.data import load_data
+    from .training.run import PICTURES, Run
+    from .training.tasks import Density, task_of
+
+    with _stdout_for_the_answer(as_json):
+        opened = Run.open(run)
+        task = task_of(opened.load(), load_data(opened.training.data, data_root))
+        if not isinstance(task, Density):
+            raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
+        drawn = task.draw(count, temperature=temperature, seed=seed)
+        if not as_json:
+            to = to or run / PICTURES / "drawn.png"
+            write_figure(task.picture(drawn), to)
+    if as_json:
+        log_prob = task.log_prob(drawn)
+        _print_json({"run": str(run), "samples": drawn.tolist(), "log_prob": log_prob.tolist()})
+    else:
+        out.print(f"wrote {to}", markup=False, soft_wrap=True)
+
+
 def _load_document(source: Path) -> Any:
     """The Spec in a file, or of a run or checkpoint folder."""
     from .spec import load_spec
@@ -447,7 +560,7 @@ def _evaluation(found: Any) -> dict[str, Any]:
 
 def _print_evaluation(run: Path, found: Any) -> None:
     out.print(f"run {run}", markup=False, soft_wrap=True)
-    out.print(f"  test accuracy {found.test_accuracy:.2%}, {found.parameters:,} parameters")
+    out.print(f"  {found.summary()}, {found.parameters:,} parameters")
     if not found.invertible:
         out.print("  not invertible up to its last layer: the head has hidden layers; of the trunk below it:")
     for (dtype, mode), trip in found.round_trips.items():

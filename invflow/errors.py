@@ -26,6 +26,10 @@ class RunError(InvflowError):
     """A run folder that is none, or that cannot be gone on with."""
 
 
+class DivergedError(RunError):
+    """A training whose loss or weights are no longer finite."""
+
+
 class CheckpointError(InvflowError):
     """A checkpoint folder that is incomplete, altered, or does not fit its spec."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, overload
 
@@ -86,6 +87,8 @@ class Sequential(Bijection):
         self.numerics = numerics
         self.monitor = monitor
         self.reconstruction = Reconstruction()
+        if layers:
+            self.domain = layers[0].domain  # type: ignore[misc]  # of this chain
 
     @property
     def level(self) -> str:  # type: ignore[override]
@@ -190,6 +193,10 @@ class Sequential(Bijection):
         except NumericsError as error:
             raise self._located(layer, error) from error
         return self._left(y), total
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        bounds = [layer.lipschitz_bounds() for layer in self]
+        return math.prod(forward for forward, _ in bounds), math.prod(inverse for _, inverse in bounds)
 
     @property
     def awaits_data(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import invflow
 from invflow.cli import app, main
+from tests.test_density_training import images, points
 from tests.test_training import tiny
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -86,6 +88,79 @@ def test_overrides_are_recorded(call, spec_file, tmp_path):
     }  # fmt: skip
     training = invflow.load_spec(tmp_path / "run" / "spec.json").training
     assert (training.seed, training.optimizer.lr, training.data.train_size) == (7, 0.5, 32)
+
+
+@pytest.fixture
+def flow(call, tmp_path):
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps(points(epochs=1).document))
+    status, out, _ = call("train", path, "--out", tmp_path / "flow", "--json")
+    assert status == 0
+    return tmp_path / "flow", json.loads(out)
+
+
+def test_train_and_evaluate_a_flow(flow, call):
+    run, answer = flow
+    assert answer["test_bits_per_dim"] is None
+    assert answer["invertible"]
+    assert {Path(picture).name for picture in answer["pictures"]} == {"density.png", "curves.png"}
+    status, out, _ = call("evaluate", run)
+    assert status == 0
+    assert f"  test negative log-likelihood {answer['test_nll']:.3f} nats, " in out
+    assert call("interpolate", run)[0] == 2, "between points there is no strip of images"
+
+
+def test_sample_draws_a_picture_or_prints_numbers(flow, call, tmp_path):
+    run, _ = flow
+    status, out, _ = call("sample", run, "--count", 5, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert [len(found["samples"]), len(found["samples"][0]), len(found["log_prob"])] == [5, 2, 5]
+    assert json.loads(call("sample", run, "--count", 5, "--json")[1]) == found
+    assert json.loads(call("sample", run, "--count", 5, "--seed", 1, "--json")[1]) != found
+    status, out, _ = call("sample", run, "--out", tmp_path / "few.png")
+    assert (status, out) == (0, f"wrote {tmp_path / 'few.png'}\n")
+    with Image.open(tmp_path / "few.png") as image:
+        image.verify()
+
+
+def test_a_flow_of_images_draws_images(call, tmp_path):
+    path = tmp_path / "images.json"
+    path.write_text(json.dumps(images(epochs=1).document))
+    status, out, _ = call("train", path, "--out", tmp_path / "run", "--json")
+    assert status == 0
+    answer = json.loads(out)
+    assert answer["test_bits_per_dim"] > 0
+    assert {Path(picture).name for picture in answer["pictures"]} == {
+        "samples.png", "curves.png", "reconstructions.png", "psi.png", "interpolation.png", "interpolation.gif",
+    }  # fmt: skip
+    assert call("sample", tmp_path / "run", "--temperature", 0.5)[0] == 0
+    assert (tmp_path / "run" / "pictures" / "drawn.png").is_file()
+
+
+def test_a_classifier_has_no_samples(trained, call):
+    status, _, err = call("sample", trained[0])
+    assert status == 2
+    assert "expects the run of a flow" in err
+
+
+def test_compare_flows(call, tmp_path):
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps(points(epochs=1).document))
+    status, out, _ = call("compare", path, "--seeds", 2, "--out", tmp_path / "both")
+    assert status == 0
+    assert "test negative" in out
+    assert "nats" in out
+    diverging = tmp_path / "diverging.json"
+    hot = {"type": "sgd", "lr": 1e30}
+    diverging.write_text(json.dumps(points(optimizer=hot).document))
+    status, out, _ = call("compare", path, diverging, "--seeds", 1, "--out", tmp_path / "hot", "--json")
+    assert status == 0
+    assert json.loads(out)[1]["test_nll"] == [None]
+    status, out, err = call("train", diverging)
+    assert status == 2
+    assert out == ""
+    assert "training diverged in epoch" in err.splitlines()[-1]
 
 
 def test_compare_gives_a_row_a_spec(call, spec_file, tmp_path):
@@ -245,3 +320,16 @@ def test_a_learning_rate_that_is_none(call, rate):
     status, _, err = call("train", DIGITS, "--lr", rate)
     assert status == 2
     assert "training.optimizer.lr: input should be" in err
+
+
+def test_an_inverse_that_does_not_converge_is_said_in_one_line(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("invflow.solvers.MOST_EVALUATIONS", 2)
+    path = tmp_path / "block.json"
+    path.write_text(json.dumps({"input": {"shape": [3]}, "layers": [{"type": "residual"}]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        status, _, err = call("check", path)
+    assert status == 1
+    assert err
+    for line in err.splitlines():
+        assert line.startswith("invflow: the inverse of residual did not converge for 16 of 16 samples")

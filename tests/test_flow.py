@@ -67,14 +67,11 @@ def test_tuple_states():
     a, b = prior.sample(5)
     assert (a.shape, b.shape) == ((5, 2), (5, 1, 3))
     assert prior.log_prob((a, b)).shape == (5,)
-
-
-def test_training_a_flow_is_refused_for_now(tmp_path):
-    from invflow.training.run import train
-
-    spec = invflow.load_spec({**PAIR, "input": {"shape": [1, 8, 8]}, "layers": []})
-    with pytest.raises(invflow.SpecError, match="prior: train expects a spec with a head"):
-        train(spec, tmp_path / "run")
+    torch.manual_seed(0)
+    warm = prior.sample(5)
+    torch.manual_seed(0)
+    cold = prior.sample(5, temperature=0.25)
+    assert all(torch.equal(0.25 * p, q) for p, q in zip(warm, cold, strict=True))
 
 
 def test_a_loaded_flow_samples_in_its_dtype(tmp_path):

@@ -198,8 +198,8 @@ def test_a_gif_goes_there_and_back(walks, tmp_path):
 
 def test_a_comparison_shows_each_seed_and_the_mean():
     rows = [
-        {"name": "a", "test_accuracy": [0.75, 0.8125], "parameters": 58090},
-        {"name": "b", "test_accuracy": [0.875], "parameters": 7},
+        {"name": "a", "scores": [75.0, 81.25], "parameters": 58090},
+        {"name": "b", "scores": [87.5], "parameters": 7},
     ]
     (axis,) = pictures.comparison(rows).axes
     dots = [dots.get_offsets()[:, 1].tolist() for dots in axis.collections if len(dots.get_offsets())]
@@ -210,7 +210,7 @@ def test_a_comparison_shows_each_seed_and_the_mean():
 
 
 def test_a_comparison_does_not_blow_up_noise():
-    (axis,) = pictures.comparison([{"name": "a", "test_accuracy": [0.8501, 0.8502], "parameters": 1}]).axes
+    (axis,) = pictures.comparison([{"name": "a", "scores": [85.01, 85.02], "parameters": 1}]).axes
     low, high = axis.get_ylim()
     assert high - low >= pictures.NARROWEST * (1 - 1e-9)  # the sum of two halves rounds
     assert low < 85.01 < 85.02 < high
@@ -264,7 +264,7 @@ MISTAKES = {
     "walks of two channels": (lambda: pictures.interpolation_frames(WALKS.expand(-1, -1, 2, -1, -1)), "channels"),
     "nothing to compare": (lambda: pictures.comparison([]), "at least one spec"),
     "nothing trained": (
-        lambda: pictures.comparison([{"name": "a", "test_accuracy": [], "parameters": 1}]), "an accuracy of each",
+        lambda: pictures.comparison([{"name": "a", "scores": [], "parameters": 1}]), "a score of each",
     ),
     "a walk of one step": (lambda: interpolate(Psi(2), IMAGES, IMAGES, 1), "at least 2 steps"),
     "ends that would broadcast": (lambda: interpolate(Psi(2), IMAGES, IMAGES[:1], 3), "same shape"),

@@ -27,9 +27,9 @@ from invflow.spec.training import (
 )
 from invflow.training import run as runs
 from invflow.training.augment import Augment
-from invflow.training.data import Images, load_data, seed_at, train_loader
+from invflow.training.data import Samples, load_data, seed_at, train_loader
 from invflow.training.evaluate import evaluate_run
-from invflow.training.module import make_optimizer, make_schedule
+from invflow.training.module import ModelTraining, make_optimizer, make_schedule
 
 
 def tiny(**training):
@@ -49,17 +49,17 @@ def tiny(**training):
 class TestData:
     def test_digits_lie_on_a_grid_of_sixteenths(self):
         data = load_data(Data())
-        assert data.image_shape == (1, 8, 8)
+        assert data.shape == (1, 8, 8)
         assert (len(data.train), len(data.test)) == (1348, 449)
-        assert torch.equal(data.train.pixels * 16, (data.train.pixels * 16).round())
+        assert torch.equal(data.train.values * 16, (data.train.values * 16).round())
         assert sorted(data.test.labels.unique().tolist()) == list(range(10))
 
     def test_mnist_is_the_first_images_over_256(self, mnist_root):
         data = load_data(Data(name="mnist", train_size=500), mnist_root)
-        assert data.image_shape == (1, 28, 28)
+        assert data.shape == (1, 28, 28)
         assert (len(data.train), len(data.test)) == (500, 10_000)
         assert data.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-        assert data.train.pixels.max() == 255 / 256
+        assert data.train.values.max() == 255 / 256
 
     def test_an_absent_data_set_is_one_line(self, tmp_path):
         with pytest.raises(DataError, match=r"mnist is not in .*may not be downloaded; name the folder.*--data-root"):
@@ -70,7 +70,7 @@ class TestData:
             load_data(Data(train_size=5000))
 
     def test_each_epoch_has_its_own_order_which_the_seed_decides(self):
-        images = Images(torch.zeros(10, 1, 2, 2), torch.arange(10))
+        images = Samples(torch.zeros(10, 1, 2, 2), torch.arange(10))
 
         def orders(seed):
             loaders = [train_loader(images, 4, seed_at(seed, epoch)) for epoch in range(3)]
@@ -204,7 +204,7 @@ class TestRuns:
         )
         whole = runs.train(spec, tmp_path / "whole", progress=False)
 
-        step = runs.ClassifierTraining.training_step
+        step = ModelTraining.training_step
 
         def interrupt(module, batch, index):
             if module.current_epoch == epoch and index == 2:
@@ -212,7 +212,7 @@ class TestRuns:
             return step(module, batch, index)
 
         with monkeypatch.context() as patch:
-            patch.setattr(runs.ClassifierTraining, "training_step", interrupt)
+            patch.setattr(ModelTraining, "training_step", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 runs.train(spec, tmp_path / "run", progress=False)
         assert isinstance(invflow.load(tmp_path / "run"), invflow.Classifier), "not readable after the interruption"

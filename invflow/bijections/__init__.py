@@ -2,11 +2,12 @@
 
 from .coupling import AdditiveCoupling, AffineCoupling
 from .each import Each
-from .elementwise import ActNorm, Affine
+from .elementwise import ActNorm, Affine, Logit
 from .inverse import Inverse
 from .linear import Linear1x1
 from .permute import Permute
 from .psi import Psi
+from .residual import Residual
 from .split import Merge, Split
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Each",
     "Inverse",
     "Linear1x1",
+    "Logit",
     "Merge",
     "Permute",
     "Psi",
+    "Residual",
     "Split",
 ]

@@ -57,6 +57,9 @@ class Each(Bijection):
     def cheap_inverse(self) -> bool:  # type: ignore[override]
         return self.layer.cheap_inverse
 
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        return self.layer.lipschitz_bounds()
+
     @property
     def awaits_data(self) -> bool:
         return self.layer.awaits_data

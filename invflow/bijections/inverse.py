@@ -58,6 +58,10 @@ class Inverse(Bijection):
     def cheap_inverse(self) -> bool:  # type: ignore[override]
         return self.layer.cheap_inverse
 
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        forward, inverse = self.layer.lipschitz_bounds()
+        return inverse, forward
+
     @property
     def awaits_data(self) -> bool:
         return self.layer.awaits_data

@@ -78,6 +78,13 @@ class Linear1x1(Bijection):
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)
 
+    @torch.no_grad()
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """The largest singular value of W, and 1 over the smallest."""
+        lower, upper = self._factors()
+        values = torch.linalg.svdvals(lower @ upper)
+        return float(values[0]), float(1 / values[-1])
+
     def _factors(self) -> tuple[Tensor, Tensor]:
         """L with its unit diagonal, and U with its own."""
         lower = self.lower.tril(-1) + torch.eye(len(self.order), dtype=self.lower.dtype, device=self.lower.device)

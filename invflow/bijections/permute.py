@@ -56,6 +56,9 @@ class Permute(Bijection):
             raise InvflowError(f"permute expects an order that holds each of 0 .. {len(order) - 1} once, got {order}")
         self.register_buffer("order", torch.tensor(order))
 
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.output_shape(shape_of(x))
         return x.index_select(1, self.order)

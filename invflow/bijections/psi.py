@@ -50,6 +50,9 @@ class Psi(Bijection):
         self.block_size = block_size
         self.layout = layout
 
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         channels, height, width = self.output_shape(shape_of(x))
         side = self.block_size

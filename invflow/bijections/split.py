@@ -107,6 +107,9 @@ class Split(Bijection):
         self.sizes = sizes
         self.dim = dim
 
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return _cut("split", x, self.sizes, self.dim)
 
@@ -148,6 +151,9 @@ class Merge(Bijection):
                 sizes = (parts[0][dim - 1], parts[1][dim - 1])
         self.sizes = sizes
         self.dim = dim
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        return 1.0, 1.0
 
     def forward(self, x: tuple[Tensor, Tensor], context: Tensor | None = None) -> Tensor:
         return _join("merge", x, self.sizes, self.dim)

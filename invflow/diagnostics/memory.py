@@ -155,7 +155,7 @@ class _Chain:
 
     def peak(self) -> int:
         """The most bytes at once in a second train step: the first sets libraries up."""
-        before = 0
+        before = most = 0
         for _ in range(2):
             self.chain.zero_grad()
             before = torch.accelerator.memory_allocated()
@@ -168,8 +168,9 @@ class _Chain:
             loss: Any = sum(leaf.square().mean() for leaf in leaves(y) if leaf.is_floating_point())
             loss.backward()
             torch.accelerator.synchronize()
-        return int(torch.accelerator.max_memory_allocated() - before)
+            most = torch.accelerator.max_memory_allocated()
+        return int(most) - int(before)
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

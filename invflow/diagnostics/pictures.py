@@ -11,6 +11,7 @@ import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,22 @@ def samples(images: Tensor, labels: Tensor, predictions: Tensor | None = None, c
     return figure
 
 
+def gallery(images: Tensor, title: str, columns: int = 8) -> Figure:
+    """Images beside one another, without labels.
+
+    Args:
+        images: ``(batch, channels, height, width)``.
+        title: what they are.
+        columns: how many images a row has at most.
+    """
+    images = _images(images)
+    columns = min(columns, len(images))
+    figure, axes = _grid(math.ceil(len(images) / columns), columns, title)
+    for axis, image in zip([axis for row in axes for axis in row], images, strict=False):
+        _show(axis, image)
+    return figure
+
+
 def psi_channels(images: Tensor, psi: Psi, most: int = 64) -> Figure:
     """Each image and the channels of its psi image, all on the grey scale from 0 to 1.
 
@@ -89,32 +106,60 @@ def psi_channels(images: Tensor, psi: Psi, most: int = 64) -> Figure:
     return figure
 
 
-def training_curves(metrics: Sequence[Mapping[str, float | None]]) -> Figure:
-    """Loss (on a logarithmic scale) and accuracy in percent, by epoch, of the training and the test images.
+@dataclass(frozen=True)
+class Curve:
+    """One panel of `training_curves`.
+
+    Attributes:
+        name: what is drawn: the rows' ``train_<name>`` and ``test_<name>``.
+        label: what the axis is called, with its unit.
+        factor: what the values are multiplied by.
+        log_scale: whether the axis is logarithmic.
+        final: how the last test value is written beside its point; not at all where empty.
+    """
+
+    name: str
+    label: str
+    factor: float = 1.0
+    log_scale: bool = False
+    final: str = ""
+
+
+CLASSIFIER_CURVES = (
+    Curve("loss", "cross-entropy, nats", log_scale=True),
+    Curve("accuracy", "accuracy, %", factor=100, final="{:.2f} %"),
+)
+
+
+def training_curves(
+    metrics: Sequence[Mapping[str, float | None]], curves: Sequence[Curve] = CLASSIFIER_CURVES
+) -> Figure:
+    """What was measured on the training and the test samples, by epoch.
 
     Args:
-        metrics: rows with ``epoch``, counted from 0, and any of ``train_loss``, ``train_accuracy``, ``test_loss`` and
-            ``test_accuracy`` (in [0, 1]); what a row lacks, or has as None, is left out.
+        metrics: rows with ``epoch``, counted from 0, and any of the curves' values, ``train_loss`` for example; what a
+            row lacks, or has as None, is left out.
+        curves: the panels, from left to right.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.set_yscale("log")
-    accuracy.margins(y=0.12)  # room for the number below the lowest point
-    panels = ((loss, "loss", 1, "cross-entropy, nats"), (accuracy, "accuracy", 100, "accuracy, %"))
-    for axis, what, factor, name in panels:
+    figure = Figure(figsize=(4.5 * max(len(curves), 1.4), 3.6), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, len(curves), squeeze=False)[0])
+    for axis, curve in zip(axes, curves, strict=True):
+        if curve.log_scale:
+            axis.set_yscale("log")
+        axis.margins(y=0.12)  # room for the number below the lowest point
         for stage, colour in (("train", "tab:blue"), ("test", "tab:orange")):
-            known = [(row["epoch"], row.get(f"{stage}_{what}")) for row in metrics]
-            points = [(epoch + 1, factor * y) for epoch, y in known if epoch is not None and y is not None]
+            known = [(row["epoch"], row.get(f"{stage}_{curve.name}")) for row in metrics]
+            points = [(epoch + 1, curve.factor * y) for epoch, y in known if epoch is not None and y is not None]
             if not points:
                 continue
             last = points[-1][1]
             # Markers, because a line of one epoch is invisible.
             axis.plot(*zip(*points, strict=True), ".-", color=colour, label=f"{stage}: {last:.4g} at the end")
-            if stage == "test" and axis is accuracy:
-                place = {"xytext": (0, -14), "textcoords": "offset points", "ha": "right"}
-                axis.annotate(f"{last:.2f} %", points[-1], color=colour, **place)
+            if stage == "test" and curve.final:
+                place: dict[str, Any] = {"xytext": (0, -14), "textcoords": "offset points", "ha": "right"}
+                axis.annotate(curve.final.format(last), points[-1], color=colour, **place)
         axis.set_xlabel("epoch")
-        axis.set_ylabel(name)
+        axis.set_ylabel(curve.label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if axis.lines:
@@ -201,31 +246,43 @@ def interpolation_frames(frames: Tensor) -> list[Image.Image]:
     return [*made, *made[-2:0:-1]]
 
 
-def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test accuracy in percent of each seed of each spec, with mean and standard deviation.
+def comparison(
+    rows: Sequence[Mapping[str, Any]], label: str = "test accuracy, %", *, digits: int = 2, narrowest: float = NARROWEST
+) -> Figure:
+    """A test score of each seed of each spec, with mean and standard deviation.
 
     Args:
-        rows: of each spec ``name``, ``parameters`` and ``test_accuracy``, a list in [0, 1] with an entry a seed.
+        rows: of each spec ``name``, ``parameters`` and ``scores``, a list with an entry a seed; an entry that is not
+            finite, of a training that diverged, is left out and counted.
+        label: what the scores are, with their unit.
+        digits: how many are shown after the point.
+        narrowest: the range that the axis shows at least.
     """
-    if not rows or not all(row["test_accuracy"] for row in rows):
-        raise InvflowError("a comparison expects at least one spec, and an accuracy of each; train them first")
+    if not rows or not all(row["scores"] for row in rows):
+        raise InvflowError("a comparison expects at least one spec, and a score of each; train them first")
     figure = Figure(figsize=(2.5 + 1.6 * len(rows), 4), layout="constrained")
     axis = figure.subplots()
+    names = []
     for position, row in enumerate(rows):
-        percent = [100 * accuracy for accuracy in row["test_accuracy"]]
-        spread = statistics.stdev(percent) if len(percent) > 1 else None
-        mean = statistics.mean(percent)
+        scores = [score for score in row["scores"] if math.isfinite(score)]
+        lost = len(row["scores"]) - len(scores)
+        names.append(
+            f"{textwrap.fill(row['name'], 18)}\n{row['parameters']:,} parameters" + f"\n{lost} diverged" * (lost > 0)
+        )
+        if not scores:
+            continue
+        spread = statistics.stdev(scores) if len(scores) > 1 else None
+        mean = statistics.mean(scores)
         axis.errorbar(position + 0.15, mean, spread, fmt="s", capsize=5, color=f"C{position}")
-        axis.scatter([position] * len(percent), percent, alpha=0.6, color=f"C{position}")
-        text = f"{mean:.2f}" if spread is None else f"{mean:.2f}\n± {spread:.2f}"
+        axis.scatter([position] * len(scores), scores, alpha=0.6, color=f"C{position}")
+        text = f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f}\n± {spread:.{digits}f}"
         axis.annotate(text, (position + 0.22, mean), fontsize=9, va="center")
-    names = [f"{textwrap.fill(row['name'], 18)}\n{row['parameters']:,} parameters" for row in rows]
     axis.set_xticks(range(len(rows)), names)
     axis.set_xlim(-0.5, len(rows) - 0.2)
     low, high = axis.get_ylim()
-    missing = max(0.0, NARROWEST - (high - low)) / 2
+    missing = max(0.0, narrowest - (high - low)) / 2
     axis.set_ylim(low - missing, high + missing)
-    axis.set_ylabel("test accuracy, %")
+    axis.set_ylabel(label)
     axis.grid(axis="y", alpha=0.3)
     axis.set_title("Each seed, and mean ± standard deviation", fontsize=10)
     return figure

@@ -1,8 +1,18 @@
 """What stands on top of a chain: heads make a classifier of it, priors a density."""
 
 from .classifier import Classifier
+from .dequantization import bits_per_dimension, dequantize
 from .flow import Flow
 from .heads import ConvNetHead, LinearHead
 from .priors import Prior, StandardNormal
 
-__all__ = ["Classifier", "ConvNetHead", "Flow", "LinearHead", "Prior", "StandardNormal"]
+__all__ = [
+    "Classifier",
+    "ConvNetHead",
+    "Flow",
+    "LinearHead",
+    "Prior",
+    "StandardNormal",
+    "bits_per_dimension",
+    "dequantize",
+]

@@ -40,9 +40,17 @@ class Flow(nn.Module):
         z, log_det = self.bijection.forward_and_log_det(x, context)
         return self.prior.log_prob(z) + log_det
 
-    def sample(self, count: int, context: Tensor | None = None) -> Any:
-        """``count`` samples; a context has one row per sample. Differentiable with respect to the weights."""
-        return self.bijection.inverse(onto_grid(self.prior.sample(count), self.bijection.numerics), context)
+    def sample(self, count: int, context: Tensor | None = None, *, temperature: float = 1.0) -> Any:
+        """``count`` samples, differentiable with respect to the weights.
+
+        Args:
+            count: how many.
+            context: one row per sample.
+            temperature: below 1 the prior's samples lie closer to what is most likely, and so, roughly, do these.
+        """
+        return self.bijection.inverse(
+            onto_grid(self.prior.sample(count, temperature), self.bijection.numerics), context
+        )
 
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)

@@ -20,13 +20,15 @@ class Prior(nn.Module, ABC):
         """The log-density of each sample, in nats, ``(batch,)``."""
 
     @abstractmethod
-    def sample(self, count: int) -> State:
-        """``count`` independent samples."""
+    def sample(self, count: int, temperature: float = 1.0) -> State:
+        """``count`` independent samples; a temperature below 1 draws them closer to what is most likely."""
 
 
 @register_prior("standard_normal")
 class StandardNormal(Prior):
     """Independent standard normal numbers: ``log p(z) = -1/2 sum(z^2 + log 2 pi)``.
+
+    At another temperature samples have that standard deviation.
 
     Args:
         shape: the shape of the state, without the batch.
@@ -47,8 +49,8 @@ class StandardNormal(Prior):
         squares = flatten(z).square().sum(1)
         return -0.5 * (squares + flat_size(self.shape) * math.log(2 * math.pi))
 
-    def sample(self, count: int) -> State:
+    def sample(self, count: int, temperature: float = 1.0) -> State:
         def draw(leaf: TensorShape) -> Tensor:
-            return torch.randn((count, *leaf), dtype=self.origin.dtype, device=self.origin.device)
+            return temperature * torch.randn((count, *leaf), dtype=self.origin.dtype, device=self.origin.device)
 
         return make_state(draw, self.shape)

@@ -56,23 +56,30 @@ class Conv(nn.Sequential):
         out_channels, *out_size = require_tensor("conv", out_shape, dims=3)
         if out_size != [height, width]:
             raise ShapeError(f"conv expects to keep height and width, got {in_shape} in and {out_shape} out")
-        widths = [channels + _context_channels(context_shape, (height, width)), *hidden, out_channels]
+        widths = [channels + context_channels("conv", context_shape, (height, width)), *hidden, out_channels]
         super().__init__(*conv_stack(widths, kernel_size, activation, norm, final_activation))
         self.context_shape = context_shape
         self.context_features = widths[0] - channels
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if context is not None or self.context_shape is not None:
-            given = require_context("conv", context, self.context_shape)
-            if given.dim() == 2:
-                given = given[:, :, None, None].expand(-1, -1, *x.shape[2:])
-            x = torch.cat([x, given], dim=1)
+        x = with_context_channels("conv", x, context, self.context_shape)
         return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _context_channels(shape: TensorShape | None, size: tuple[int, int]) -> int:
+def context_channels(who: str, shape: TensorShape | None, size: tuple[int, int]) -> int:
+    """How many channels a context adds to images of this size."""
     if shape is None:
         return 0
     if len(shape) != 1 and shape[1:] != size:
-        raise ShapeError(f"conv expects a context (features,) or (channels, {size[0]}, {size[1]}), got {shape}")
+        raise ShapeError(f"{who} expects a context (features,) or (channels, {size[0]}, {size[1]}), got {shape}")
     return shape[0]
+
+
+def with_context_channels(who: str, x: Tensor, context: Tensor | None, shape: TensorShape | None) -> Tensor:
+    """Images with their context as further channels, a vector spread over all positions."""
+    if context is None and shape is None:
+        return x
+    given = require_context(who, context, shape)
+    if given.dim() == 2:
+        given = given[:, :, None, None].expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, given], dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from ..state import State, leaves, shape_of, zero_log_det
+from ..state import Shape, State, leaves, shape_of, zero_log_det
 from .function import Run, reverse
 from .monitor import Monitor, Reconstruction
 from .randomness import draw_random_numbers
@@ -93,13 +93,12 @@ def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[Part]:
     if not compiling:
         last = max(first, _last_trained(steps))
         last = last if all(step.reversible for step in steps[last:]) else len(steps)
-    middle = steps[first:last]
     if compiling:
-        middle = _without_randomness(middle, x, context)
+        steps = _without_randomness(steps, x, context)
     parts = [Part([step], "activations") for step in steps[:first]]
-    for reversible, group in itertools.groupby(middle, key=lambda step: step.reversible):
-        together = [list(group)] if reversible else [[step] for step in group]
-        parts += [Part(taken, "output" if reversible else "input") for taken in together]
+    for reversible, together in itertools.groupby(steps[first:last], key=lambda step: step.reversible):
+        run = list(together)
+        parts += [Part(run, "output")] if reversible else [Part([step], "input") for step in run]
     return parts + [Part([step], "activations") for step in steps[last:]]
 
 
@@ -117,7 +116,7 @@ def _last_trained(steps: Sequence[Step]) -> int:
 
 def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None) -> list[Step]:
     """The steps with those kept that draw random numbers: a compiled graph cannot draw the same again to invert."""
-    shape, context_shape = shape_of(x), None if context is None else shape_of(context)
+    shape, context_shape = _fixed(shape_of(x)), None if context is None else _fixed(shape_of(context))
     found = []
     for step in steps:
         layer, backwards = step.layer, step.backwards
@@ -125,6 +124,11 @@ def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None)
         found.append(Step(step.name, layer, reversible, backwards))
         shape = layer.input_shape(shape) if backwards else layer.output_shape(shape)
     return found
+
+
+def _fixed(shape: Shape) -> Shape:
+    """The shape in numbers that stand: what torch.compile takes for symbols, a range can only have as numbers."""
+    return tuple(_fixed(size) if isinstance(size, tuple) else len(range(size)) for size in shape)
 
 
 def _checkpoint(step: Step, x: State, context: Tensor | None, log_det: bool) -> Outcome:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..state import State, leaves, map_state
 from .chain import plan
-from .monitor import by_channel, relative_errors
+from .monitor import by_channel, error_of, tolerance
 from .surroundings import Surroundings, generators
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
         context: the context, where the chain wants one.
 
     Returns:
-        By the layer's name in the chain, in data order; see `relative_errors` for the measure.
+        By the layer's name in the chain, in data order; see `error_of` for the measure.
     """
     chain = copy.deepcopy(chain)
     chain.backprop = "reversible"
@@ -56,6 +56,6 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
             with surroundings[position].replay():
                 y = steps[position].inverse(y, context)
         pairs = [(a, b) for a, b in zip(leaves(before), leaves(y), strict=True) if a.is_floating_point() and a.numel()]
-        found = [float(relative_errors(by_channel(a), by_channel(b))) for a, b in pairs]
+        found = [error_of(steps[position], by_channel(a), by_channel(b), tolerance(a.dtype)) for a, b in pairs]
         errors[steps[position].name] = max(found, default=0.0)
     return dict(reversed(errors.items()))

@@ -86,7 +86,8 @@ class Run:
             return
         dtypes = {leaf.dtype for leaf in leaves(output)} | ({self.autocast.dtype} if self.autocast.dtype else set())
         allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
-        judge(self.record, self.monitor, self.steps, self.samples.errors(reconstructed), allowed, output)
+        errors = self.samples.errors(reconstructed, self.steps, allowed)
+        judge(self.record, self.monitor, self.steps, errors, allowed, output)
 
 
 def reverse(run: Run, x: State, context: Tensor | None) -> Outcome:
@@ -136,10 +137,11 @@ class _Reverse(torch.autograd.Function):
         samples = Samples()
         with torch.enable_grad(), run.autocast.again(), same_batch():
             for position in reversed(range(len(run.steps))):
-                others = [*run.weights_of[position], *context_wanted]
                 wanted = inputs_wanted or position > 0
-                y, y_grads, found = differentiate(run, position, y, context, others, y_grads, log_det_grad, wanted)
-                for target, gradient in zip(others, found, strict=True):
+                y, y_grads, found = differentiate(
+                    run, position, y, context, context_wanted, y_grads, log_det_grad, wanted
+                )
+                for target, gradient in zip([*run.weights_of[position], *context_wanted], found, strict=True):
                     if gradient is not None:
                         key = id(target)
                         sums[key] = sums[key] + gradient if key in sums else gradient
@@ -158,13 +160,15 @@ def _step(
     position: int,
     y: State,
     context: Tensor | None,
-    others: list[Tensor],
+    context_wanted: list[Tensor],
     grads: Gradients,
     log_det_grad: Tensor | None,
     inputs_wanted: bool,
 ) -> Found:
     """From a step's output and the gradients there to its input, the gradients there, and those of all else."""
-    x, made, log_det, passes = run.steps[position].retrace(y, context, run.surroundings[position].replay, run.log_det)
+    surroundings = run.surroundings[position]
+    others = [*surroundings.differentiable(), *context_wanted]
+    x, made, log_det, passes = run.steps[position].retrace(y, context, surroundings.replay, run.log_det)
     inputs = list(leaves(x))
     reached = [leaf for leaf in inputs if leaf.requires_grad] if inputs_wanted else []
     found = _gradients([*made, log_det], [*grads, log_det_grad], [*reached, *others])
@@ -181,7 +185,7 @@ def _differentiable_step(
     position: int,
     y: State,
     context: Tensor | None,
-    others: list[Tensor],
+    context_wanted: list[Tensor],
     grads: Gradients,
     log_det_grad: Tensor | None,
     inputs_wanted: bool,
@@ -191,7 +195,7 @@ def _differentiable_step(
     The input has to depend on the output here, and yet be held fixed while the layer is differentiated: so by vjp, in
     which buffers that move have to be copies made inside.
     """
-    step = run.steps[position]
+    step, others = run.steps[position], [*run.weights_of[position], *context_wanted]
     replay = contextlib.nullcontext if run.compiled else run.surroundings[position].replay
     with replay():
         by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ReconstructionError, ReconstructionWarning
 from ..state import State, leaves
@@ -96,8 +97,8 @@ class Samples:
             place -= 1
 
     @torch.no_grad()
-    def errors(self, reconstructed: Samples) -> dict[int, float]:
-        """The error by position, as `relative_errors` has it."""
+    def errors(self, reconstructed: Samples, steps: Sequence[Step], allowed: float) -> dict[int, float]:
+        """The error by position, as `error_of` has it."""
         alike: dict[tuple[torch.Size, torch.dtype], list[tuple[int, Tensor, Tensor]]] = {}
         for (position, _), before, after in zip(self._taken, self._rows, reversed(reconstructed._rows), strict=True):
             alike.setdefault((before.shape, before.dtype), []).append((position, before, after))
@@ -105,12 +106,34 @@ class Samples:
         for group in alike.values():
             numbers = torch.stack([before for _, before, _ in group] + [after for _, _, after in group])
             before, after = numbers.view(2, len(group), *numbers.shape[1:])
-            for (position, _, _), error in zip(group, relative_errors(before, after).tolist(), strict=True):
+            for (position, kept, found), error in zip(group, relative_errors(before, after).tolist(), strict=True):
+                if not error <= allowed:
+                    error = error_of(steps[position], kept, found, allowed)  # noqa: PLW2901 -- the same error, judged
                 worst[position] = max(worst.get(position, 0.0), error)
         return worst
 
 
-def relative_errors(before: Tensor, after: Tensor) -> Tensor:
+def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float:
+    """How far the input of a step is off, ``(channels, numbers)``.
+
+    In units of each channel's spread, as `relative_errors` has it; where that is too much, but nothing in the layer
+    divides by a spread, in units of max(1, the largest magnitude), as every round trip is measured: a feature that is
+    the same in all samples may come back with a rounding, and spoils no gradient.
+    """
+    error = float(relative_errors(before, after))
+    if error <= allowed or any(map(_divides_by_spread, step.layer.modules())):
+        return error
+    return float(relative_errors(before, after, by_spread=False))
+
+
+def _divides_by_spread(part: nn.Module) -> bool:
+    """Whether a module normalises by statistics of what it is given."""
+    if isinstance(part, _NormBase):  # batch and instance norm: in eval mode by those that were kept
+        return part.training or part.running_mean is None
+    return isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm)
+
+
+def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) -> Tensor:
     """How far numbers are off: the largest difference in a channel over the channel's spread; the worst channel's.
 
     By channel, because each is what a batch norm divides by and what a ReLU has its kink in: of a channel that was
@@ -120,6 +143,7 @@ def relative_errors(before: Tensor, after: Tensor) -> Tensor:
     Args:
         before: ``(..., channels, numbers)``.
         after: the same, reconstructed.
+        by_spread: in units of each channel's spread; else of max(1, the largest magnitude).
 
     >>> x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
     >>> relative_errors(x, x + torch.tensor([[0.0, 0.75, 0.0], [0.0, 0.0, 0.0]])).item()  # 0.75 of 3
@@ -132,6 +156,9 @@ def relative_errors(before: Tensor, after: Tensor) -> Tensor:
         known = before.isfinite()
         difference = difference.nan_to_num(nan=torch.inf).where(known, 0.0)
         low, high = before.where(known, torch.inf), before.where(known, -torch.inf)
+    if not by_spread:
+        largest = torch.maximum(high.amax((-2, -1)), -low.amin((-2, -1))).clamp(min=1.0)
+        return (difference.amax((-2, -1)) / largest).nan_to_num(nan=0.0, posinf=torch.inf)
     spread = (high.amax(-1) - low.amin(-1)).clamp_(min=0.0)
     return (difference.amax(-1) / spread).nan_to_num(nan=0.0, posinf=torch.inf).amax(-1)
 

@@ -48,6 +48,7 @@ class Surroundings:
         self.drawn: Generators | None = None
         self._device = device
         self._copies: list[tuple[_Slots, str, Tensor]] = []
+        self._stand_ins: dict[int, Tensor] = {}
         # By hand: nn.Module's iterators build a name for everything, and this runs for every layer of every forward.
         parts, seen = [module], {id(module)}
         self._weights: list[tuple[_Slots, list[nn.Parameter | None]]] = []
@@ -74,9 +75,18 @@ class Surroundings:
                 kept = [(name, buffer) for name, buffer in part._buffers.items() if buffer is not None]
                 self._copies += [(part._buffers, name, buffer.clone()) for name, buffer in kept]
 
+    def differentiable(self) -> list[Tensor]:
+        """The weights to differentiate a replay by: in place of those with hooks, which fire once, another tensor."""
+        for weight in self.weights:
+            if weight._backward_hooks:
+                self._stand_ins[id(weight)] = weight.detach().requires_grad_()
+        return [self._stand_ins.get(id(weight), weight) for weight in self.weights] if self._stand_ins else self.weights
+
     def replay(self) -> contextlib.AbstractContextManager[object]:
         """Inside, the module finds what it found then; afterwards all is as if nothing had been evaluated."""
-        if self._copies or self.drawn is not None or [part.training for part in self._parts] != self._modes:
+        if self._copies or self._stand_ins or self.drawn is not None:
+            return self._replay()
+        if [part.training for part in self._parts] != self._modes:
             return self._replay()
         for slots, weights in self._weights:
             if not all(map(operator.is_, slots.values(), weights)):
@@ -88,12 +98,9 @@ class Surroundings:
         then: list[tuple[_Slots, str, Tensor | None]] = [
             (slots, name, copy.clone()) for slots, name, copy in self._copies
         ]
-        then += [
-            (slots, name, weight)
-            for slots, weights in self._weights
-            for name, weight in zip(slots, weights, strict=True)
-            if slots[name] is not weight
-        ]
+        for slots, weights in self._weights:
+            used = (self._stand_ins.get(id(weight), weight) for weight in weights)
+            then += [(slots, name, weight) for name, weight in zip(slots, used, strict=True)]
         now = [(slots, name, slots[name]) for slots, name, _ in then]
         modes = [part.training for part in self._parts]
         try:

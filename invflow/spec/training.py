@@ -11,12 +11,15 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from ..options import Options
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+POINTS = frozenset({"moons", "circles", "checkerboard"})
+"""The data sets that are points of the plane and no images."""
 Scale: TypeAlias = Annotated[float, Field(ge=0.01, le=100)]
 
 
@@ -63,11 +66,25 @@ class Augmentation(Options):
 class Data(Options):
     """The data set."""
 
-    name: Literal["digits", "mnist"] = Field(default="digits", description="digits ships with scikit-learn")
+    name: Literal["digits", "mnist", "moons", "circles", "checkerboard"] = Field(
+        default="digits", description="digits ships with scikit-learn; moons, circles and checkerboard are points (2,)"
+    )
     train_size: PositiveInt | None = Field(
-        default=None, description="how many training images, from the first; null: all"
+        default=None, description="how many training samples, from the first; null: all images, or 4096 points"
+    )
+    test_size: PositiveInt | None = Field(default=None, description="how many test samples, likewise")
+    noise: NonNegativeFloat | None = Field(
+        default=None, le=10, description="standard deviation of the noise of moons and circles; null: 0.1"
     )
     augmentation: Augmentation | None = Field(default=None, description="random changes of the training images")
+
+    @model_validator(mode="after")
+    def _options_fit_the_data(self) -> Data:
+        if self.noise is not None and self.name not in ("moons", "circles"):
+            raise ValueError(f"noise belongs to moons and circles, {self.name} has none")
+        if self.augmentation is not None and self.name in POINTS:
+            raise ValueError(f"augmentation changes images, {self.name} has points")
+        return self
 
 
 class SGD(Options):
@@ -122,10 +139,15 @@ class Training(Options):
     """How a model is trained."""
 
     data: Data = Field(default=Data(), description="the data set")
-    batch_size: PositiveInt = Field(default=64, description="images per step")
-    epochs: PositiveInt = Field(default=40, description="passes over the training images")
+    batch_size: PositiveInt = Field(default=64, description="samples per step")
+    epochs: PositiveInt = Field(default=40, description="passes over the training samples")
     optimizer: Optimizer = Field(default=Adam(type="adam"), description="the optimiser")
     schedule: Schedule | None = Field(default=None, description="how the learning rate moves; constant by default")
-    label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
-    evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test images")
-    seed: NonNegativeInt = Field(default=0, description="seed of weights, order and augmentation")
+    clip_gradient: PositiveFloat | None = Field(
+        default=None, description="the largest norm of all gradients together; null: as large as they are"
+    )
+    label_smoothing: Fraction = Field(
+        default=0.0, lt=1, description="of classifiers: probability spread over the other classes"
+    )
+    evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")
+    seed: NonNegativeInt = Field(default=0, description="seed of weights, order and all random draws")

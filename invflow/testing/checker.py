@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import random
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..bijection import Bijection, one_line
+from ..errors import ReconstructionWarning
 from ..numerics import same_batch
 from ..state import Shape, State, TensorShape, leaves, map_state
 from .properties import PROPERTIES, Broken, Property
@@ -129,7 +131,9 @@ def try_property(
         trials: ``subject.trial``, or what remembers its results.
     """
     setting = prop.adapt(setting)
-    with undisturbed(setting.seed):
+    with undisturbed(setting.seed), warnings.catch_warnings():
+        # Repeated values make channels constant on purpose; what a monitor fears for, gradients, is measured here.
+        warnings.simplefilter("ignore", ReconstructionWarning)
         try:
             trial = (trials or subject.trial)(setting)
         except Exception as error:

@@ -8,12 +8,13 @@ from typing import Any
 
 from ..diagnostics.exactness import images_back
 from ..errors import RunError
+from ..models import Classifier
 from ..numerics import Exact, Float, Grid, Snap
 from ..numerics.freeze import freeze
 from ..spec import to_spec
 from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
 from .data import load_data
-from .evaluate import accuracy_and_loss
+from .evaluate import evaluate
 from .run import Run, require_empty, versions
 
 
@@ -55,13 +56,15 @@ def freeze_run(
     if folder.resolve() == run.folder.resolve():
         raise RunError(f"{folder}: is the run itself; name another folder with --out")
     data = load_data(run.training.data, data_root)
-    before = run.load().eval()
-    after = freeze(before, data.train.pixels, numerics)
+    before = run.load()
+    if not isinstance(before, Classifier):
+        raise RunError(f"{run.folder}: a density, whose data lie on no grid; freeze expects the run of a classifier")
+    after = freeze(before, data.train.values, numerics)
     found = Frozen(
-        accuracy_before=accuracy_and_loss(before, data.test, data.classes)[0],
-        accuracy_after=accuracy_and_loss(after, data.test, data.classes)[0],
+        accuracy_before=evaluate(before, data).scores["test_accuracy"],
+        accuracy_after=evaluate(after, data).scores["test_accuracy"],
         images=len(data.test),
-        bit_equal=images_back(after.bijection, data.test.pixels),
+        bit_equal=images_back(after.bijection, data.test.values),
     )
     document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
     write_checkpoint({**document, **to_spec(after)}, after.state_dict(), folder)

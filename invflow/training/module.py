@@ -1,8 +1,11 @@
-"""The Lightning module of a classifier."""
+"""The Lightning module that all trainings share, optimisers and schedules."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import lightning
 import torch
@@ -10,55 +13,62 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
-from ..models import Classifier
+from ..errors import DivergedError
 from ..spec.training import SGD, AdamW, OneCycle, Optimizer, Schedule, Training
 from .augment import Augment
-from .data import Images, seed_at, train_loader
+from .data import Samples, seed_at, train_loader
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
 
 
-class ClassifierTraining(lightning.LightningModule):
-    """Cross-entropy training of a classifier, as a spec's training block says.
+class ModelTraining(lightning.LightningModule):
+    """Order, augmentation, seeds, optimiser and schedule as a spec's training block says.
+
+    A kind of model overrides `measure`.
 
     Args:
-        model: the classifier.
+        model: what is trained.
         options: the spec's training block.
-        images: the training images.
-        classes: how many labels there are.
+        samples: the training samples.
     """
 
-    def __init__(self, model: Classifier, options: Training, images: Images, classes: int) -> None:
+    def __init__(self, model: nn.Module, options: Training, samples: Samples) -> None:
         super().__init__()
-        self.images = images
         self.model = model
         self.options = options
+        self.samples = samples
         self.augment = Augment(options.data.augmentation) if options.data.augmentation else nn.Identity()
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)  # type: ignore[no-any-return]
+    @abstractmethod
+    def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+        """The loss of a batch, and what is logged of it besides.
 
-    # The seed and how far training has come decide the order of the images, the augmentation and the dropout, so that
-    # a resumed training sees what an uninterrupted one would have. (The trainer asks for a new loader every epoch.)
+        Args:
+            stage: "train" or "test".
+            values: as the data set has them, augmented.
+            labels: one each.
+        """
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    # The seed and how far training has come decide the order of the samples and all that is drawn: augmentation, noise,
+    # dropout, probes of log-determinants. So a resumed training sees what an uninterrupted one would have. (The trainer
+    # asks for a new loader every epoch.)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
         seed = seed_at(self.options.seed, self.current_epoch)
-        return train_loader(self.images, self.options.batch_size, seed)
+        return train_loader(self.samples, self.options.batch_size, seed)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        images, labels = batch
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        values, labels = batch
         torch.manual_seed(seed_at(self.options.seed, self.global_step))
-        logits = self.model(self.augment(images))
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
-        self._log("train", loss, logits, labels)
+        loss = self._measure("train", self.augment(values), labels)
+        if not loss.isfinite():
+            self.refuse(f"the loss is {loss.item()}")
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        images, labels = batch
-        logits = self.model(images)
-        self._log("test", nn.functional.cross_entropy(logits, labels), logits, labels)
+    def validation_step(self, batch: Batch, index: int) -> None:
+        with evaluation_draws(index):
+            self._measure("test", *batch)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.options.optimizer, self.model)
@@ -67,11 +77,26 @@ class ClassifierTraining(lightning.LightningModule):
         scheduler = make_schedule(self.options.schedule, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _log(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        accuracy = self.train_accuracy if stage == "train" else self.test_accuracy
-        accuracy.update(logits, labels)
-        values: dict[str, Tensor | Metric] = {f"{stage}_loss": loss, f"{stage}_accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+    def refuse(self, why: str) -> None:
+        """Ends the training. Raises DivergedError."""
+        raise DivergedError(
+            f"training diverged in epoch {self.current_epoch + 1}, step {self.global_step}: {why}; "
+            "try a lower learning rate (--lr), or clip_gradient in the spec's training block"
+        )
+
+    def _measure(self, stage: str, values: Tensor, labels: Tensor) -> Tensor:
+        loss, more = self.measure(stage, values, labels)
+        known = {f"{stage}_loss": loss, **{f"{stage}_{name}": value for name, value in more.items()}}
+        self.log_dict(known, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        return loss
+
+
+@contextlib.contextmanager
+def evaluation_draws(seed: int) -> Iterator[None]:
+    """Inside, the seed decides the random numbers; outside, nothing has happened. Each batch has its own seed."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def make_optimizer(options: Optimizer, model: nn.Module) -> torch.optim.Optimizer:

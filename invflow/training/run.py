@@ -26,17 +26,18 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ..errors import RunError
+from ..errors import DivergedError, RunError
 from ..files import write_atomically
-from ..models import Classifier
-from ..numerics import Exact
+from ..models import Classifier, Flow
+from ..numerics import Exact, Grid
 from ..numerics.freeze import freeze
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec
 from ..spec.training import Training
 from .data import DataSet, load_data, test_loader
-from .module import ClassifierTraining
+from .module import ModelTraining
+from .tasks import Score, Task, task_of
 
 RUN_FILE = "run.json"
 BEST = "best"
@@ -82,11 +83,11 @@ class Run:
         """The spec's training block, or its defaults."""
         return self.spec.training or Training()
 
-    def load(self) -> Classifier:
+    def load(self) -> Classifier | Flow:
         """The trained model, with the weights of the last evaluation."""
         model = load(self.folder)
-        if not isinstance(model, Classifier):
-            raise RunError(f"{self.folder}: a chain without a head: nothing to evaluate")
+        if not isinstance(model, Classifier | Flow):
+            raise RunError(f"{self.folder}: a chain without a head or a prior: nothing to evaluate")
         return model
 
     def update(self, **entries: Any) -> None:
@@ -112,22 +113,24 @@ class Run:
 class _KeepCheckpoints(lightning.Callback):
     """After each evaluation writes the weights to the run folder, and to ``best/`` where it is the best so far."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, score: Score) -> None:
         self.run = run
-        self.best = float(run.record.get("best_test_accuracy") or -1.0)
+        self.score = score
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        accuracy = round(float(trainer.callback_metrics["test_accuracy"]), 6)  # float32: the rest is noise
-        weights = module.model.state_dict()  # type: ignore[union-attr]
-        document = self.run.spec.document
-        write_checkpoint(document, weights, self.run.folder)
-        if accuracy > self.best:
-            self.best = accuracy
-            write_checkpoint(document, weights, self.run.folder / BEST)
+        assert isinstance(module, ModelTraining)
+        weights = module.model.state_dict()
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            module.refuse("a weight is not finite")
+        name = f"test_{self.score.name}"
+        value = round(float(trainer.callback_metrics[name]), 6)  # float32: the rest is noise
+        best: float | None = self.run.record.get(f"best_{name}")
+        write_checkpoint(self.run.spec.document, weights, self.run.folder)
+        if self.score.beats(value, best):
+            best = value
+            write_checkpoint(self.run.spec.document, weights, self.run.folder / BEST)
         self.run.update(
-            epochs_done=min(trainer.current_epoch + 1, self.run.training.epochs),
-            test_accuracy=accuracy,
-            best_test_accuracy=self.best,
+            **{name: value, f"best_{name}": best}, epochs_done=min(trainer.current_epoch + 1, self.run.training.epochs)
         )
 
 
@@ -140,10 +143,10 @@ def train(
     overrides: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
-    """Trains the classifier that a spec describes.
+    """Trains the classifier or the flow that a spec describes.
 
     Args:
-        spec: with a head; without a training block the defaults count.
+        spec: with a head or a prior; without a training block the defaults count.
         folder: the run folder to make; it must be empty or absent.
         data_root: see `load_data`.
         download: see `load_data`.
@@ -153,25 +156,22 @@ def train(
     Raises:
         RunError: the folder holds something.
         DataError: the data set is absent, or does not fit.
-        SpecError: the spec is none of a classifier, or its shapes do not fit the data.
+        SpecError: the spec is of a chain alone, or its shapes do not fit the data.
+        DivergedError: the loss or a weight is no longer finite; the folder keeps the last weights that were.
     """
     require_empty(folder)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
-    options = spec.training or Training()
-    data = check_trainable(spec, data_root, download=download)
+    data = check_trainable(spec, data_root, download=download).data
     to_freeze = {}
     if isinstance(spec.top.numerics, Exact):
         to_freeze = {"freeze": spec.top.numerics.model_dump(mode="json")}
         spec = spec.replace(numerics=None)
-    torch.manual_seed(options.seed)
-    model = _build_classifier(spec)
-    model.bijection.initialize(data.train.pixels[: options.batch_size])
-    write_checkpoint(spec.document, model.state_dict(), folder)
+    task = _initialized(spec, data)
+    write_checkpoint(spec.document, task.model.state_dict(), folder)
     run = Run(folder, spec, {})
-    run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions())
-    run.update(**to_freeze)
-    return _fit(run, model, data, progress, None)
+    run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions(), **to_freeze)
+    return _fit(run, task, progress, None)
 
 
 def require_empty(folder: Path) -> None:
@@ -187,19 +187,20 @@ def resume(folder: Path, *, data_root: Path | None = None, download: bool = Fals
 
     Raises:
         RunError: no run, or one whose state cannot be read.
+        DivergedError: it diverged, then or now.
     """
     run = Run.open(folder)
     if run.record.get("status") == "finished":
         return run
+    if run.record.get("status") == "diverged":
+        raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would do so again")
     if "freeze" in run.record:  # it may have been interrupted with the exact model written already
         run = Run(folder, run.spec.replace(numerics=None), run.record)
-    options = run.training
-    data = _fitting_data(run.spec, options, data_root, download)
-    torch.manual_seed(options.seed)
+    task = _initialized(run.spec, _fitting_data(run.spec, run.training, data_root, download))
     last = folder / "resume" / _LAST
     if last.is_file():
         _require_readable(last)
-    return _fit(run, _build_classifier(run.spec), data, progress, last if last.is_file() else None)
+    return _fit(run, task, progress, last if last.is_file() else None)
 
 
 def _require_readable(checkpoint: Path) -> None:
@@ -214,13 +215,17 @@ def folder_name(spec: Spec) -> str:
     return re.sub(r"[^\w.-]+", "-", spec.name or "").strip(".-")[:60] or "run"
 
 
-def check_trainable(spec: Spec, data_root: Path | None = None, *, download: bool = False) -> DataSet:
-    """The data of a spec, if a classifier can be trained on them as it says; raises as `train` does."""
+def check_trainable(spec: Spec, data_root: Path | None = None, *, download: bool = False) -> Task[Any]:
+    """The task of training a spec's model, which is without memory, if it can be; raises as `train` does."""
     options = spec.training or Training()
     data = _fitting_data(spec, options, data_root, download)
     with torch.device("meta"):
-        _build_classifier(spec)
-    return data
+        model = build_model(spec)
+    if isinstance(model, Flow) and isinstance(spec.top.numerics, Grid | Exact):
+        raise spec.error(("numerics",), "a density is trained on numbers that lie on no grid; leave numerics out")
+    task = task_of(model, data)
+    task.check(spec)
+    return task
 
 
 def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
@@ -248,44 +253,46 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _build_classifier(spec: Spec) -> Classifier:
-    model = build_model(spec)
-    if not isinstance(model, Classifier):
-        raise spec.error(("prior",), "train expects a spec with a head: flows are not trained by it yet")
-    return model
+def _initialized(spec: Spec, data: DataSet) -> Task[Any]:
+    """The task of training a spec's model as it starts: its weights drawn, what awaits data shown the first batch."""
+    options = spec.training or Training()
+    torch.manual_seed(options.seed)
+    task = task_of(build_model(spec), data)
+    task.model.bijection.initialize(task.inputs(data.train.values[: options.batch_size]))
+    return task
 
 
 def _fitting_data(spec: Spec, options: Training, root: Path | None, download: bool) -> DataSet:
-    """The spec's data, whose images and labels fit its input and head."""
+    """The spec's data, whose samples fit its input."""
     data = load_data(options.data, root, download=download)
-    if spec.input_shape != data.image_shape:
-        message = f"{options.data.name} has images of shape {data.image_shape}, the spec expects {spec.input_shape}"
+    if spec.input_shape != data.shape:
+        kind = "images" if data.holds_images else "points"
+        message = f"{options.data.name} has {kind} of shape {data.shape}, the spec expects {spec.input_shape}"
         raise spec.error(("input", "shape"), message)
     if spec.context_shape is not None:
         raise spec.error(("input", "context_shape"), f"{options.data.name} has no context to train with")
-    if spec.head is not None and spec.head.values.get("classes", data.classes) != data.classes:
-        message = f"{options.data.name} has {data.classes} classes, the head {spec.head.values['classes']}"
-        raise spec.error(("head", "classes"), message)
     return data
 
 
-def _fit(run: Run, model: Classifier, data: DataSet, progress: bool, checkpoint: Path | None) -> Run:
+def _fit(run: Run, task: Task[Any], progress: bool, checkpoint: Path | None) -> Run:
     options = run.training
     logs = run.folder / "logs"
     callbacks: list[lightning.Callback] = [
-        _KeepCheckpoints(run),
+        _KeepCheckpoints(run, task.score),
         ModelCheckpoint(
             run.folder / "resume", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         ),
     ]
     if progress:
         callbacks.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
-    module = ClassifierTraining(model, options, data.train, data.classes)
+    module, samples = task.module(options), test_loader(task.data.test)
     started = time.monotonic()
     with _quiet_lightning():
         trainer = lightning.Trainer(
             max_epochs=options.epochs,
             check_val_every_n_epoch=options.evaluate_every,
+            gradient_clip_val=options.clip_gradient,
+            inference_mode=False,  # a log-determinant may take derivatives of its own
             devices=1,
             logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
             callbacks=callbacks,
@@ -296,25 +303,29 @@ def _fit(run: Run, model: Classifier, data: DataSet, progress: bool, checkpoint:
             reload_dataloaders_every_n_epochs=1,
         )
         try:
-            trainer.fit(module, val_dataloaders=test_loader(data.test), ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, val_dataloaders=samples, ckpt_path=checkpoint, weights_only=True)
+            if options.epochs % options.evaluate_every:
+                trainer.validate(module, samples, verbose=False)
         except SystemExit:  # what Lightning makes of Ctrl-C, having switched Ctrl-C off
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
-        if options.epochs % options.evaluate_every:
-            trainer.validate(module, test_loader(data.test), verbose=False)
+        except DivergedError as error:
+            run.update(status="diverged", why=str(error))
+            raise DivergedError(f"{run.folder}: {error}") from None
     if "freeze" in run.record:
-        run = _frozen(run, model, data)
+        run = _frozen(run, task)
     seconds = float(run.record.get("seconds", 0.0)) + time.monotonic() - started
-    run.update(status="finished", seconds=seconds, parameters=sum(weight.numel() for weight in model.parameters()))
+    run.update(status="finished", seconds=seconds, parameters=task.parameters())
     return run
 
 
-def _frozen(run: Run, model: Classifier, data: DataSet) -> Run:
+def _frozen(run: Run, task: Task[Any]) -> Run:
     """The run with its model made exact; the float one is kept in ``float/``."""
     numerics = Exact.model_validate(run.record["freeze"])
-    write_checkpoint(run.spec.document, model.state_dict(), run.folder / FLOAT)
+    write_checkpoint(run.spec.document, task.model.state_dict(), run.folder / FLOAT)
     spec = run.spec.replace(numerics=run.record["freeze"])
-    write_checkpoint(spec.document, freeze(model, data.train.pixels, numerics).state_dict(), run.folder)
+    frozen = freeze(task.model, task.data.train.values, numerics)
+    write_checkpoint(spec.document, frozen.state_dict(), run.folder)
     return Run(run.folder, spec, run.record)
 
 

@@ -657,7 +657,16 @@ TRAINING = {
     "data set": Fault(
         training('{"data": {"name": §"cifar"}}'),
         "training.data.name",
-        "input should be 'digits' or 'mnist', got \"cifar\"",
+        "input should be 'digits', 'mnist', 'moons', 'circles' or 'checkerboard', got \"cifar\"",
+    ),
+    "noise of images": Fault(
+        training('{"data": §{"name": "mnist", "noise": 0.1}}'),
+        "training.data",
+        'noise belongs to moons and circles, mnist has none, got {"name": "mnist", "noise": 0.1}',
+        in_schema=False,
+    ),
+    "clipping to nothing": Fault(
+        training('{"clip_gradient": §0}'), "training.clip_gradient", "input should be greater than 0, got 0"
     ),
     "augmentation": Fault(
         training('{"data": {"augmentation": {§"affin": {}}}}'),

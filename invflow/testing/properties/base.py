@@ -65,8 +65,8 @@ class Property:
         return adapted
 
     def applies_to(self, subject: Subject) -> bool:
-        """Whether there is anything to check: a context, a Jacobian, what the author of a foreign layer knows."""
-        unchecked: tuple[str, ...] = getattr(subject.bijection, "unchecked", ())
+        """Whether there is anything to check: a context, a Jacobian, what the layers themselves promise."""
+        unchecked = {name for part in subject.bijection.modules() for name in getattr(part, "unchecked", ())}
         if self.name in unchecked or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
             return False
         snaps = isinstance(subject.bijection.numerics, Snap)

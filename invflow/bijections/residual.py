@@ -1,0 +1,346 @@
+"""Invertible residual blocks: y = x + g(x), where g contracts."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+from ..errors import InvflowError, ShapeError
+from ..log_det import (
+    Branch,
+    Map,
+    Probe,
+    default_continuation,
+    draw_probes,
+    draw_terms,
+    enough_terms,
+    exact_log_det,
+    pulled_back,
+    roulette_weights,
+    series_log_det,
+)
+from ..nets.lipschitz import LipschitzConv, LipschitzMLP
+from ..nets.spectral import own_precision
+from ..registry import nets, register
+from ..solvers import Method, Solution, Step, accuracy, solve
+from ..state import Shape, TensorShape, flat_size, require_tensor
+
+GRADIENT_ERROR = 10
+"""How exact gradients of the inverse are, in units of the inverse's own accuracy: nobody needs their last digit."""
+
+EXACT_SIZE = 64
+"""Numbers in a state up to which "auto" makes the dense Jacobian: that costs about as much as 4 probes of 16 terms."""
+
+DEFAULT_TERMS = {"power_series": 10, "roulette": 2}
+
+EVAL_PROBES = 8
+EVAL_SEED = 0
+EVAL_ERROR = 0.01
+"""What a series in eval mode may leave out, a dimension, in nats, if every singular value of J were at the limit."""
+
+Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+
+_EXACT_INVERSE = (
+    "round trip",
+    "inverse round trip",
+    "context",
+    "batch independence",
+    "nan contained",
+    "memory layout",
+    "autocast",
+    "inverse log det",
+    "inverse gradients",
+)
+
+_EXACT_LOG_DET = ("log det", "inverse log det", "gradients", "inverse gradients")
+
+
+class NotConverged(RuntimeWarning):
+    """Samples whose inverse is not as exact as was asked for."""
+
+
+@register("residual")
+class Residual(Bijection):
+    """``y = x + g(x)`` with ``g = coefficient * net`` and a net whose Lipschitz constant is at most 1.
+
+    For a given y the map ``x -> y - g(x)`` contracts by the coefficient c, so it has exactly one fixed point (Banach),
+    the x with ``x + g(x) = y``; a point with the residual ``r = |y - x - g(x)|`` is within ``r / (1 - c)`` of it. Its
+    Jacobian ``1 + J`` has a positive determinant, for ``|J| <= c < 1`` and t J never has the eigenvalue -1 on the way
+    from t = 0, where the determinant is 1, to t = 1.
+
+    Autocast is off inside: g in bfloat16 is no map that could be inverted in float32. The solver's loop depends on the
+    data: `torch.compile` breaks the graph there and at the norms, and gives the same numbers.
+
+    Reference: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018,
+    https://arxiv.org/abs/1811.00995
+
+    Args:
+        net: a net with a certified Lipschitz constant, from the state to the state; by default `LipschitzConv` on
+            images and `LipschitzMLP` on anything else.
+        coefficient: the bound of g's Lipschitz constant, below 1.
+        solver: how the inverse is found: "anderson" or "picard".
+        tolerance: the relative error of the inverse at which the solver stops; null goes on to the roundings.
+        on_failure: whether samples that did not converge make a warning or an error.
+        log_det: how the log-determinant is found: "exact" from the dense Jacobian, by as many products as the state has
+            numbers; "power_series", truncated after ``terms`` and estimated by ``probes``; "roulette", the same with a
+            random number of terms, weighted so that the mean is right; "auto" is exact for states of up to 64 numbers,
+            and roulette for larger ones. In eval mode nothing is random: the probes are the same ones each time, at
+            least 8, and roulette is a series long enough that it leaves out less than 0.01 a dimension.
+        terms: of the power series, by default 10; of roulette, those that are never left out, by default 2.
+        probes: how many, for each sample.
+        probe: their distribution: "rademacher" (signs, of the smaller variance) or "gaussian".
+        continuation: of roulette, the probability to go on after each term, above ``coefficient^2``, for below that the
+            variance is infinite; by default a third of the way from there to 1.
+        shape: the incoming shape, from which the default net is made.
+        context_shape: likewise of the context.
+
+    >>> block = Residual(shape=(2,))
+    >>> x = torch.randn(5, 2)
+    >>> bool((block.inverse(block(x)) - x).abs().max() < 1e-5)
+    True
+    """
+
+    examples = [
+        ({}, (3,)),
+        ({"coefficient": 0.9}, (2, 4, 3)),
+        ({"coefficient": 0.5, "log_det": "roulette", "probes": 2}, (1, 3, 3)),
+        ({"coefficient": 0.5, "net": {"type": "lipschitz_mlp", "hidden": [4], "activation": "tanh"}}, (2,)),
+    ]
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """The properties of bijections that this one does not promise.
+
+        The solver's loop depends on the data, which no single graph can hold. With a tolerance of one's own the
+        inverse is as exact as that and no better; and an estimate of the log-determinant is one.
+        """
+        names = {"compiles"} if self.tolerance is None else {"compiles", *_EXACT_INVERSE}
+        estimator = self.log_det if self.shape is None else self._estimator(flat_size(self.shape))
+        if estimator != "exact":
+            names |= set(_EXACT_LOG_DET)
+        return tuple(sorted(names))
+
+    def __init__(
+        self,
+        net: nn.Module | None = None,
+        coefficient: Contractive = 0.9,
+        solver: Method = "anderson",
+        tolerance: Tolerance | None = None,
+        on_failure: Literal["warn", "raise"] = "warn",
+        log_det: Literal["auto", "exact", "power_series", "roulette"] = "auto",
+        terms: PositiveInt | None = None,
+        probes: PositiveInt = 1,
+        probe: Probe = "rademacher",
+        continuation: Contractive | None = None,
+        shape: Shape | None = None,
+        context_shape: TensorShape | None = None,
+    ) -> None:
+        super().__init__()
+        if continuation is not None and continuation <= coefficient**2:
+            raise InvflowError(
+                f"residual with a coefficient of {coefficient} expects a continuation above its square, "
+                f"{coefficient**2:g}, got {continuation}: the variance of the log-determinant would be infinite"
+            )
+        if net is None:
+            if shape is None:
+                raise InvflowError(
+                    "residual expects a net, or the incoming shape to make one for: Residual(shape=(2,))"
+                )
+            extents = require_tensor("residual", shape)
+            default = LipschitzConv if len(extents) == 3 else LipschitzMLP
+            net = default(extents, extents, context_shape)
+        if not callable(getattr(net, "lipschitz_bound", None)):
+            raise InvflowError(
+                f"residual expects a net whose Lipschitz constant is known, got {nets.name_of(type(net))}; use "
+                "lipschitz_conv or lipschitz_mlp, or give yours a method lipschitz_bound() that returns an upper bound"
+            )
+        self.net = net
+        self.coefficient = coefficient
+        self.solver = solver
+        self.tolerance = tolerance
+        self.on_failure = on_failure
+        self.log_det = log_det
+        self.terms = terms
+        self.probes = probes
+        self.probe = probe
+        self.continuation = continuation
+        self.shape = shape
+
+    @classmethod
+    def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
+        """What the net maps."""
+        extents = require_tensor("residual", shape)
+        return {"net": (extents, extents)}
+
+    def branch(self) -> Branch:
+        """G as a function of ``(x, context)``, what depends on the weights alone computed once."""
+        prepare = getattr(self.net, "prepared", None)
+        net = self.net if prepare is None else prepare()
+        bound = self.net.lipschitz_bound()  # type: ignore[operator]
+        scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
+        return functools.partial(_branch, net, scale)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        with own_precision(x):
+            return x + self.branch()(x, context)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        with own_precision(y):
+            return self._invert(self.branch(), y, context)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with own_precision(x):
+            g = self.branch()
+            return x + g(x, context), self._log_det(g, x, context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with own_precision(y):
+            g = self.branch()
+            x = self._invert(g, y, context)
+            return x, -self._log_det(g, x, context)
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
+        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
+        with own_precision(y):
+            return self._solve(self.branch(), y, context)
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        extents = require_tensor("residual", shape)
+        if self.shape is not None and extents != self.shape:
+            raise ShapeError(f"residual expects the shape {self.shape}, got {extents}")
+        return extents
+
+    def input_shape(self, shape: Shape) -> TensorShape:
+        return self.output_shape(shape)
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """``1 + c`` and ``1 / (1 - c)`` for the coefficient c."""
+        return 1 + self.coefficient, 1 / (1 - self.coefficient)
+
+    def _log_det(self, g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
+        size = x[:1].numel()
+        estimator = self._estimator(size)
+        if x.is_meta or not x.numel():
+            return x.flatten(1).sum(1)
+        if estimator == "exact":
+            return exact_log_det(g, x, context)
+        certain = self.terms or DEFAULT_TERMS[estimator]
+        weights = [1.0] * certain
+        if not self.training:
+            # The same probes each time, so that a density is a function, and the inverse's is the forward's.
+            generator = torch.Generator().manual_seed(EVAL_SEED)
+            shape = (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
+            if estimator == "roulette":
+                weights = [1.0] * max(certain, enough_terms(self.coefficient, EVAL_ERROR))
+            return series_log_det(g, x, context, draw_probes(self.probe, shape, x, generator), weights)
+        if estimator == "roulette":
+            continuation = self.continuation or default_continuation(self.coefficient)
+            weights = roulette_weights(draw_terms(certain, continuation), certain, continuation)
+        return series_log_det(g, x, context, draw_probes(self.probe, (self.probes, *x.shape), x, None), weights)
+
+    def _estimator(self, size: int) -> Literal["exact", "power_series", "roulette"]:
+        if self.log_det == "auto":
+            return "exact" if size <= EXACT_SIZE else "roulette"
+        return self.log_det
+
+    def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
+        """The inverse with its gradient."""
+        if y.is_meta:
+            return y - g(y, context)
+        solution = self._solve(g, y.detach(), context)
+        self._complain("inverse", y, solution)
+        return attach(functools.partial(_picard_step, g, y, context), solution.x, self._solve_linear)
+
+    def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
+        def step(x: Tensor, rows: Tensor) -> Tensor:
+            if len(rows) == len(y):
+                return y - g(x, context)
+            return y[rows] - g(x, None if context is None else context[rows])
+
+        return solve(step, y, contraction=self.coefficient, method=self.solver, tolerance=self.tolerance)
+
+    def _solve_linear(self, step: Step, start: Tensor) -> Tensor:
+        """The fixed point ``u = w + J^T u`` that a gradient w of the inverse is pulled back to."""
+        tolerance = GRADIENT_ERROR * accuracy(start.dtype)
+        solution = solve(step, start, contraction=self.coefficient, method=self.solver, tolerance=tolerance)
+        self._complain("gradient of the inverse", start, solution)
+        return solution.x
+
+    def _complain(self, what: str, start: Tensor, solution: Solution) -> None:
+        finite = start.flatten(1).isfinite().all(1)
+        failed = [i for i in solution.report.failed if finite[i]]
+        if not failed:
+            return
+        shown = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
+        message = (
+            f"the {what} of residual did not converge for {len(failed)} of {len(start)} samples ({shown}): "
+            f"{solution.report}"
+        )
+        if self.on_failure == "raise":
+            raise InvflowError(message)
+        warnings.warn(message, NotConverged, stacklevel=4)
+
+
+def _branch(net: Callable[..., Tensor], scale: float | Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+    made = net(x) if context is None else net(x, context)
+    if made.shape != x.shape:
+        raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
+    return scale * made
+
+
+def _picard_step(g: Branch, y: Tensor, context: Tensor | None, x: Tensor) -> Tensor:
+    return y - g(x, context)
+
+
+def attach(step: Map, x: Tensor, solve_linear: Callable[[Step, Tensor], Tensor]) -> Tensor:
+    """The fixed point ``x = step(x)``, found without a graph, with the gradient that the implicit function has.
+
+    With ``J`` the Jacobian of the step at x: ``dx = (1 - J)^-1 d step``, so a gradient w is pulled back through the
+    step as ``(1 - J^T)^-1 w``, the fixed point of ``u = w + J^T u``. That is attached likewise, so second derivatives
+    are right too.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    image = step(x.detach())
+    if not image.requires_grad:
+        return x
+    return cast(Tensor, _Implicit.apply(image, x.detach(), step, solve_linear))
+
+
+class _Implicit(torch.autograd.Function):
+    """The identity on x; backward solves the transposed linear system."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: Callable[[Step, Tensor], Tensor]
+    ) -> Tensor:
+        ctx.step, ctx.solve_linear = step, solve_linear
+        x = x.clone()
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # somebody differentiates this gradient
+        pull = pulled_back(ctx.step, x if again else x.detach())
+
+        def transposed(u: Tensor) -> Tensor:
+            return grad + pull(u)
+
+        def of_rows(u: Tensor, rows: Tensor) -> Tensor:
+            whole = torch.zeros_like(grad)
+            whole[rows] = u
+            return transposed(whole)[rows]
+
+        found = ctx.solve_linear(of_rows, grad.detach())
+        return attach(transposed, found, ctx.solve_linear), None, None, None

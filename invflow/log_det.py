@@ -1,0 +1,173 @@
+"""``log |det(1 + J)|`` for the Jacobian J of a contraction g: exact, truncated, or unbiased.
+
+With ``||J|| <= c < 1`` the series ``log det(1 + J) = sum_k (-1)^(k+1) tr(J^k) / k`` converges, and the determinant is
+positive. A trace is the mean of ``v^T J^k v`` over random probes v with uncorrelated entries of variance 1, which costs
+k products with J^T and no matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .errors import InvflowError
+
+Map: TypeAlias = Callable[[Tensor], Tensor]
+Branch: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+Probe: TypeAlias = Literal["rademacher", "gaussian"]
+
+
+def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
+    """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian: as many products as x has numbers.
+
+    >>> exact_log_det(lambda x, context: x / 2, torch.zeros(1, 3), None)  # 3 log 1.5
+    tensor([1.2164])
+    """
+    size = x[:1].numel()
+    identity = torch.eye(size, dtype=x.dtype, device=x.device)
+    # One copy of the batch per row of the Jacobian: that works for every g, and under every transform of torch's.
+    copies, given = repeated(x, size), None if context is None else repeated(context, size)
+    basis = identity[:, None].expand(size, x.shape[0], size).reshape(copies.shape)
+    rows = pulled_back(functools.partial(_of_x, g, given), copies)(basis)
+    dense = rows.reshape(size, -1, size).movedim(1, 0)
+    found: Tensor = torch.linalg.slogdet(identity + dense).logabsdet
+    return found
+
+
+def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor, weights: list[float]) -> Tensor:
+    """``sum_k weights[k-1] (-1)^(k+1) / k  mean_v(v^T J^k v)`` over k from 1, of each sample, with its gradient.
+
+    With weights of 1 this is the power series, truncated after as many terms; with ``1 / P(N >= k)`` for a random
+    number N of terms it is unbiased. The gradient is not that of the terms, whose graphs would have to be kept. Since
+    ``d tr(J^k) = k tr(J^(k-1) dJ)``, it is ``a^T dJ v`` with ``a = sum_k weights[k-1] (-J^T)^(k-1) v``: that of one
+    product with a graph, whatever the number of terms. It is right in the mean over the probes. Its own derivative
+    would not be, and is refused (``create_graph``).
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen: Residual Flows for Invertible Generative Modeling, 2019,
+    https://arxiv.org/abs/1906.02735
+
+    Args:
+        g: the contraction.
+        x: where, ``(batch, ...)``.
+        context: its context.
+        probes: ``(number, batch, ...)``, or ``(number, 1, ...)`` where all samples share them.
+        weights: one for each term.
+    """
+    number = probes.shape[0]
+    copies, given = repeated(x, number), None if context is None else repeated(context, number)
+    v = probes.expand(number, *x.shape).reshape(copies.shape)
+    pull = pulled_back(functools.partial(_of_x, g, given), copies)
+    with torch.no_grad():
+        value = x.new_zeros(len(v))
+        power, weighted = v, torch.zeros_like(v)
+        for k, weight in enumerate(weights, start=1):
+            weighted = weighted + weight * power
+            power = -pull(power)
+            value = value - weight / k * (power * v).flatten(1).sum(1)
+    if torch.is_grad_enabled():
+        attached = _Once.apply((pull(weighted) * v).flatten(1).sum(1))
+        value = value + attached - attached.detach()
+    return value.reshape(number, -1).mean(0)
+
+
+def truncation_error(coefficient: float, terms: int, size: int) -> float:
+    """How far the series is from ``log det(1 + J)`` at most after so many terms, for ``||J|| <= coefficient``.
+
+    ``|tr(J^k)| <= size * coefficient^k``, so the rest is at most
+    ``size * sum_(k > terms) coefficient^k / k <= size * coefficient^(terms+1) / ((terms+1) (1 - coefficient))``.
+
+    >>> round(truncation_error(0.5, terms=9, size=10), 4)
+    0.002
+    """
+    return size * coefficient ** (terms + 1) / ((terms + 1) * (1 - coefficient))
+
+
+def enough_terms(coefficient: float, error: float) -> int:
+    """The smallest number of terms whose truncation error is at most ``error`` for each dimension."""
+    terms = 1
+    while truncation_error(coefficient, terms, 1) > error:
+        terms += 1
+    return terms
+
+
+def roulette_weights(number: int, certain: int, continuation: float) -> list[float]:
+    """``1 / P(N >= k)`` for k from 1 to ``number``, where N is ``certain`` and a geometric number more.
+
+    The estimate's variance is a sum of ``(coefficient^2 / continuation)^k``: finite only for a continuation above
+    ``coefficient^2``.
+
+    >>> roulette_weights(4, certain=2, continuation=0.5)
+    [1.0, 1.0, 2.0, 4.0]
+    """
+    return [continuation ** -max(0, k - certain) for k in range(1, number + 1)]
+
+
+def default_continuation(coefficient: float) -> float:
+    """A third of the way from ``coefficient^2``, where the variance becomes infinite, to 1, where the cost does.
+
+    >>> default_continuation(0.5)
+    0.5
+    """
+    return (1 + 2 * coefficient**2) / 3
+
+
+def draw_probes(kind: Probe, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Probes of a shape in the dtype and on the device of a tensor; from the global generator where none is given."""
+    device = like.device if generator is None else generator.device
+    if kind == "gaussian":
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    signs = torch.randint(0, 2, shape, generator=generator, device=device)
+    return (2 * signs - 1).to(device=like.device, dtype=like.dtype)
+
+
+def draw_terms(certain: int, continuation: float) -> int:
+    """N of `roulette_weights`, from the global generator of the CPU."""
+    uniform = float(torch.rand((), dtype=torch.float64, device="cpu"))
+    return certain + math.floor(math.log1p(-uniform) / math.log(continuation))
+
+
+def repeated(x: Tensor, number: int) -> Tensor:
+    """So many copies of a batch, one after the other."""
+    return x[None].expand(number, *x.shape).flatten(0, 1)
+
+
+def pulled_back(g: Map, x: Tensor) -> Map:
+    """``u -> (dg/dx)^T u`` at x, for any number of u; differentiable where it is called with gradients on."""
+    with torch.enable_grad():
+        at = x if x.requires_grad else x.detach().requires_grad_()
+        made = g(at)
+
+    def pull(u: Tensor) -> Tensor:
+        if not made.requires_grad:  # a constant
+            return torch.zeros_like(u)
+        again = torch.is_grad_enabled()
+        found: Tensor
+        (found,) = torch.autograd.grad(made, at, u, retain_graph=True, create_graph=again, materialize_grads=True)
+        return found
+
+    return pull
+
+
+def _of_x(g: Branch, context: Tensor | None, x: Tensor) -> Tensor:
+    return g(x, context)
+
+
+class _Once(torch.autograd.Function):
+    """The identity; who would differentiate its gradient is told that this has no derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise InvflowError(
+                "an estimated log-determinant has first derivatives only; use log_det='exact' to differentiate twice"
+            )
+        return grad

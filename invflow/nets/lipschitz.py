@@ -1,0 +1,228 @@
+"""Conditioners whose Lipschitz constant is at most 1: what `Residual` is made of."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, TypeAlias
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import InvflowError, ShapeError
+from ..registry import register_net
+from ..state import Shape, TensorShape, flat_size, require_tensor, shape_of
+from .conv import context_channels, with_context_channels
+from .parts import OddInt, Widths, require_context
+from .spectral import SpectralConv2d, SpectralLinear
+
+Contraction: TypeAlias = Literal[
+    "relu", "leaky_relu", "elu", "gelu", "silu", "lipswish", "softplus", "tanh", "sigmoid", "maxmin"
+]
+
+GELU_SLOPE = 1.129
+"""The largest slope of GELU, at sqrt(2): Phi(sqrt 2) + sqrt 2 phi(sqrt 2) = 1.12890."""
+
+SILU_SLOPE = 1.1
+"""The largest slope of x sigmoid(x), at 2.3994: 1.09984."""
+
+
+class Gelu(nn.Module):
+    """GELU over its largest slope."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.gelu(x) / GELU_SLOPE
+
+
+class Silu(nn.Module):
+    """``x sigmoid(x)`` over its largest slope."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.silu(x) / SILU_SLOPE
+
+
+class LipSwish(nn.Module):
+    """``x sigmoid(b x) / 1.1`` with a learned ``b > 0``; its slope is below 1 for every b, and smooth.
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen: Residual Flows for Invertible Generative Modeling, 2019,
+    https://arxiv.org/abs/1906.02735
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x * functional.softplus(self.beta)) / SILU_SLOPE
+
+
+class MaxMin(nn.Module):
+    """Each pair of channels becomes its larger and its smaller number: slope 1, and the gradient keeps its norm.
+
+    The last one of an odd number of channels stays as it is.
+
+    Reference: Anil, Lucas, Grosse: Sorting out Lipschitz function approximation, 2018, https://arxiv.org/abs/1811.05381
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.shape[1] // 2
+        a, b, rest = torch.split_with_sizes(x, [half, half, x.shape[1] - 2 * half], dim=1)
+        return torch.cat([torch.maximum(a, b), torch.minimum(a, b), rest], dim=1)
+
+
+_CONTRACTIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": Gelu,
+    "silu": Silu,
+    "lipswish": LipSwish,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "maxmin": MaxMin,
+}
+
+
+class _Lipschitz(nn.Module):
+    """Normalised maps with activations between them, the first one before them too if ``input_activation``."""
+
+    def __init__(self, maps: Sequence[SpectralLinear | SpectralConv2d], activation: Contraction, before: bool) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+        self.activations = nn.ModuleList(
+            _CONTRACTIONS[activation]() if before or position else nn.Identity() for position in range(len(maps))
+        )
+
+    def lipschitz_bound(self) -> float:
+        """1: every map is divided by its norm where that is larger, and no activation has a larger slope."""
+        return 1.0
+
+    def prepared(self) -> Callable[..., Tensor]:
+        """The net as a function of ``(x, context)``, what depends on the weights alone computed once."""
+        return functools.partial(self._evaluate, [one.normalized_weight() for one in self.maps])  # type: ignore[operator]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        made: Tensor = self.prepared()(x, context)
+        return made
+
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = self._entered(x, context)
+        for one, activation, weight in zip(self.maps, self.activations, weights, strict=True):
+            x = one.apply_weight(activation(x), weight)  # type: ignore[operator]
+        return self._left(x)
+
+    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _left(self, x: Tensor) -> Tensor:
+        return x
+
+
+@register_net("lipschitz_conv")
+class LipschitzConv(_Lipschitz):
+    """Convolutions from ``in_shape`` to ``out_shape`` whose Lipschitz constant is at most 1.
+
+    Each has zero padding that keeps the size, and is divided by its norm at this very size and padding where that is
+    above 1. The default is i-ResNet's block: activation, 3x3, activation, 1x1, activation, 3x3. The context enters as
+    further input channels, a vector spread over all positions.
+
+    Reference: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018,
+    https://arxiv.org/abs/1811.00995
+
+    Args:
+        in_shape: (channels, height, width) of the input, without the batch.
+        out_shape: likewise of the output.
+        context_shape: (features,), or (channels, height, width) with the input's height and width.
+        hidden: the channels of the layers between, as many as you like: only the map as a whole has to contract.
+        kernel_sizes: the side of every kernel, odd; by default 3 for the first and the last, 1 between them.
+        activation: what comes before each convolution; each has a slope of at most 1: gelu and silu are divided by
+            their largest one, lipswish is a silu whose steepness is learned, maxmin sorts pairs of channels.
+        input_activation: whether it comes before the first convolution too.
+
+    >>> LipschitzConv((2, 5, 5), (2, 5, 5))(torch.zeros(1, 2, 5, 5)).shape
+    torch.Size([1, 2, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        context_shape: TensorShape | None = None,
+        hidden: Widths = [32, 32],  # noqa: B006 -- a JSON default, never changed
+        kernel_sizes: Annotated[list[OddInt], Field(min_length=1, max_length=101)] | None = None,
+        activation: Contraction = "elu",
+        input_activation: bool = True,
+    ) -> None:
+        channels, height, width = require_tensor("lipschitz_conv", in_shape, dims=3)
+        out_channels, *out_size = require_tensor("lipschitz_conv", out_shape, dims=3)
+        if out_size != [height, width]:
+            raise ShapeError(f"lipschitz_conv expects to keep height and width, got {in_shape} in and {out_shape} out")
+        count = len(hidden) + 1
+        sides = kernel_sizes or [3 if position in (0, count - 1) else 1 for position in range(count)]
+        if len(sides) != count:
+            raise InvflowError(
+                f"lipschitz_conv with {len(hidden)} hidden widths has {count} convolutions; it expects as many "
+                f"kernel_sizes, got {len(sides)}"
+            )
+        more = context_channels("lipschitz_conv", context_shape, (height, width))
+        widths = itertools.pairwise([channels + more, *hidden, out_channels])
+        maps = [
+            SpectralConv2d(narrow, wide, side, (height, width))
+            for (narrow, wide), side in zip(widths, sides, strict=True)
+        ]
+        super().__init__(maps, activation, input_activation)
+        self.context_shape = context_shape
+
+    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return with_context_channels("lipschitz_conv", x, context, self.context_shape)
+
+
+@register_net("lipschitz_mlp")
+class LipschitzMLP(_Lipschitz):
+    """Linear layers on the flattened input, reshaped to ``out_shape``, whose Lipschitz constant is at most 1.
+
+    Each is divided by its norm where that is above 1. The context is flattened and concatenated to the input.
+
+    Args:
+        in_shape: the shape of the input, without the batch.
+        out_shape: likewise of the output.
+        context_shape: likewise of the context.
+        hidden: the features of the layers between.
+        activation: what comes between the layers, as in `LipschitzConv`.
+        input_activation: whether it comes before the first layer too.
+
+    >>> LipschitzMLP((2, 3), (4,))(torch.zeros(5, 2, 3)).shape
+    torch.Size([5, 4])
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        context_shape: TensorShape | None = None,
+        hidden: Widths = [64, 64],  # noqa: B006 -- a JSON default, never changed
+        activation: Contraction = "lipswish",
+        input_activation: bool = False,
+    ) -> None:
+        features = flat_size(require_tensor("lipschitz_mlp", in_shape))
+        features += flat_size(context_shape) if context_shape else 0
+        widths = [features, *hidden, flat_size(require_tensor("lipschitz_mlp", out_shape))]
+        super().__init__([SpectralLinear(*pair) for pair in itertools.pairwise(widths)], activation, input_activation)
+        self.in_shape = in_shape
+        self.out_shape = out_shape
+        self.context_shape = context_shape
+
+    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if shape_of(x) != self.in_shape:
+            raise ShapeError(f"lipschitz_mlp expects the shape {self.in_shape}, got {shape_of(x)}")
+        flat = x.flatten(1)
+        if context is None and self.context_shape is None:
+            return flat
+        return torch.cat([flat, require_context("lipschitz_mlp", context, self.context_shape).flatten(1)], dim=1)
+
+    def _left(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], *self.out_shape)  # type: ignore[arg-type]

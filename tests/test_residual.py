@@ -1,0 +1,295 @@
+"""Residual blocks: inverses and their gradients, warnings, refusals, training, checkpoints in constant memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import invflow
+from invflow import InvflowError, ShapeError, SpecError
+from invflow.bijections import ActNorm, Inverse, Psi, Residual
+from invflow.bijections.residual import NotConverged
+from invflow.nets import Conv, LipschitzConv, LipschitzMLP
+from invflow.testing import check_bijection
+
+DECLARED = 1.001
+ERROR = {torch.float32: 1e-6, torch.float64: 1e-12}
+GRADIENT = 1e-6
+
+
+def at_the_limit(block, factor=20.0):
+    """The block with weights so large that every layer is normalised."""
+    with torch.no_grad():
+        for layer in block.net.maps:
+            layer.weight.mul_(factor)
+    return block.train()
+
+
+def jacobian(function, x):
+    return torch.func.jacrev(lambda x: function(x[None])[0].flatten())(x).flatten(1).detach()
+
+
+def identity_like(block):
+    """Weights near multiples of the identity, so that g contracts as little as it may, in all directions."""
+    with torch.no_grad():
+        for layer in block.net.maps:
+            layer.weight.add_(10 * torch.eye(*layer.weight.shape))
+    return block.train()
+
+
+@pytest.mark.parametrize("c", [0.5, 0.9, 0.97])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2,), (30,), (3, 8, 8)])
+@pytest.mark.parametrize("solver", ["anderson", "picard"])
+@pytest.mark.parametrize("prepare", [lambda block: block, at_the_limit, "identity"])
+def test_the_inverse_is_exact_or_a_warning_names_the_samples(c, dtype, shape, solver, prepare):
+    torch.manual_seed(0)
+    if prepare == "identity":
+        net = LipschitzMLP(shape, shape, hidden=[torch.Size(shape).numel()], activation="relu")
+        block = identity_like(Residual(net, c, solver)).to(dtype)
+    else:
+        block = prepare(Residual(coefficient=c, solver=solver, shape=shape)).to(dtype)
+    x = torch.randn(16, *shape, dtype=dtype)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y = block(x)
+        back = block.inverse(y)
+    # The exact inverse of this y, in double precision: y itself has been rounded.
+    exact = copy.deepcopy(block).double().solve(y.double()).x
+    error = (back.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    wrong = (error > ERROR[dtype]).nonzero().flatten().tolist()
+    if wrong:
+        assert len(caught) == 1
+        assert caught[0].category is NotConverged
+    if dtype == torch.float64:
+        assert not wrong
+
+
+def test_a_solver_that_stops_short_warns_with_the_samples_or_raises(monkeypatch):
+    monkeypatch.setattr("invflow.solvers.MOST_EVALUATIONS", 3)
+    block = at_the_limit(Residual(shape=(5,), coefficient=0.97))
+    y = torch.randn(4, 5)
+    y[2] = float("nan")
+    with pytest.warns(NotConverged, match=r"did not converge for 3 of 4 samples \(0, 1, 3\).*evaluations"):
+        block.inverse(y)
+    block.on_failure = "raise"
+    with pytest.raises(InvflowError, match=r"\(0, 1, 3\)"):
+        block.inverse(y)
+    assert block.solve(y).report.failed == [0, 1, 2, 3]  # asked for, it only tells
+
+
+@given(c=st.sampled_from([0.5, 0.9, 0.97]), seed=st.integers(0, 99), image=st.booleans())
+def test_g_contracts_by_the_coefficient(c, seed, image):
+    torch.manual_seed(seed)
+    shape = (2, 4, 3) if image else (6,)
+    block = at_the_limit(Residual(coefficient=c, shape=shape)).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    g = jacobian(lambda x: block(x) - x, x)
+    assert float(torch.linalg.matrix_norm(g, 2)) <= c * DECLARED
+
+
+def test_g_contracts_after_training_and_reload(tmp_path):
+    torch.manual_seed(0)
+    chain = invflow.build({"input": {"shape": [2, 4, 4]}, "layers": [{"type": "residual", "coefficient": 0.9}] * 2})
+    optimizer = torch.optim.Adam(chain.parameters(), lr=0.3)
+    for _ in range(10):
+        x = torch.randn(8, 2, 4, 4)
+        y, log_det = chain.forward_and_log_det(x)
+        (y.square().flatten(1).sum(1) - 20 * log_det).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert float((chain.inverse(chain(x)) - x).detach().abs().max()) < 1e-5  # in train mode, between two steps
+    invflow.save(chain, tmp_path)
+    x = torch.randn(2, 4, 4)
+    for model in (chain, chain.eval(), invflow.load(tmp_path)):
+        norms = [float(torch.linalg.matrix_norm(jacobian(lambda x, b=b: b(x) - x, x), 2)) for b in model]
+        assert max(norms) <= 0.9 * DECLARED
+        assert max(norms) > 0.1  # trained so that they stretch
+
+
+@pytest.mark.parametrize("c", [0.5, 0.9, 0.97])
+@pytest.mark.parametrize("context", [None, 2])
+def test_gradients_of_the_inverse_are_those_of_finite_differences(c, context):
+    torch.manual_seed(0)
+    given_shape = None if context is None else (context,)
+    net = LipschitzMLP((3,), (3,), given_shape, hidden=[4])
+    block = at_the_limit(Residual(net, coefficient=c)).double()
+    y = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    given = None if context is None else torch.randn(2, context, dtype=torch.float64, requires_grad=True)
+    inputs = (y,) if given is None else (y, given)
+    names, weights = zip(*block.named_parameters(), strict=True)
+
+    def inverse(*values):
+        state = {f"layer.{name}": value for name, value in zip(names, values[len(inputs) :], strict=True)}
+        return torch.func.functional_call(Inverse(block), state, values[: len(inputs)])
+
+    free = [weight.detach().requires_grad_() for weight in weights]
+    assert torch.autograd.gradcheck(inverse, (*inputs, *free), atol=GRADIENT, rtol=GRADIENT)
+
+
+def test_second_derivatives_of_the_inverse():
+    torch.manual_seed(0)
+    block = at_the_limit(Residual(shape=(3,))).double()
+    y = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(block.inverse, (y,), atol=GRADIENT, rtol=GRADIENT)
+
+
+@pytest.mark.parametrize("field", [{"coefficient": 1}, {"coefficient": 1.5}, {"coefficient": 0}, {"coefficient": -0.5},
+                                   {"tolerance": 0}, {"tolerance": -1e-6}, {"tolerance": 1}, {"solver": "newton"},
+                                   {"on_failure": "ignore"}, {"log_det": "guess"}, {"terms": 0}, {"probes": 0},
+                                   {"net": {"type": "conv"}}, {"coefficient": 0.9, "continuation": 0.81}])  # fmt: skip
+def test_what_has_no_inverse_is_refused_at_its_line(tmp_path, field):
+    document = {
+        "input": {"shape": [2, 4, 4]},
+        "layers": [{"type": "psi", "block_size": 2}, {"type": "residual", **field}],
+    }
+    text = json.dumps(document, indent=1)
+    path = tmp_path / "spec.json"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        invflow.build(path)
+    (error,) = caught.value.errors
+    lines = text.splitlines()
+    assert error["path"].startswith("layers.1")
+    named = error["path"].removeprefix("layers.1").lstrip(".")
+    assert f'"{named}"' in lines[error["line"] - 1] if named else "{" in lines[error["line"] - 1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (Residual, "a net, or the incoming shape"),
+        (lambda: Residual(Conv((2, 4, 4), (2, 4, 4))), r"got conv; use lipschitz_conv .* a method lipschitz_bound\(\)"),
+        (lambda: Residual(nn.Linear(2, 2)), "got Linear"),
+        (lambda: Residual(LipschitzMLP((2,), (3,)))(torch.zeros(1, 2)), "its net to return the shape"),
+        (lambda: Residual(shape=((2,), (2,))), "expects one tensor"),
+        (lambda: Residual(shape=(2,)).output_shape((3,)), r"expects the shape \(2,\), got \(3,\)"),
+        (lambda: Residual(coefficient=0.9, continuation=0.8, shape=(2,)), "variance of the log-determinant"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises((InvflowError, ShapeError), match=message):
+        call()
+
+
+class Foreign(nn.Linear):
+    """Somebody's net, with a bound of his own."""
+
+    def lipschitz_bound(self):
+        return torch.linalg.matrix_norm(self.weight)  # Frobenius: certified, not tight
+
+
+def test_anybodys_net_that_knows_its_bound_will_do():
+    torch.manual_seed(0)
+    net = Foreign(4, 4)
+    for factor in (1e-3, 1e3):
+        with torch.no_grad():
+            net.weight.mul_(factor)
+        block = Residual(net, coefficient=0.9, shape=(4,)).double()
+        x = torch.randn(3, 4, dtype=torch.float64)
+        norm = torch.linalg.matrix_norm(jacobian(lambda x, block=block: block(x) - x, x[0]), 2)
+        assert float(norm) <= 0.9
+    assert check_bijection(block, (4,), examples=5).ok
+    block(x).sum().backward()
+    assert net.weight.grad.isfinite().all()
+
+
+def test_contexts_reach_both_nets():
+    nets = [LipschitzMLP((3,), (3,), (2,), hidden=[4]), LipschitzConv((2, 3, 2), (2, 3, 2), (2,), hidden=[4])]
+    for net, shape in zip(nets, [(3,), (2, 3, 2)], strict=True):
+        assert check_bijection(Residual(net), shape, context_shape=(2,), examples=5, only=["context", "gradients"]).ok
+        assert Residual(shape=shape, context_shape=(2,)).net.context_shape == (2,)
+
+
+def test_blocks_are_checkpointed_in_constant_memory_training_and_mixed_chains_work():
+    torch.manual_seed(0)
+    layers = [
+        {"type": "psi", "block_size": 2},
+        {"type": "residual"},
+        {"type": "actnorm"},
+        {"type": "split"},
+        {"type": "additive_coupling", "net": {"type": "conv"}},
+        {"type": "merge"},
+        {"type": "residual"},
+    ]
+    document = {"input": {"shape": [1, 4, 4]}, "layers": layers}
+    plain = invflow.build(document).double()
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    found = {}
+    for policy in ("stored", "checkpoint", "reversible"):
+        chain = invflow.build({**document, "backprop": policy}).double()
+        chain.load_state_dict(plain.state_dict())
+        count = counted(chain[1].net)
+        start = x.clone().requires_grad_()
+        y, log_det = chain.forward_and_log_det(start)
+        before = count[0]
+        (y.square().sum() + log_det.sum()).backward()
+        # Run again once, and not inverted, which would take as many evaluations as the solver.
+        assert count[0] - before <= (0 if policy == "stored" else before)
+        found[policy] = [start.grad, *(weight.grad for weight in chain.parameters())]
+    for policy in ("checkpoint", "reversible"):
+        for a, b in zip(found["stored"], found[policy], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def counted(net):
+    """How often a net is evaluated."""
+    count = [0]
+    evaluate = net._evaluate
+
+    def counting(*args):
+        count[0] += 1
+        return evaluate(*args)
+
+    net._evaluate = counting
+    return count
+
+
+def test_a_spec_of_i_resnet_trains_inverts_and_comes_back(tmp_path):
+    torch.manual_seed(0)
+    document = {"input": {"shape": [1, 8, 8]},
+                "layers": [{"type": "psi", "block_size": 2},
+                           {"type": "repeat", "times": 2, "layers": [{"type": "actnorm"},
+                                                                     {"type": "residual", "coefficient": 0.9}]}],
+                "head": {"type": "linear", "classes": 3}}  # fmt: skip
+    model = invflow.build_model(document)
+    x = torch.rand(6, 1, 8, 8)
+    model.bijection.initialize(x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(5):
+        nn.functional.cross_entropy(model(x), torch.arange(6) % 3).backward()
+        optimizer.step()
+    z = model.features(x)
+    assert float((model.bijection.inverse(z) - x).detach().abs().max()) <= 1e-5
+    invflow.save(model, tmp_path)
+    assert torch.equal(invflow.load(tmp_path)(x), model(x))
+    assert invflow.to_spec(model)["layers"][2] == {"type": "residual"}
+
+
+def test_the_chain_of_an_inverted_block():
+    chain = invflow.Sequential(Psi(2), ActNorm(shape=(4, 2, 2)), Residual(shape=(4, 2, 2)))[::-1].double()
+    y = torch.randn(2, 4, 2, 2, dtype=torch.float64)
+    x, log_det = chain.forward_and_log_det(y)
+    back, negative = chain.inverse_and_log_det(x)
+    torch.testing.assert_close(back, y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_det, -negative, rtol=1e-10, atol=1e-10)
+
+
+def test_the_compiler_breaks_the_graph_and_gives_the_same_numbers():
+    torch.manual_seed(0)
+    block = Residual(LipschitzMLP((3,), (3,), hidden=[4]), coefficient=0.5)
+    x = torch.randn(2, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(block, backend="aot_eager")
+    for factor in (1, 20):  # a graph that has been made sees weights that moved
+        with torch.no_grad():
+            block.net.maps[0].weight.mul_(factor)
+            torch.testing.assert_close(compiled(x), block(x))
+    torch.compiler.reset()
