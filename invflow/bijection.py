@@ -123,13 +123,6 @@ class Bijection(nn.Module, ABC):
             x: State = probe.inverse(zeros(shape, dtype=like.dtype, device=like.device))
         return shape_of(x)
 
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        """Upper bounds of the Lipschitz constants of the map and of its inverse, infinite where none is known.
-
-        Of a tuple state the distance is the Euclidean one of all its numbers together.
-        """
-        return math.inf, math.inf
-
     def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
         """Computes in these numerics from now on: a chain asks this of each of its layers.
 
@@ -151,6 +144,13 @@ class Bijection(nn.Module, ABC):
         from .registry import bijections  # the registry knows this class
 
         return bijections.name_of(type(self))
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """Upper bounds of the Lipschitz constants of the map and of its inverse, infinite where none is known.
+
+        Of a tuple state the distance is the Euclidean one of all its numbers together.
+        """
+        return math.inf, math.inf
 
     @property
     def awaits_data(self) -> bool:

@@ -163,7 +163,7 @@ def freeze(
         _print_json({"run": str(frozen.folder), "numerics": numerics.model_dump(), **dataclasses.asdict(found)})
         return
     out.print(f"run {frozen.folder}", markup=False, soft_wrap=True)
-    out.print(f"  {found.after}; before: {found.before}")
+    out.print(f"  test accuracy {found.accuracy_after:.2%}, before {found.accuracy_before:.2%}")
     for way, count in found.bit_equal.items():
         out.print(f"  {count:,} of {found.images:,} test images come back bit-equal: {way}", soft_wrap=True)
 

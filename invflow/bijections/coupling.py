@@ -157,14 +157,6 @@ class AdditiveCoupling(_Coupling):
         ({"net": {"type": "mlp"}}, ((2,), (3,))),
     ]
 
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of [[N, 1], [1, 0]] at most, where the net knows its l."""
-        bound = getattr(self.net, "lipschitz_bound", None)
-        if not callable(bound):
-            return math.inf, math.inf
-        both = (float(bound()) + math.hypot(float(bound()), 2)) / 2
-        return both, both
-
     @property
     def level(self) -> str:  # type: ignore[override]
         if conditioners.batch_norm_without_statistics(self.net):
@@ -186,6 +178,14 @@ class AdditiveCoupling(_Coupling):
         self._is_stack = obstacle(self.net) is None
         if isinstance(numerics, Exact):
             make_order_free(self.net, numerics)
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of [[N, 1], [1, 0]] at most, where the net knows its l."""
+        bound = getattr(self.net, "lipschitz_bound", None)
+        if not callable(bound):
+            return math.inf, math.inf
+        both = (float(bound()) + math.hypot(float(bound()), 2)) / 2
+        return both, both
 
     def _transform(self, b: Tensor, made: Tensor) -> Tensor:
         if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type

@@ -48,8 +48,9 @@ class Flow(nn.Module):
             context: one row per sample.
             temperature: below 1 the prior's samples lie closer to what is most likely, and so, roughly, do these.
         """
-        z = self.prior.sample(count, temperature)
-        return self.bijection.inverse(onto_grid(z, self.bijection.numerics), context)
+        return self.bijection.inverse(
+            onto_grid(self.prior.sample(count, temperature), self.bijection.numerics), context
+        )
 
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)

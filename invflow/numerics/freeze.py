@@ -18,7 +18,7 @@ from ..state import State, leaves, map_state
 from .options import FLOAT, Exact, Float, Grid, Snap
 from .orderfree import Ranges, activations, context_features, is_order_free, make_order_free, obstacle
 
-M = TypeVar("M", Sequential, Classifier, Flow, Classifier | Flow)
+M = TypeVar("M", Sequential, Classifier, Flow)
 _BATCH = 500
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from ..diagnostics.exactness import images_back
 from ..errors import RunError
+from ..models import Classifier
 from ..numerics import Exact, Float, Grid, Snap
 from ..numerics.freeze import freeze
 from ..spec import to_spec
 from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
 from .data import load_data
+from .evaluate import evaluate
 from .run import Run, require_empty, versions
-from .tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,14 @@ class Frozen:
     """What freezing a run came to, on the test images.
 
     Attributes:
-        before: the scores in words.
-        after: likewise, of the frozen model.
-        scores_before: by their names in ``run.json``: accuracies from 0 to 1, log-likelihoods in nats.
-        scores_after: likewise, of the frozen model.
+        accuracy_before: 0 to 1.
+        accuracy_after: likewise, of the frozen model.
         images: how many test images there are.
         bit_equal: how many of them come back without one wrong bit, by the way in which they are inverted.
     """
 
-    before: str
-    after: str
-    scores_before: dict[str, float]
-    scores_after: dict[str, float]
+    accuracy_before: float
+    accuracy_after: float
     images: int
     bit_equal: dict[str, int]
 
@@ -59,14 +56,13 @@ def freeze_run(
     if folder.resolve() == run.folder.resolve():
         raise RunError(f"{folder}: is the run itself; name another folder with --out")
     data = load_data(run.training.data, data_root)
-    before = run.load().eval()
+    before = run.load()
+    if not isinstance(before, Classifier):
+        raise RunError(f"{run.folder}: a density, whose data lie on no grid; freeze expects the run of a classifier")
     after = freeze(before, data.train.values, numerics)
-    scores = [task_of(model, data).evaluate() for model in (before, after)]
     found = Frozen(
-        before=scores[0].summary(),
-        after=scores[1].summary(),
-        scores_before=scores[0].scores,
-        scores_after=scores[1].scores,
+        accuracy_before=evaluate(before, data).scores["test_accuracy"],
+        accuracy_after=evaluate(after, data).scores["test_accuracy"],
         images=len(data.test),
         bit_equal=images_back(after.bijection, data.test.values),
     )
@@ -80,6 +76,6 @@ def freeze_run(
         versions=versions(),
         epochs_done=run.record.get("epochs_done"),
         seconds=run.record.get("seconds", 0.0),
-        **found.scores_after,
+        test_accuracy=found.accuracy_after,
     )
     return frozen, found

@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from ..errors import DivergedError, RunError
 from ..files import write_atomically
 from ..models import Classifier, Flow
-from ..numerics import Exact
+from ..numerics import Exact, Grid
 from ..numerics.freeze import freeze
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
@@ -170,8 +170,7 @@ def train(
     task = _initialized(spec, data)
     write_checkpoint(spec.document, task.model.state_dict(), folder)
     run = Run(folder, spec, {})
-    run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions())
-    run.update(**to_freeze)
+    run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions(), **to_freeze)
     return _fit(run, task, progress, None)
 
 
@@ -222,6 +221,8 @@ def check_trainable(spec: Spec, data_root: Path | None = None, *, download: bool
     data = _fitting_data(spec, options, data_root, download)
     with torch.device("meta"):
         model = build_model(spec)
+    if isinstance(model, Flow) and isinstance(spec.top.numerics, Grid | Exact):
+        raise spec.error(("numerics",), "a density is trained on numbers that lie on no grid; leave numerics out")
     task = task_of(model, data)
     task.check(spec)
     return task
