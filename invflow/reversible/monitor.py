@@ -158,6 +158,11 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
     """
     if before.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
         before, after = before.float(), after.float()
+    if by_spread:
+        low, high = before.aminmax(dim=-1)
+        error = ((after - before).abs_().amax(-1) / (high - low)).amax(-1)
+        if math.isfinite(float(error.sum())):  # nothing constant, infinite or no number: nearly always
+            return error
     difference, low, high = (after - before).abs_(), before, before
     if not math.isfinite(float(difference.sum())):
         known = before.isfinite()
