@@ -10,9 +10,9 @@ import torch
 
 import invflow
 from invflow.spec.training import Training
-from invflow.training.data import Images, load_data
-from invflow.training.module import ClassifierTraining
+from invflow.training.data import Samples, load_data
 from invflow.training.run import _quiet_lightning
+from invflow.training.tasks.classification import ClassifierTraining
 
 SPECS = Path(__file__).parent.parent / "specs"
 WEIGHTS = 1e-8
@@ -40,7 +40,7 @@ def trained(document, images, policy, epochs=3):
 def test_irevnet_on_mnist(policy, mnist_root):
     document = SPECS / "irevnet_mnist.json"
     data = load_data(invflow.load_spec(document).training.data, mnist_root).train
-    images = Images(data.pixels[:192].double(), data.labels[:192])
+    images = Samples(data.values[:192].double(), data.labels[:192])
     right = trained(document, images, "stored")
     assert (trained(document, images, policy) - right).abs().max() <= WEIGHTS
     assert (trained(document, images, "stored", epochs=1) - right).abs().max() > 1e-3  # it did train
@@ -50,6 +50,6 @@ def test_irevnet_on_mnist(policy, mnist_root):
 def test_with_batch_norm_and_augmentation_on_digits(policy):
     document = SPECS / "irevnet_digits.json"
     data = load_data(invflow.load_spec(document).training.data).train
-    images = Images(data.pixels[:96].double(), data.labels[:96])
+    images = Samples(data.values[:96].double(), data.labels[:96])
     right = trained(document, images, "stored", epochs=2)
     assert (trained(document, images, policy, epochs=2) - right).abs().max() <= WEIGHTS
