@@ -163,8 +163,8 @@ class SpectralLinear(_Spectral):
     >>> layer = SpectralLinear(3, 4)
     >>> with torch.no_grad():
     ...     _ = layer.weight.mul_(100)
-    >>> torch.linalg.matrix_norm(layer.normalized_weight().detach(), 2)
-    tensor(1.0000)
+    >>> f"{torch.linalg.matrix_norm(layer.normalized_weight().detach(), 2).item():.4f}"
+    '1.0000'
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:

@@ -135,7 +135,9 @@ class _Reverse(torch.autograd.Function):
         context_wanted = [context] if context is not None and context.requires_grad else []
         sums: dict[int, Tensor] = {}
         samples = Samples()
-        with torch.enable_grad(), run.autocast.again(), same_batch():
+        # No graph can hold the word for the batch; what needs it, batch statistics on a grid, is refused there.
+        vouched = contextlib.nullcontext() if run.compiled else same_batch()
+        with torch.enable_grad(), run.autocast.again(), vouched:
             for position in reversed(range(len(run.steps))):
                 wanted = inputs_wanted or position > 0
                 y, y_grads, found = differentiate(
