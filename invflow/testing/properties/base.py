@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from ...numerics.options import LEVELS, Snap
+from ...numerics.options import LEVELS
 from ...state import State, flat_size
 from ..measures import LARGEST_JACOBIAN
 from ..tolerances import EXACT, SAME_ROUNDINGS, eps
 from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
 
-SNAPPED = "snapped"
-"""The exactness of a chain that rounds to the data's grid at the end of its inverse."""
+MODES = ("float", "snap", "grid", "exact")
 
 FLOAT64_EVAL: Mapping[str, Any] = {"dtype": torch.float64, "training": False}
 EVAL: Mapping[str, Any] = {"training": False}
@@ -39,7 +38,8 @@ class Property:
         kinds: the inputs it is tried on.
         start: which state of the trial it starts from: what a report shows as the failing input.
         trials: at most so many in one check, for what is slow or the same for every input.
-        levels: the exactness that it is about; others have nothing to do with it.
+        modes: the numerics that it is about, by their mode: where a map rounds, some properties have no meaning.
+        levels: likewise the exactness.
         dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
     """
 
@@ -51,6 +51,7 @@ class Property:
     kinds: tuple[Kind, ...]
     start: Literal["x", "y"]
     trials: int | None
+    modes: tuple[str, ...]
     levels: tuple[str, ...]
     dense: bool
 
@@ -69,8 +70,7 @@ class Property:
         unchecked = {name for part in subject.bijection.modules() for name in getattr(part, "unchecked", ())}
         if self.name in unchecked or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
             return False
-        snaps = isinstance(subject.bijection.numerics, Snap)
-        if (SNAPPED if snaps else subject.bijection.exactness) not in self.levels:
+        if subject.bijection.numerics.mode not in self.modes or subject.bijection.exactness not in self.levels:
             return False
         return self.name != "context" or subject.context_shape is not None
 
@@ -82,7 +82,8 @@ def promised(
     kinds: tuple[Kind, ...] = KINDS,
     start: Literal["x", "y"] = "x",
     trials: int | None = None,
-    levels: tuple[str, ...] = (*LEVELS, SNAPPED),
+    modes: tuple[str, ...] = MODES,
+    levels: tuple[str, ...] = LEVELS,
     dense: bool = False,
 ) -> Callable[[Callable[[Trial], float]], Property]:
     """Makes a property of the function that measures it; its docstring is the promise."""
@@ -91,7 +92,7 @@ def promised(
         promise = " ".join((measure.__doc__ or "").split())
         allowed = tolerance if callable(tolerance) else lambda trial: tolerance
         name = measure.__name__.replace("_", " ")
-        return Property(name, promise, measure, allowed, needs, kinds, start, trials, levels, dense)
+        return Property(name, promise, measure, allowed, needs, kinds, start, trials, modes, levels, dense)
 
     return decorate
 

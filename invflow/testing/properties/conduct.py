@@ -14,7 +14,7 @@ from ...state import State, leaves, map_state, shape_of
 from ..measures import condition_number, difference, in_double, magnitude, same_bits
 from ..tolerances import EXACT
 from ..trial import Trial, batch_size, sample
-from .base import SNAPPED, all_calls, both_ways, expect, promised, same_states
+from .base import all_calls, both_ways, expect, promised, same_states
 
 SEVERAL = {"training": False, "batch": 3}
 
@@ -135,7 +135,7 @@ def empty_batch(trial: Trial) -> float:
     return 0.0
 
 
-@promised(same_states, needs=SEVERAL, levels=("float", SNAPPED))
+@promised(same_states, needs=SEVERAL, modes=("float", "snap"))
 def nan_contained(trial: Trial) -> float:
     """A NaN in one sample reaches no other."""
     found = []

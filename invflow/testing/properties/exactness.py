@@ -17,7 +17,7 @@ from .base import all_calls, expect, promised
 UNEVEN = {"training": False, "dtype": torch.float32}
 
 
-@promised(EXACT, needs=UNEVEN, levels=("exact",))
+@promised(EXACT, needs=UNEVEN, modes=("float", "grid", "exact"), levels=("exact",))
 def order_free(trial: Trial) -> float:
     """Any split, order and layout of the batch, 1 or 2 threads, oneDNN or not, float32 or float64: the same bits."""
     double = copy.deepcopy(trial.bijection).double()

@@ -77,7 +77,7 @@ def _gradient_error(trial: Trial, function: Callable[..., State], start: State) 
     return min(errors)
 
 
-@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, levels=SMOOTH)
+@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, modes=SMOOTH)
 def gradients(trial: Trial) -> float:
     """Gradients of y and of the log-determinant, by inputs and weights, are those of central differences."""
     bijection = trial.bijection
@@ -87,7 +87,7 @@ def gradients(trial: Trial) -> float:
     )
 
 
-@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, start="y", levels=SMOOTH)
+@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, start="y", modes=SMOOTH)
 def inverse_gradients(trial: Trial) -> float:
     """The same of the inverse: gradients of x and of its log-determinant are those of central differences."""
     bijection = trial.bijection

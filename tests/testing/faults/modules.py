@@ -149,3 +149,25 @@ class InverseKeepsTheSign(Inverse):
     def inverse_and_log_det(self, y, context=None):
         x, log_det = super().inverse_and_log_det(y)
         return x, -log_det
+
+
+@fault("gradients", IMAGE)
+class CutOff(Permute):
+    """A permutation hands on the numbers without their gradient."""
+
+    def __init__(self):
+        super().__init__(seed=0, shape=IMAGE)
+
+    def forward(self, x, context=None):
+        return super().forward(x.detach())
+
+
+@fault("nan contained", IMAGE)
+class Mixing(Permute):
+    """A permutation lets a NaN of one sample into the others."""
+
+    def __init__(self):
+        super().__init__(seed=0, shape=IMAGE)
+
+    def forward(self, x, context=None):
+        return super().forward(x) + 0 * x.sum()
