@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import ShapeError
-from ..numerics.options import Exact, Float, Grid, Snap
 from ..registry import register
 from ..state import Shape, State, is_tensor_shape, leaf_shapes, leaves, zero_log_det
+from .wrapper import Wrapper
 
 
 @register("each")
-class Each(Bijection):
+class Each(Wrapper):
     """Applies one layer, its parameters shared, to every tensor of a tuple state: ``(a, b) -> (f(a), f(b))``.
 
     The log-determinant is the sum over the tensors. The layer maps one tensor to one tensor.
@@ -34,35 +34,10 @@ class Each(Bijection):
     ]
 
     def __init__(self, layer: Bijection) -> None:
-        super().__init__()
-        self.layer = layer
-
-    @property
-    def level(self) -> str:  # type: ignore[override]
-        return self.layer.level
-
-    @property
-    def shortfall(self) -> str:  # type: ignore[override]
-        return self.layer.shortfall
-
-    @property
-    def exactness(self) -> str:
-        return self.layer.exactness
-
-    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
-        self.layer.set_numerics(numerics)
-        self.numerics = numerics
-
-    @property
-    def cheap_inverse(self) -> bool:  # type: ignore[override]
-        return self.layer.cheap_inverse
+        super().__init__(layer)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         return self.layer.lipschitz_bounds()
-
-    @property
-    def awaits_data(self) -> bool:
-        return self.layer.awaits_data
 
     def initialize(self, x: State, context: Tensor | None = None) -> None:
         """Initialises the layer from the first tensor, whose shape it was built for."""

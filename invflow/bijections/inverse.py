@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ..bijection import Bijection, Replay, Retraced
 from ..errors import InvflowError
-from ..numerics.options import Exact, Float, Grid, Snap
 from ..registry import register
 from ..state import Shape
+from .wrapper import Wrapper
 
 
 @register("inverse")
-class Inverse(Bijection):
+class Inverse(Wrapper):
     """The inverse of a bijection, as a bijection: ``y = layer.inverse(x)``. ``Inverse(Inverse(b))`` is ``b``.
 
     Args:
@@ -35,36 +35,11 @@ class Inverse(Bijection):
         return layer.layer if isinstance(layer, Inverse) else super().__new__(cls)
 
     def __init__(self, layer: Bijection) -> None:
-        super().__init__()
-        self.layer = layer
-
-    @property
-    def level(self) -> str:  # type: ignore[override]
-        return self.layer.level
-
-    @property
-    def shortfall(self) -> str:  # type: ignore[override]
-        return self.layer.shortfall
-
-    @property
-    def exactness(self) -> str:
-        return self.layer.exactness
-
-    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
-        self.layer.set_numerics(numerics)
-        self.numerics = numerics
-
-    @property
-    def cheap_inverse(self) -> bool:  # type: ignore[override]
-        return self.layer.cheap_inverse
+        super().__init__(layer)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         forward, inverse = self.layer.lipschitz_bounds()
         return inverse, forward
-
-    @property
-    def awaits_data(self) -> bool:
-        return self.layer.awaits_data
 
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
         """Refuses: what a layer is to be initialised from is the inverse's output, which does not exist yet."""
