@@ -1,0 +1,91 @@
+"""What invflow 0.1 wrote, loads, builds and gives the same numbers: specs, checkpoints, a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import invflow
+from invflow.spec import load_spec
+from invflow.state import flatten, make_state
+from invflow.training.evaluate import evaluate_run
+from invflow.training.run import Run
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+OLD = HERE / "v0.1"
+NUMBERS = json.loads((OLD / "numbers.json").read_text())
+
+SAME = 1e-9
+"""Relative, in float64: another version of PyTorch may sum in another order, through a few dozen layers."""
+
+
+def pixels(shape, batch=3):
+    """Numbers like pixels, the same wherever they are made."""
+
+    def leaf(extents):
+        count = batch * torch.Size(extents).numel()
+        return ((torch.arange(count, dtype=torch.float64) * 7919) % 256 / 256).reshape(batch, *extents)
+
+    return make_state(leaf, shape)
+
+
+def chain_of(model):
+    return model if isinstance(model, invflow.Sequential) else model.bijection
+
+
+def first(values):
+    """The first numbers of the first sample, or one number a sample."""
+    return values[0].flatten()[:6] if values.dim() > 1 else values
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(
+        torch.as_tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64), rtol=SAME, atol=SAME
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name.endswith(".json")])
+def test_specs_mean_what_they_meant(name):
+    expected, document = NUMBERS[name], load_spec(ROOT / name)
+    assert document.hash == expected["hash"]
+    torch.manual_seed(0)
+    model = (invflow.build_model if document.head or document.prior else invflow.build)(document).double().eval()
+    chain = chain_of(model)
+    x = pixels(document.input_shape)
+    context = None if document.context_shape is None else pixels(document.context_shape)
+    y, log_det = chain.forward_and_log_det(x, context)
+    assert sum(weight.numel() for weight in model.parameters()) == expected["parameters"]
+    assert_same(flatten(y)[0, :6], expected["output"])
+    assert_same(flatten(y).sum(), expected["output_sum"])
+    assert_same(flatten(y).square().sum(), expected["output_square"])
+    assert_same(flatten(chain.inverse(y, context)).sum(), expected["inverse_sum"])
+    assert_same(log_det, expected["log_det"])
+    if "model" in expected:
+        top = model(x, context)
+        assert_same(first(top), expected["model"])
+    if "gradient" in expected:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        slopes = torch.autograd.grad(top.square().mean(), weights, allow_unused=True)
+        assert_same(sum(slope.abs().sum() for slope in slopes if slope is not None), expected["gradient"])
+
+
+@pytest.mark.parametrize("name", ["classifier", "flow", "exact"])
+def test_checkpoints_load(name):
+    expected, model = NUMBERS[f"checkpoint/{name}"], invflow.load(OLD / name).double().eval()
+    chain = chain_of(model)
+    x = pixels((1, 4, 4))
+    context = None if chain.declared_context_shape is None else pixels(chain.declared_context_shape)
+    y, log_det = chain.forward_and_log_det(x, context)
+    assert_same(flatten(y)[0, :6], expected["output"])
+    assert_same(log_det, expected["log_det"])
+    if "model" in expected:
+        assert_same(model(x, context)[0].flatten()[:6], expected["model"])
+
+
+def test_a_run_evaluates_to_what_was_recorded():
+    run = Run.open(OLD / "run")
+    assert evaluate_run(run).scores["test_accuracy"] == pytest.approx(run.record["test_accuracy"], abs=1e-5)
