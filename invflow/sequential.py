@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from ._torch import is_hooked
 from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import NumericsError, ShapeError
@@ -291,7 +292,7 @@ def _steps(chain: Sequential, prefix: str, reversible: bool, backwards: bool) ->
     named = [(f"{prefix}layers.{position}", layer) for position, layer in enumerate(chain)]
     for name, layer in reversed(named) if backwards else named:
         inside, against = (layer.layer, not backwards) if type(layer) is Inverse else (layer, backwards)
-        whole = _is_hooked(layer) or _is_hooked(inside)
+        whole = is_hooked(layer) or is_hooked(inside)
         if reversible and type(inside) is Sequential and not (whole or _restricts(inside)):
             below = f"{name}." if inside is layer else f"{name}.layer."
             yield from _steps(inside, below, inside.backprop != "checkpoint", against)
@@ -302,13 +303,6 @@ def _steps(chain: Sequential, prefix: str, reversible: bool, backwards: bool) ->
 def _restricts(chain: Sequential) -> bool:
     """Whether a chain does something of its own to the states at its ends."""
     return not isinstance(chain.own_numerics, Float)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether it matters that the module is called, and not its parts."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def _lines(chain: Sequential, shape: Shape | None) -> list[tuple[str, Shape | None]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch import storage_of
 from ..errors import InvflowError
 from ..reversible import POLICIES, Part, plan, reconstruction_errors
 from ..sequential import Sequential
@@ -135,11 +136,11 @@ class _Chain:
         x = self.x
         sizes: list[int] = []
         alive: list[Any] = []
-        known = {_storage(tensor) for tensor in (*self.chain.parameters(), *self.chain.buffers())}
+        known = {storage_of(tensor) for tensor in (*self.chain.parameters(), *self.chain.buffers())}
 
         def pack(tensor: Tensor) -> Tensor:
-            if _storage(tensor) not in known:
-                known.add(_storage(tensor))
+            if storage_of(tensor) not in known:
+                known.add(storage_of(tensor))
                 sizes[-1] += tensor.untyped_storage().nbytes()
             alive.append(tensor)  # so that no later storage takes its place
             return tensor
@@ -170,7 +171,3 @@ class _Chain:
             torch.accelerator.synchronize()
             most = torch.accelerator.max_memory_allocated()
         return int(most) - int(before)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

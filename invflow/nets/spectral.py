@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._torch import transforms_active
 from ..errors import ShapeError
 from ..state import TensorShape, shape_of
 
@@ -121,7 +122,7 @@ class _Spectral(nn.Module, ABC):
             return self.u.clone(), self.v.clone(), self.margin.clone()
         u, v, margin = (found.to(self.u.dtype) for found in self._iterate(weight, int(key)))
         # Within torch.func nothing outside may be written to; what is found there is found again.
-        if keep and not torch._C._are_functorch_transforms_active():
+        if keep and not transforms_active():
             for buffer, value in ((self.u, u), (self.v, v), (self.margin, margin), (self.fingerprint, key)):
                 buffer.copy_(value)
         return u, v, margin

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .._torch import transforms_active
 from ..errors import NumericsError
 
 _CASES = ((3, 1, 1), (3, 8, 20), (5, 3, 16), (7, 8, 17), (1, 16, 33))
@@ -44,11 +45,9 @@ def trust(x: Tensor) -> None:
     Raises:
         NumericsError: it does not solve them exactly.
     """
-    if x.is_meta or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if x.is_meta or torch.compiler.is_compiling() or transforms_active():
         return
-    reason = _what_is_wrong(
-        x.device.type, x.dtype, torch.get_float32_matmul_precision(), torch._C._get_mkldnn_enabled()
-    )
+    reason = _what_is_wrong(x.device.type, x.dtype, torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled)
     if reason is not None:
         raise NumericsError(
             f"exact numerics expect sums of integers below 2^24 to be exact on {x.device.type}, but {reason}; switch "

@@ -9,10 +9,8 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.parametrizations import _SpectralNorm
 
+from .._torch import BatchNorm, Dropout, SpectralNorm
 from ..errors import NumericsError
 
 _SAME_BATCH: ContextVar[bool] = ContextVar("same_batch", default=False)
@@ -83,15 +81,15 @@ def changing_part(net: nn.Module) -> str | None:
     """What in a module depends on the batch, on chance, or on the calls before, in the mode that it is in."""
     for part in net.modules():
         name = type(part).__name__
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+        if isinstance(part, BatchNorm) and (part.training or part.running_mean is None):
             return f"its {name} uses the statistics of the batch"
-        if part.training and ((isinstance(part, _DropoutNd) and part.p > 0) or isinstance(part, nn.RReLU)):
+        if part.training and ((isinstance(part, Dropout) and part.p > 0) or isinstance(part, nn.RReLU)):
             return f"its {name} draws random numbers"
-        if part.training and isinstance(part, _SpectralNorm):
+        if part.training and isinstance(part, SpectralNorm):
             return "its spectral norm moves with every call"
     return None
 
 
 def batch_norm_without_statistics(net: nn.Module) -> bool:
     """Whether even in eval mode what a module computes depends on the batch."""
-    return any(isinstance(part, _BatchNorm) and part.running_mean is None for part in net.modules())
+    return any(isinstance(part, BatchNorm) and part.running_mean is None for part in net.modules())

@@ -21,6 +21,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._torch import transforms_active
 from ..errors import NumericsError
 from ..state import State, map_state
 from .options import Exact, Float, Grid, Snap
@@ -156,4 +157,4 @@ def _too_large(who: str, largest: float, dtype: torch.dtype, frac_bits: int) -> 
 
 def traced() -> bool:
     """Whether what runs is recorded, to run later or on many samples at once, so that no value can be looked at."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or transforms_active()

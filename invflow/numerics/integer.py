@@ -21,13 +21,13 @@ L and the bound are checked in integers whenever weights are made, loaded or con
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._torch import Proved
 from ..errors import NumericsError
 from .backend import exact_kernels, trust
 from .grid import round_through, traced
@@ -44,7 +44,7 @@ _SLOPE_OVER = 64
 DTYPES = (torch.float32, torch.float64)
 
 
-class Quantize(nn.Module):
+class Quantize(Proved):
     """Real numbers to integers: ``clamp(round(scale * x), -limit, limit)``.
 
     Args:
@@ -67,15 +67,11 @@ class Quantize(nn.Module):
 
     def prove(self) -> None:
         """Raises NumericsError where a scale is no power of two, so that multiplying by it may round."""
-        if self.scale.is_meta:
+        if not _computes(self.scale):
             return
         mantissa, exponent = torch.frexp(self.scale.double())
         if not bool(((mantissa == 0.5) & (exponent.abs() <= MOST_SHIFT)).all()):
             raise NumericsError(f"an order-free net expects scales that are powers of two, got {self.scale.flatten()}")
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.prove()
 
 
 class Requantize(nn.Module):
@@ -95,7 +91,7 @@ class Requantize(nn.Module):
         return _clamp(round_through(s), self.low, self.limit)
 
 
-class Table(nn.Module):
+class Table(Proved):
     """Any function of one number: ``values[clamp(round(s), -limit, limit) + limit]``.
 
     Args:
@@ -128,12 +124,8 @@ class Table(nn.Module):
         """Raises NumericsError where a value is no integer, or too large."""
         _require_integers("a table of an order-free net", self.values, self.largest)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.prove()
 
-
-class FixedPoint(nn.Module):
+class FixedPoint(Proved):
     """A convolution or a linear map of integers: weights and bias are integers times a power of two per output channel.
 
     Attributes:
@@ -173,7 +165,7 @@ class FixedPoint(nn.Module):
 
     def prove(self) -> None:
         """Proves the theorem's premise, in integers. Raises NumericsError where it does not hold."""
-        if self.weight.is_meta or self.bias.is_meta or self.shift.is_meta:
+        if not _computes(self.weight) or self.bias.is_meta or self.shift.is_meta:
             return
         who = "an order-free layer"
         if self.shift.is_floating_point() or int(self.shift.abs().max()) > MOST_SHIFT:
@@ -191,20 +183,15 @@ class FixedPoint(nn.Module):
                 f"{self.limit} can reach {worst}"
             )
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.prove()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedPoint:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight.dtype in DTYPES:  # in others nothing computes: see Quantize
-            self.prove()
-        return self
-
 
 def powers_of_two(exponents: Tensor) -> Tensor:
     """2^e of whole numbers, in float64 and to the bit, which torch.exp2 and torch.ldexp do not promise."""
     return torch.tensor([2.0**e for e in exponents.tolist()], dtype=torch.float64, device=exponents.device)
+
+
+def _computes(tensor: Tensor) -> bool:
+    """Whether a net with this tensor computes anything that could be wrong: `Quantize` refuses all other dtypes."""
+    return tensor.dtype in DTYPES and not tensor.is_meta
 
 
 def _clamp(x: Tensor, low: int | None, high: int | None) -> Tensor:
@@ -215,7 +202,7 @@ def _clamp(x: Tensor, low: int | None, high: int | None) -> Tensor:
 
 
 def _require_integers(who: str, values: Tensor, largest: int) -> None:
-    if values.is_meta:
+    if not _computes(values):
         return
     fine = (values.frac() == 0) & (values.abs() <= largest)  # NaN and infinity are neither
     if not bool(fine.all()):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
+from .._torch import BatchNorm, Dropout
 from ..errors import NumericsError
 from .integer import MOST_SHIFT, SUM_BITS, FixedPoint, Quantize, Requantize, Table, powers_of_two
 from .options import Exact
@@ -43,7 +43,7 @@ class _Block:
     """One linear layer and what follows it."""
 
     linear: nn.Conv2d | nn.Linear
-    norm: _BatchNorm | None
+    norm: BatchNorm | None
     activation: nn.Module | None
 
 
@@ -102,9 +102,10 @@ def make_order_free(net: nn.Module, numerics: Exact, ranges: Ranges | None = Non
                 )
             )
         unit = torch.tensor(out, dtype=torch.float64)
-    net._modules.clear()
-    for position, part in enumerate(parts):
-        net.add_module(str(position), part.train(net.training))
+    stack = cast(nn.Sequential, net)
+    del stack[:]
+    for part in parts:
+        stack.append(part.train(net.training))
 
 
 def activations(net: nn.Module) -> list[nn.Module | None]:
@@ -127,11 +128,11 @@ def _blocks(net: nn.Module) -> list[_Block]:
         last = blocks[-1] if blocks else None
         if type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros"):
             blocks.append(_Block(part, None, None))
-        elif isinstance(part, nn.Identity | _DropoutNd):
+        elif isinstance(part, nn.Identity | Dropout):
             pass  # nothing, in eval mode
         elif last is None or last.activation is not None:
             raise NumericsError(f"its net's {name} does not follow a convolution or a linear layer")
-        elif isinstance(part, _BatchNorm) and part.running_mean is not None and last.norm is None:
+        elif isinstance(part, BatchNorm) and part.running_mean is not None and last.norm is None:
             blocks[-1] = _Block(last.linear, part, None)
         elif isinstance(part, (nn.ReLU, *_TABULATED)):
             blocks[-1] = _Block(last.linear, last.norm, part)
@@ -191,7 +192,7 @@ def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPo
     return FixedPoint(weight.to(dtype), bias.to(dtype), shift, limit, linear)
 
 
-def _folded(weight: Tensor, bias: Tensor, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def _folded(weight: Tensor, bias: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """The linear map followed by batch norm as it is in eval mode, as one linear map."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

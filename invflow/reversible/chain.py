@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from .._torch import forward_mode_active, transforms_active
 from ..state import Shape, State, leaves, shape_of, zero_log_det
 from .function import Run, reverse
 from .monitor import Monitor, Reconstruction
@@ -84,7 +84,7 @@ def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[Part]:
     """
     compiling = torch.compiler.is_compiling()
     # torch.func and forward-mode differentiation see through no autograd function that calls modules: all is kept.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active() or forward_mode_active():
         return [Part([step], "activations") for step in steps]
     first, last = 0, len(steps)
     if not _require_gradients(x, context):

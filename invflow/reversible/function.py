@@ -12,9 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-# functional_call calls a module's forward only, and the inverse has to run on other buffers too.
-from torch.nn.utils.stateless import _reparametrize_module
-
+from .._torch import reparametrized, run_backward
 from ..numerics.conditioners import same_batch
 from ..state import State, leaves, make_state, map_state, shape_of, zero_log_det
 from .monitor import Monitor, Reconstruction, Samples, judge, tolerance
@@ -22,7 +20,6 @@ from .step import Outcome, Step
 from .surroundings import Autocast, Surroundings, generators, same
 
 Gradients: TypeAlias = list[Tensor | None]
-_ENGINE: Any = torch.autograd.Variable._execution_engine
 
 
 class Run:
@@ -203,7 +200,7 @@ def _differentiable_step(
         by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
         names = [by_identity[id(weight)] for weight in run.weights_of[position]]
         buffers = dict(step.layer.named_buffers())
-        with _reparametrize_module(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
+        with reparametrized(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
             x = step.inverse(y, context)
     inputs = list(leaves(x))
 
@@ -212,7 +209,7 @@ def _differentiable_step(
         start = make_state(lambda _: next(pieces), shape_of(x))
         state = {name: next(pieces) for name in names}
         state.update({name: buffer.clone() for name, buffer in buffers.items()})
-        with _reparametrize_module(step.layer, state):
+        with reparametrized(step.layer, state):
             made, log_det = step.forward(start, next(pieces, context), run.log_det)
         return (*leaves(made), *([] if log_det is None else [log_det]))
 
@@ -233,6 +230,4 @@ def _gradients(outputs: Gradients, grads: Gradients, wanted: list[Tensor]) -> Gr
             given.append(grad)
     if not used or not wanted:
         return [None] * len(wanted)
-    # torch.autograd.grad without its checks of what is known to fit: they cost as much as a small layer. In order: keep
-    # the graph, make one of the gradients, whose gradients, whether some may be None, whether to add to .grad.
-    return list(_ENGINE.run_backward(tuple(used), tuple(given), False, False, tuple(wanted), True, False))
+    return run_backward(used, given, wanted)

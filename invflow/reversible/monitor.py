@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from .._torch import BatchOrInstanceNorm
 from ..errors import ReconstructionError, ReconstructionWarning
 from ..state import State, leaves
 from .step import Step
@@ -129,7 +129,7 @@ def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float
 
 def _divides_by_spread(part: nn.Module) -> bool:
     """Whether a module normalises by statistics of what it is given."""
-    if isinstance(part, _NormBase):  # batch and instance norm: in eval mode by those that were kept
+    if isinstance(part, BatchOrInstanceNorm):  # batch and instance norm: in eval mode by those that were kept
         return part.training or part.running_mean is None
     return isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm)
 

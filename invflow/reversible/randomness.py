@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._torch import constant_to_compiler
 from ..bijection import Bijection
 from ..state import Shape, zeros
 
@@ -22,7 +23,7 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_to_compiler
 def draw_random_numbers(layer: Bijection, backwards: bool, shape: Shape, context_shape: Shape | None) -> bool:
     """Whether a layer, in the mode that it is in, draws random numbers for an input of this shape.
 

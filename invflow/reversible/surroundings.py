@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from .._torch import Slots, buffers, has_hooks, parameters, submodules
+
 Generators: TypeAlias = tuple[Tensor, Tensor | None]
-_Slots: TypeAlias = dict[str, Any]
 _NOTHING = contextlib.nullcontext()
 
 
@@ -47,20 +48,20 @@ class Surroundings:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.drawn: Generators | None = None
         self._device = device
-        self._copies: list[tuple[_Slots, str, Tensor]] = []
+        self._copies: list[tuple[Slots, str, Tensor]] = []
         self._stand_ins: dict[int, Tensor] = {}
-        # By hand: nn.Module's iterators build a name for everything, and this runs for every layer of every forward.
+        # By hand, because this runs for every layer of every forward.
         parts, seen = [module], {id(module)}
-        self._weights: list[tuple[_Slots, list[nn.Parameter | None]]] = []
+        self._weights: list[tuple[Slots, list[nn.Parameter | None]]] = []
         self.weights: list[Tensor] = []
         for part in parts:
-            for child in part._modules.values() if part._modules else ():
+            for child in submodules(part).values():
                 if child is not None and id(child) not in seen:
                     seen.add(id(child))
                     parts.append(child)
-            if part._parameters:
-                weights = list(part._parameters.values())
-                self._weights.append((part._parameters, weights))
+            if slots := parameters(part):
+                weights = list(slots.values())
+                self._weights.append((slots, weights))
                 for weight in weights:
                     if weight is not None and weight.requires_grad and id(weight) not in seen:
                         seen.add(id(weight))
@@ -71,14 +72,14 @@ class Surroundings:
     def begin(self) -> None:
         """Copies the buffers."""
         for part in self._parts:
-            if part._buffers:
-                kept = [(name, buffer) for name, buffer in part._buffers.items() if buffer is not None]
-                self._copies += [(part._buffers, name, buffer.clone()) for name, buffer in kept]
+            if slots := buffers(part):
+                kept = [(name, buffer) for name, buffer in slots.items() if buffer is not None]
+                self._copies += [(slots, name, buffer.clone()) for name, buffer in kept]
 
     def differentiable(self) -> list[Tensor]:
         """The weights to differentiate a replay by: in place of those with hooks, which fire once, another tensor."""
         for weight in self.weights:
-            if weight._backward_hooks:
+            if has_hooks(weight):
                 self._stand_ins[id(weight)] = weight.detach().requires_grad_()
         return [self._stand_ins.get(id(weight), weight) for weight in self.weights] if self._stand_ins else self.weights
 
@@ -95,7 +96,7 @@ class Surroundings:
 
     @contextlib.contextmanager
     def _replay(self) -> Iterator[None]:
-        then: list[tuple[_Slots, str, Tensor | None]] = [
+        then: list[tuple[Slots, str, Tensor | None]] = [
             (slots, name, copy.clone()) for slots, name, copy in self._copies
         ]
         for slots, weights in self._weights:
@@ -110,7 +111,7 @@ class Surroundings:
         finally:
             self._set(now, modes)
 
-    def _set(self, tensors: Iterable[tuple[_Slots, str, Tensor | None]], modes: list[bool]) -> None:
+    def _set(self, tensors: Iterable[tuple[Slots, str, Tensor | None]], modes: list[bool]) -> None:
         for slots, name, tensor in tensors:
             slots[name] = tensor
         for part, mode in zip(self._parts, modes, strict=True):

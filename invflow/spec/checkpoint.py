@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .._torch import buffers, unsaved_buffers
 from ..errors import CheckpointError, NumericsError
 from ..files import write_atomically
 from ..models import Classifier, Flow
@@ -88,10 +89,10 @@ def _convert_what_is_not_saved(model: nn.Module) -> None:
     if weight is None:
         return
     for module in model.modules():
-        for name in module._non_persistent_buffers_set:
-            buffer = module._buffers[name]
+        for name in unsaved_buffers(module):
+            buffer = buffers(module)[name]
             if buffer is not None and buffer.is_floating_point():
-                module._buffers[name] = buffer.to(weight.dtype)
+                buffers(module)[name] = buffer.to(weight.dtype)
 
 
 def read_checkpoint_spec(folder: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Spec, CheckpointBlock]:

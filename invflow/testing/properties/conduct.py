@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..._torch import version
 from ...bijection import Bijection
 from ...state import State, leaves, map_state, shape_of
 from ..measures import condition_number, difference, in_double, magnitude, same_bits
@@ -45,14 +46,14 @@ def input_untouched(trial: Trial) -> float:
     """The caller's tensors hold the same numbers after a call as before, and were never written to."""
     for name, call, state in all_calls(trial):
         given = [*leaves(state), *([] if trial.context is None else [trial.context])]
-        before = [(leaf.clone(), leaf._version) for leaf in given]
+        before = [(leaf.clone(), version(leaf)) for leaf in given]
         with torch.no_grad():
             call(state, trial.context)
-        for leaf, (values, version) in zip(given, before, strict=True):
+        for leaf, (values, count) in zip(given, before, strict=True):
             expect(
                 same_bits(leaf, values), f"{name} to leave its input as it is; it differs by {difference(leaf, values)}"
             )
-            expect(leaf._version == version, f"{name} to leave its input alone; it was written to in place")
+            expect(version(leaf) == count, f"{name} to leave its input alone; it was written to in place")
     return 0.0
 
 
