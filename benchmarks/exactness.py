@@ -22,7 +22,7 @@ from torch import Tensor
 
 import invflow
 from invflow.numerics import Exact, Grid
-from invflow.numerics.freeze import freeze
+from invflow.models.freeze import freeze
 
 SPECS = Path(__file__).parent.parent / "specs"
 CHAINS = ("irevnet_mnist.json", "irevnet_mnist_augmented.json")

@@ -4,7 +4,7 @@ A JSON spec becomes a checked chain of bijections that trains, runs backwards, a
 """
 
 from . import bijections, models, nets, numerics
-from .bijection import Bijection
+from .bijection import Bijection, Injection
 from .bijections import Inverse
 from .errors import CheckpointError, InvflowError, NumericsError, ShapeError, SpecError
 from .models import Classifier, Flow
@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "Classifier",
     "Flow",
+    "Injection",
     "Inverse",
     "InvflowError",
     "Limits",

@@ -1,76 +1,58 @@
-"""The contract that every layer keeps: `Bijection`."""
+"""The contract that every layer keeps: `Bijection`, and `Injection` for layers that add dimensions."""
 
 from __future__ import annotations
 
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .errors import NumericsError
+from .arguments import one_line
+from .errors import NumericsError, ShapeError
 from .numerics.options import FLOAT, Exact, Float, Grid, Snap, at_least, level_of
-from .state import Shape, State, leaves, map_state, shape_of, zero_log_det, zeros
+from .state import Shape, State, require_tensor, shape_of, zero_log_det, zeros
 
-Replay: TypeAlias = Callable[[], AbstractContextManager[object]]
+_LOG_DETS = ("forward_and_log_det", "inverse_and_log_det")
 
 
-class Retraced(NamedTuple):
-    """A forward that was computed again from its output, ready to be differentiated.
-
-    Attributes:
-        x: the input, as leaves of a graph; a tensor that gradients reach by ``passes`` alone need not be one.
-        y: the tensors of the output, as functions of x up to a constant; None for what only ``passes`` reach.
-        log_det: where it was asked for.
-        passes: ``(i, j)`` where tensor i of the output is tensor j of the input plus what ``y`` holds: its gradient is
-            handed on without a graph.
-    """
-
-    x: Any
-    y: Sequence[Tensor | None]
-    log_det: Tensor | None
-    passes: tuple[tuple[int, int], ...] = ()
+def _is_abstract(cls: type) -> bool:
+    """Whether methods are still to be overridden; the class is being made, so ABC does not know yet."""
+    return any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls))
 
 
 class Bijection(nn.Module, ABC):
     """An invertible map between states, with its log-determinant.
 
-    A subclass overrides `forward` and `inverse`; where the map does not preserve volume also
-    `forward_and_log_det` and `inverse_and_log_det`; where it changes the shape also `output_shape`.
+    A subclass overrides `forward` and `inverse`; then `forward_and_log_det` and `inverse_and_log_det`, both of them, or
+    it says ``volume_preserving = True``; and `output_shape` if it takes anything but one tensor whose shape it keeps.
+    The rest has a default that is safe, and is overridden where the layer knows better.
 
     What each subclass promises: no hidden state (no caches, and the caller's tensors stay as they are), forward and
     inverse agree with the same weights in train mode too, and no lambdas or closures in attributes, so that every
     model pickles.
 
-    Attributes:
-        domain: where inputs may lie; ``"reals"`` is all of R^n.
-        level: how exact the inverse can be, with the parameters that it has: ``"float"`` (up to rounding), ``"grid"``
-            (bit-exact on a grid, given the same batch shape, layout and device) or ``"exact"`` (bit-exact on a grid).
-        shortfall: why it can be no more exact than its level.
-        numerics: what it computes in, set by `set_numerics`.
-        cheap_inverse: whether inverting costs about as much as going forward, so that activations may be recomputed.
-        examples: ``(fields, shape)`` pairs that documentation and property tests start from: the JSON fields of a
-            layer document without its type, and an input shape that they accept.
+    Raises:
+        TypeError: a class that is defined without log-determinants and does not preserve volume.
     """
 
-    domain: ClassVar[str] = "reals"
-    level: ClassVar[str] = "float"
-    shortfall: ClassVar[str] = "its inverse undoes real arithmetic, which is true up to rounding only"
-    numerics: Float | Snap | Grid | Exact = FLOAT
-    cheap_inverse: ClassVar[bool] = False
-    examples: ClassVar[Sequence[tuple[dict[str, Any], Shape]]] = ()
+    # ---------------------------------------------------------------- The map
 
     @abstractmethod
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
-        """Y = f(x)."""
+        """``y = f(x)``."""
 
     @abstractmethod
     def inverse(self, y: Any, context: Tensor | None = None) -> Any:
-        """X = f^-1(y)."""
+        """``x = f^-1(y)``."""
+
+    # ------------------------------------------------------------- Its volume
+
+    volume_preserving: ClassVar[bool] = False
+    """Whether ``|det dy/dx|`` is 1 everywhere, so that the log-determinants below are zeros."""
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         """``(y, log |det dy/dx|)``, the second of shape ``(batch,)``, dtype and device of the input."""
@@ -80,48 +62,92 @@ class Bijection(nn.Module, ABC):
         """``(x, log |det dx/dy|)``: the second is the negative of the forward one at x."""
         return self.inverse(y, context), zero_log_det(y)
 
-    def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
-        """``x`` and again ``f(x)`` from ``y = f(x)``, for constant-memory training.
+    @property
+    def log_det_is_estimated(self) -> bool:
+        """Whether the log-determinant is an estimate, right in the mean and no better."""
+        return False
 
-        ``x`` is computed without a graph and becomes a leaf; what follows from it has one. The default inverts, then
-        runs forward; a bijection that knows better, as couplings do, evaluates its conditioner once for both.
-
-        Args:
-            y: an output, detached.
-            context: as in `forward`.
-            replay: a context manager to evaluate the layer's parts in: they find what they found in the forward, the
-                same random numbers and the same buffers, each time that it is entered.
-            log_det: whether the log-determinant is asked for; else it is None.
-        """
-        with torch.no_grad(), replay():
-            x = map_state(_as_leaf, self.inverse(y, context))
-        with replay():
-            made, determinant = self.forward_and_log_det(x, context) if log_det else (self(x, context), None)
-        return Retraced(x, list(leaves(made)), determinant)
-
-    def retrace_inverse(self, x: Any, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
-        """``y`` and again ``f^-1(y)`` from ``x = f^-1(y)``: `retrace` of this bijection run backwards."""
-        with torch.no_grad(), replay():
-            y = map_state(_as_leaf, self(x, context))
-        with replay():
-            made, determinant = self.inverse_and_log_det(y, context) if log_det else (self.inverse(y, context), None)
-        return Retraced(y, list(leaves(made)), determinant)
+    # -------------------------------------------------------------- Its shape
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape of ``self(x)`` for an ``x`` of this shape. Raises ShapeError where there is none."""
-        return shape
+        """The shape of ``self(x)`` for an ``x`` of this shape; by default that of one tensor, which is kept.
+
+        Raises:
+            ShapeError: there is none: the layer does not take such a state.
+        """
+        return require_tensor(self.tag, shape)
 
     def input_shape(self, shape: Shape) -> Shape:
-        """The shape of ``self.inverse(y)`` for a ``y`` of this shape. Raises ShapeError where there is none.
+        """The shape of ``self.inverse(y)`` for a ``y`` of this shape.
 
         The default reads it off the inverse of zeros without a context, on a copy, so that nothing of this module
         moves; a bijection that cannot run without its context overrides it.
+
+        Raises:
+            ShapeError: there is none.
         """
+        if type(self).output_shape is Bijection.output_shape:
+            return self.output_shape(shape)
         probe = copy.deepcopy(self).eval()
         like = next(probe.parameters(), torch.empty(0))
-        with torch.no_grad():
-            x: State = probe.inverse(zeros(shape, dtype=like.dtype, device=like.device))
+        try:
+            with torch.no_grad():
+                x: State = probe.inverse(zeros(shape, dtype=like.dtype, device=like.device))
+        except ShapeError:
+            raise
+        except Exception as error:
+            raise ShapeError(
+                f"the inverse of {self.tag} does not run on zeros of shape {shape} without a context "
+                f"({type(error).__name__}: {error}); override its input_shape"
+            ) from error
         return shape_of(x)
+
+    @property
+    def surjective(self) -> bool:
+        """Whether every state of the output's shape is an image; not of an `Injection`, nor of a chain with one."""
+        return True
+
+    @classmethod
+    def net_shapes(cls, shape: Shape, fields: Mapping[str, Any]) -> Mapping[str, tuple[Shape, Shape]]:
+        """What the nets of a layer map, from a spec: parameter -> (input shape, output shape).
+
+        Args:
+            shape: the shape of the state that the layer takes.
+            fields: the layer's own plain fields by name, defaults included.
+
+        Returns:
+            One entry for each parameter that is a net; without one, that net keeps the state's shape.
+        """
+        return {}
+
+    # ---------------------------------------------------------- Its exactness
+
+    numerics: Float | Snap | Grid | Exact = FLOAT
+    """What it computes in, set by `set_numerics`."""
+
+    @property
+    def level(self) -> str:
+        """How exact the inverse can be with the parameters that it has.
+
+        ``"float"`` is up to rounding, ``"grid"`` bit-exact on a grid, given the same batch shape, layout and device,
+        ``"exact"`` bit-exact on a grid whatever these are.
+        """
+        return "float"
+
+    @property
+    def shortfall(self) -> str:
+        """Why it can be no more exact than its level."""
+        return "its inverse undoes real arithmetic, which is true up to rounding only"
+
+    @property
+    def exactness(self) -> str:
+        """How exact the inverse is as it stands, in the numerics that were set; the level, if they do not matter."""
+        return self.level
+
+    @property
+    def inverse_tolerance(self) -> float | None:
+        """The relative error at which an iterative inverse stops; None goes on to the roundings."""
+        return None
 
     def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
         """Computes in these numerics from now on: a chain asks this of each of its layers.
@@ -132,21 +158,40 @@ class Bijection(nn.Module, ABC):
             NumericsError: it cannot be as exact as they ask.
         """
         if not at_least(self.level, level_of(numerics)):
-            raise NumericsError(f"{self._tag()} cannot be {level_of(numerics)}: {self.shortfall}")
+            raise NumericsError(f"{self.tag} cannot be {level_of(numerics)}: {self.shortfall}")
         self.numerics = numerics
 
+    # ------------------------------------------------------ What else is known
+
+    tag: ClassVar[str]
+    """What specs and messages call it: written by `register`; the name of a class that is not registered."""
+
+    examples: ClassVar[Sequence[tuple[dict[str, Any], Shape]]] = ()
+    """``(fields, shape)`` pairs that documentation and property tests start from: the JSON fields of a layer document
+    without its type, and an input shape that they accept."""
+
     @property
-    def exactness(self) -> str:
-        """How exact the inverse is as it stands, in the numerics that were set; the level, where they do not matter."""
-        return self.level
+    def domain(self) -> str:
+        """Where inputs lie: ``"reals"``, ``"positive"``, ``"unit"`` (between 0 and 1), ``"symmetric"`` (-1 and 1)."""
+        return "reals"
 
-    def _tag(self) -> str:
-        from .registry import bijections  # the registry knows this class
+    @property
+    def codomain(self) -> str | None:
+        """What outputs fill, likewise; None if that is not known: then tests invert nothing but images."""
+        return "reals" if self.domain == "reals" else None
 
-        return bijections.name_of(type(self))
+    @property
+    def cheap_inverse(self) -> bool:
+        """Whether inverting costs about as much as going forward, so that training may compute inputs again."""
+        return False
+
+    @property
+    def traceable(self) -> bool:
+        """Whether `torch.compile` can hold it in one graph: nothing in it depends on the numbers that come in."""
+        return True
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """Upper bounds of the Lipschitz constants of the map and of its inverse, infinite where none is known.
+        """Upper bounds of the Lipschitz constants of the map and of its inverse, infinite if none is known.
 
         Of a tuple state the distance is the Euclidean one of all its numbers together.
         """
@@ -158,50 +203,41 @@ class Bijection(nn.Module, ABC):
         return False
 
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
-        """Data-dependent initialisation from a batch of inputs, where the layer has any."""
+        """Data-dependent initialisation from a batch of inputs, if the layer has any."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.tag = cls.__name__
+        missing = [name for name in _LOG_DETS if getattr(cls, name) is getattr(Bijection, name)]
+        if missing and not cls.volume_preserving and not _is_abstract(cls):
+            raise TypeError(
+                f"{cls.__name__} has no {' and no '.join(missing)}: override both, or, if |det dy/dx| is 1 everywhere, "
+                "say volume_preserving = True in the class"
+            )
 
     def __repr__(self) -> str:
         """The class with the arguments it was constructed with, on one line."""
         return one_line(self)
 
 
-def _as_leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
+class Injection(Bijection):
+    """A map that adds dimensions and loses none: ``inverse(forward(x))`` is x, but not every y is an image.
 
-
-def arguments_of(module: nn.Module) -> dict[str, Any] | None:
-    """The arguments that a registered class was constructed with; None for any other module.
-
-    A part that the module keeps under its parameter's name is what the module holds now: it may have been replaced.
+    `inverse` is a left inverse: of a y that is no image it returns some x. It may stand in a trunk below a head, and be
+    trained in constant memory; it has no log-determinant, so no prior can stand on it, and it cannot be run backwards.
+    A subclass overrides `forward`, `inverse` and `output_shape`.
     """
-    recorded: dict[str, Any] | None = module.__dict__.get("_arguments")
-    if recorded is None:
-        return None
-    kept: frozenset[str] = module.__dict__["_kept"]
-    current = {name: getattr(module, name) for name in kept if hasattr(module, name)}
-    return {
-        **recorded,
-        **{name: tuple(part) if isinstance(part, nn.ModuleList) else part for name, part in current.items()},
-    }
 
+    surjective = False
+    codomain = None
 
-def one_line(module: nn.Module) -> str:
-    """``Class(argument=value, net=Net(argument=value))`` on one line, as far as the arguments were recorded."""
-    arguments = arguments_of(module)
-    if arguments is None:
-        inside = module.extra_repr() or ("..." if next(module.children(), None) is not None else "")
-    else:
-        inside = ", ".join(
-            ", ".join(map(one_line, value)) if _are_modules(value) else f"{name}={_shown(value)}"
-            for name, value in arguments.items()
-            if not name.endswith("shape") and value != ()
-        )
-    return f"{type(module).__name__}({inside})"
+    @abstractmethod
+    def output_shape(self, shape: Shape) -> Shape: ...
 
+    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        """Raises ShapeError: an injection's Jacobian is not square."""
+        raise ShapeError(f"{self.tag} adds dimensions, so it has no log-determinant; use it below a head, not a prior")
 
-def _shown(value: Any) -> str:
-    return one_line(value) if isinstance(value, nn.Module) else repr(value)
-
-
-def _are_modules(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(part, nn.Module) for part in value)
+    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        """Raises ShapeError: an injection's Jacobian is not square."""
+        return self.forward_and_log_det(y, context)

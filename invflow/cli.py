@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 
 from .bijections.residual import NotConverged
 from .errors import InvflowError
+from .plugins import load_plugin
 from .tables import out, print_conditioning, print_memory, print_reconstructions, print_thorough, wide
 
 app = typer.Typer(
@@ -33,11 +34,28 @@ app = typer.Typer(
 )
 err = Console(stderr=True, highlight=False)
 
+
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    for path in paths or ():
+        load_plugin(path)
+    return paths
+
+
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec's JSON file, or the folder of a run.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as 'invflow train' writes it.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The torchvision root of the data; default: INVFLOW_DATA.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch an absent data set into the data root.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout, all else on stderr.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        callback=_load_plugins,
+        is_eager=True,
+        help="A Python file that registers layers, nets, heads or priors.",
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Instead of the spec's.")]
 LearningRate = Annotated[float | None, typer.Option(help="Instead of the spec's.")]
 TrainSize = Annotated[int | None, typer.Option(help="Instead of the spec's.")]
@@ -85,6 +103,7 @@ def train(
     data_root: DataRoot = None,
     download: Download = False,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train the classifier or the flow that a spec describes, evaluate it, and draw what it does."""
     from .spec import load_spec
@@ -121,7 +140,12 @@ def train(
 
 
 @app.command()
-def evaluate(run: RunPath, data_root: DataRoot = None, as_json: AsJson = False) -> None:
+def evaluate(
+    run: RunPath,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+    plugin: Plugins = None,
+) -> None:
     """Test accuracy or likelihood of a trained run, and how exactly it runs backwards."""
     from .training.evaluate import evaluate_run
     from .training.run import Run
@@ -142,6 +166,7 @@ def freeze(
     to: Annotated[Path | None, typer.Option("--out", help="The new run folder; default: RUN-MODE.")] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """Make a trained run exact: another run, whose images come back without one wrong bit; measure it."""
     from pydantic import TypeAdapter, ValidationError
@@ -181,6 +206,7 @@ def compare(
     data_root: DataRoot = None,
     download: Download = False,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train several specs with several seeds each, and compare them in a table and a plot."""
     from .diagnostics.pictures import comparison, write_figure
@@ -239,6 +265,7 @@ def check(
         bool, typer.Option("--conditioning", help="Lipschitz constants, singular values, the error they predict.")
     ] = False,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """Shapes, parameters and round-trip error of every layer; exit status 1 where a layer does not run backwards."""
     from .diagnostics.check import chain_of
@@ -284,7 +311,7 @@ def check(
 
 
 def _check_thoroughly(chain: Any) -> Any:
-    from .diagnostics.thorough import check_thoroughly
+    from .testing.thorough import check_thoroughly
 
     with err.status("checking") as status:
         return check_thoroughly(chain, lambda line: status.update(f"checking {line}"))
@@ -307,6 +334,7 @@ def show(
     batch: Annotated[int | None, typer.Option(min=1, help="Instead of the training's batch size.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="With --memory: train a step of each, too.")] = False,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """A spec's layers with the shapes as they flow, its expansion, or the memory that training takes."""
     from .spec import build, build_model
@@ -344,6 +372,7 @@ def _show_memory(spec: Path, document: Any, batch: int | None, measure: bool, as
 def diff(
     old: Annotated[Path, typer.Argument(metavar="A", help="A spec's JSON file, or the folder of a run.")],
     new: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    plugin: Plugins = None,
 ) -> None:
     """What differs between two specs, expanded, layer by layer; exit status 1 where anything does."""
     from .spec.diff import diff_specs
@@ -355,11 +384,19 @@ def diff(
 
 
 @app.command()
-def schema() -> None:
-    """The JSON Schema of specs, with everything that is registered: for editors."""
+def schema(
+    plugin: Plugins = None,
+) -> None:
+    """The JSON Schema of specs, with everything that is registered or installed: for editors."""
+    from .registry import REGISTRIES
     from .spec.schema import json_schema
 
-    _print_json(json_schema())
+    with _stdout_for_the_answer(True):
+        broken = [error for registry in REGISTRIES for error in registry.load_plug_ins()]
+        document = json_schema()
+    for error in broken:
+        err.print(f"left out: {error}", markup=False, soft_wrap=True)
+    _print_json(document)
 
 
 @app.command("plot-psi")
@@ -369,6 +406,7 @@ def plot_psi(
     to: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("psi.png"),
     data_root: DataRoot = None,
     download: Download = False,
+    plugin: Plugins = None,
 ) -> None:
     """Images and the channels that the spec's first psi makes of them."""
     from .bijections import Psi
@@ -390,6 +428,7 @@ def plot_psi(
 def plot_solver(
     spec: SpecPath,
     to: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("solver.png"),
+    plugin: Plugins = None,
 ) -> None:
     """How fast the inverses of the spec's residual blocks are found: error against evaluations, for each method."""
     from .diagnostics.check import chain_of, inputs
@@ -411,6 +450,7 @@ def interpolate(
     steps: Annotated[int, typer.Option(min=2, max=50, help="How many images from one to the other.")] = 9,
     to: Annotated[Path | None, typer.Option("--out", help="The folder to write to; default: RUN/pictures.")] = None,
     data_root: DataRoot = None,
+    plugin: Plugins = None,
 ) -> None:
     """Walk from one test image to another on a straight line in feature space, back to pixels: a strip and a GIF."""
     from .training.data import load_data
@@ -432,6 +472,7 @@ def sample(
     to: Annotated[Path | None, typer.Option("--out", help="The picture; default: RUN/pictures/drawn.png.")] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
+    plugin: Plugins = None,
 ) -> None:
     """Draw samples from a trained flow: a picture of them or, with --json, the numbers and their log-densities."""
     from .diagnostics.pictures import write_figure

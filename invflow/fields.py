@@ -53,14 +53,15 @@ class FieldSet:
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
-        # The constructor's own: a class that overrides __new__ hides it.
-        construct = cls.__init__  # type: ignore[misc]
-        own = _no_arguments if construct is nn.Module.__init__ else construct
-        _, *parameters = inspect.signature(own).parameters.values()
+        _, *parameters = _signature(cls).parameters.values()
         self.signature = inspect.Signature(parameters)
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 raise TypeError(f"{cls.__name__}: a registered constructor cannot take **{name}: name each field")
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise TypeError(f"{cls.__name__}: {name!r} is positional-only; a JSON field is passed by its name")
+            if parameter.kind is parameter.VAR_POSITIONAL and name != parameters[0].name:
+                raise TypeError(f"{cls.__name__}: other parameters than *{name} are passed by name: put them behind it")
             if name in ("type", "note"):
                 raise TypeError(f"{cls.__name__}: {name!r} means something else in a document; rename the parameter")
             if parameter.annotation is parameter.empty and name not in FILLED_BY_BUILDER:
@@ -127,9 +128,7 @@ class FieldSet:
 
 def checked_constructor(cls: type, fields: FieldSet) -> Any:
     """``cls.__init__`` that validates its plain arguments by the fields' types and records all of them."""
-    construct = cls.__init__  # type: ignore[misc]
-    # A class without a constructor of its own has Module's, which takes whatever it is given.
-    signature = inspect.signature(_no_arguments if construct is nn.Module.__init__ else construct)
+    construct, signature = cls.__init__, _signature(cls)  # type: ignore[misc]
 
     @functools.wraps(construct)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -155,11 +154,19 @@ def checked_constructor(cls: type, fields: FieldSet) -> Any:
             module.__dict__["_arguments"] = recorded
             module.__dict__["_kept"] = frozenset(name for name, part in parts.items() if _is_kept(module, name, part))
 
+    init.__signature__ = signature  # type: ignore[attr-defined]  # for a subclass without a constructor of its own
     return init
 
 
+def _signature(cls: type) -> inspect.Signature:
+    """The signature of the constructor itself: a class that overrides ``__new__`` hides it."""
+    owner = next(one for one in cls.__mro__ if "__init__" in vars(one))
+    # A class without one of its own has Module's, which takes whatever it is given, and which torch.compile replaces.
+    return inspect.signature(_no_arguments if owner is nn.Module else cls.__init__)  # type: ignore[misc]
+
+
 def _no_arguments(self: Any) -> None:
-    """The signature of a class without a constructor of its own."""
+    """The constructor of a class without one of its own."""
 
 
 def _is_kept(module: nn.Module, name: str, part: Any) -> bool:

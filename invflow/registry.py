@@ -7,11 +7,12 @@ function), heads and priors (what stands on top of a chain).
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import types
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
@@ -67,6 +68,9 @@ class Registry(Generic[M]):
         def decorate(cls: C) -> C:
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
                 raise TypeError(f"{cls!r} cannot be registered as a {self.noun}: it is no {self.base.__name__}")
+            if inspect.isabstract(cls):
+                missing = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
+                raise TypeError(f"{_name(cls)} cannot be registered: it does not override {missing}")
             held = self._classes.get(tag)
             if held is not None and _name(held) != _name(cls):
                 raise ValueError(
@@ -81,6 +85,8 @@ class Registry(Generic[M]):
                 del self._fields[held]
             self._classes[tag] = cls
             self._fields[cls] = fields
+            if issubclass(cls, Bijection):
+                cls.tag = tag
             return cls  # type: ignore[return-value]  # mypy narrows it to the base
 
         return decorate
@@ -137,7 +143,7 @@ class Registry(Generic[M]):
                 ) from error
             return
         known = {*self._classes, *advertised.names}
-        other = next((one.noun for one in (bijections, nets, heads, priors) if tag in one.registered()), None)
+        other = next((one.noun for one in REGISTRIES if tag in one.registered()), None)
         hint = did_you_mean(tag, known) if other is None else f": it is a {other}"
         raise UnknownTag(f"unknown {self.noun} type {quoted(tag)}{hint}")
 
@@ -166,6 +172,8 @@ bijections: Registry[Bijection] = Registry("layer", Bijection, "invflow.bijectio
 nets: Registry[nn.Module] = Registry("net", nn.Module, "invflow.nets")
 heads: Registry[nn.Module] = Registry("head", nn.Module, "invflow.heads")
 priors: Registry[nn.Module] = Registry("prior", nn.Module, "invflow.priors")
+
+REGISTRIES: tuple[Registry[Any], ...] = (bijections, nets, heads, priors)
 
 register = bijections.register
 register_net = nets.register

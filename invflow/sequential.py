@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from ._torch import is_hooked
 from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import NumericsError, ShapeError
 from .numerics import grid
-from .numerics.options import FLOAT, LEVELS, Exact, Float, Grid, Numerics, Snap
+from .numerics.options import FLOAT, Exact, Float, Grid, Numerics, Snap
 from .registry import register
-from .reversible import Backprop, Monitor, Reconstruction, Step, run_chain
-from .state import Shape, State, TensorShape, zero_log_det
+from .reversible import Backprop, Monitor, Reconstruction, run_chain
+from .state import Path, Shape, State, TensorShape, shape_of, zero_log_det
+from .wires import Ask, Step, Wired, steps_inside
 
 
 @register("sequential")
-class Sequential(Bijection):
+class Sequential(Wired):
     """A chain in data order: ``Sequential(a, b, c)(x) == c(b(a(x)))``; its log-determinant is the sum of theirs.
 
     Chains nest, and behave as sequences: ``len``, iteration, ``chain[2]``, ``chain[1:3]`` (a chain that shares its
@@ -88,26 +87,40 @@ class Sequential(Bijection):
         self.numerics = numerics
         self.monitor = monitor
         self.reconstruction = Reconstruction()
-        if layers:
-            self.domain = layers[0].domain  # type: ignore[misc]  # of this chain
+
+    def named_layers(self) -> list[tuple[str, Bijection]]:
+        return [(f"layers.{position}", layer) for position, layer in enumerate(self)]
+
+    @classmethod
+    def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
+        """Every layer on all of the state."""
+        return [(position, ()) for position in range(count)]
 
     @property
-    def level(self) -> str:  # type: ignore[override]
-        if isinstance(self.numerics, Snap):
-            return "float"
-        return min((layer.level for layer in self), key=LEVELS.index, default="exact")
+    def taken_apart(self) -> bool:
+        return super().taken_apart and isinstance(self.own_numerics, Float)
 
     @property
-    def shortfall(self) -> str:  # type: ignore[override]
+    def inverts(self) -> bool:
+        return self.backprop != "checkpoint"
+
+    @property
+    def domain(self) -> str:
+        return self[0].domain if len(self) else "reals"
+
+    @property
+    def level(self) -> str:
+        return "float" if isinstance(self.numerics, Snap) else super().level
+
+    @property
+    def shortfall(self) -> str:
         if isinstance(self.numerics, Snap):
             return "it rounds at its end, so that it is no bijection of the grid"
-        return next((layer.shortfall for layer in self if layer.level == self.level), "")
+        return super().shortfall
 
     @property
     def exactness(self) -> str:
-        if isinstance(self.numerics, Snap):
-            return "float"
-        return min((layer.exactness for layer in self), key=LEVELS.index, default="exact")
+        return "float" if isinstance(self.numerics, Snap) else super().exactness
 
     def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
         """Sets the numerics of every layer, as a chain around this one asks.
@@ -128,9 +141,9 @@ class Sequential(Bijection):
         self.numerics = numerics
 
     @property
-    def cheap_inverse(self) -> bool:  # type: ignore[override]
-        rounds = isinstance(self.numerics, Snap) or getattr(self.numerics, "entry", "check") == "snap"
-        return not rounds and all(layer.cheap_inverse for layer in self)
+    def cheap_inverse(self) -> bool:
+        rounds_at_entry = isinstance(self.numerics, Grid | Exact) and self.numerics.entry == "snap"
+        return not (isinstance(self.numerics, Snap) or rounds_at_entry) and super().cheap_inverse
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
         x = self._entered(x)
@@ -196,38 +209,35 @@ class Sequential(Bijection):
         return self._left(y), total
 
     def lipschitz_bounds(self) -> tuple[float, float]:
+        """The products of the layers'."""
         bounds = [layer.lipschitz_bounds() for layer in self]
         return math.prod(forward for forward, _ in bounds), math.prod(inverse for _, inverse in bounds)
 
-    @property
-    def awaits_data(self) -> bool:
-        return any(layer.awaits_data for layer in self)
+    def steps(self, shape: Shape | None = None, *, backwards: bool = False) -> list[Step]:
+        """The chain taken apart, each step with what constant-memory training does about its input.
 
-    @torch.no_grad()
-    def initialize(self, x: Any, context: Tensor | None = None) -> None:
-        """Initialises each layer from what reaches it, and runs no further than that takes."""
-        waiting = [position for position, layer in enumerate(self) if layer.awaits_data]
-        for position in range(max(waiting, default=-1) + 1):
-            self[position].initialize(x, context)
-            x = self[position](x, context)
-
-    def steps(self, *, backwards: bool = False) -> list[Step]:
-        """The chain as the steps that training takes, each with what backward does about its input."""
-        return [
-            step if step.name not in self.reconstruction.anchors else dataclasses.replace(step, reversible=False)
-            for step in _steps(self, "", self.backprop == "reversible", backwards)
-        ]
+        Args:
+            shape: of the state that goes in; if ``backwards``, of the one that `inverse` is given. Without, it is the
+                one that the chain was built for; a chain of nothing but layers and chains needs none.
+            backwards: whether these are to be the steps of the inverse.
+        """
+        if shape is None and self.declared_shape is not None:
+            shape = self.output_shape(self.declared_shape) if backwards else self.declared_shape
+        found = steps_inside(self, shape, backwards=backwards, invertible=self.backprop == "reversible")
+        for step in found if self.reconstruction.anchors else ():
+            step.reversible = step.reversible and step.name not in self.reconstruction.anchors
+        return found
 
     def _recomputed(self, x: Any, context: Tensor | None, *, log_det: bool, backwards: bool = False) -> tuple[Any, Any]:
         """The chain, or its inverse, under a policy that does not keep all states."""
-        steps = self.steps(backwards=backwards)
+        steps = self.steps(shape_of(x), backwards=backwards)
         return run_chain(steps, x, context, log_det=log_det, monitor=self.monitor, record=self.reconstruction)
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
-        """Every intermediate state: the input, then what each layer returns; ``len(self) + 1`` of them."""
+        """Every intermediate state: the input, then what each of the `steps` makes of it."""
         states = [self._entered(x)]
-        for layer in self:
-            states.append(layer(states[-1], context))
+        for step in self.steps(shape_of(x)):
+            states.append(step.after(states[-1], context))
         return states
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -249,8 +259,8 @@ class Sequential(Bijection):
     def shapes(self, shape: Shape) -> list[Shape]:
         """The shape of every state of `trace`, for an input of this shape."""
         found = [shape]
-        for layer in self:
-            found.append(layer.output_shape(found[-1]))
+        for step in self.steps(shape):
+            found.append(step.shape_after(found[-1]))
         return found
 
     def __len__(self) -> int:
@@ -285,24 +295,6 @@ class Sequential(Bijection):
         lines = _lines(self, self.declared_shape)
         width = max(len(text) for text, _ in lines)
         return "\n".join(text if shape is None else f"{text:<{width}}  {shape}" for text, shape in lines)
-
-
-def _steps(chain: Sequential, prefix: str, reversible: bool, backwards: bool) -> Iterator[Step]:
-    """The steps of a chain; where they are reversible, those of the chains within it as well, in place of the chain."""
-    named = [(f"{prefix}layers.{position}", layer) for position, layer in enumerate(chain)]
-    for name, layer in reversed(named) if backwards else named:
-        inside, against = (layer.layer, not backwards) if type(layer) is Inverse else (layer, backwards)
-        whole = is_hooked(layer) or is_hooked(inside)
-        if reversible and type(inside) is Sequential and not (whole or _restricts(inside)):
-            below = f"{name}." if inside is layer else f"{name}.layer."
-            yield from _steps(inside, below, inside.backprop != "checkpoint", against)
-        else:
-            yield Step(name, layer, reversible and layer.cheap_inverse, backwards)
-
-
-def _restricts(chain: Sequential) -> bool:
-    """Whether a chain does something of its own to the states at its ends."""
-    return not isinstance(chain.own_numerics, Float)
 
 
 def _lines(chain: Sequential, shape: Shape | None) -> list[tuple[str, Shape | None]]:

@@ -17,6 +17,8 @@ from .errors import ShapeError
 State: TypeAlias = Union[Tensor, tuple["State", ...]]
 Shape: TypeAlias = tuple[Union[int, "Shape"], ...]
 TensorShape: TypeAlias = tuple[int, ...]
+Path: TypeAlias = tuple[int, ...]
+"""Where a part of a state is: an index for each tuple on the way there."""
 
 
 def is_tensor_shape(shape: Any) -> TypeGuard[TensorShape]:
@@ -26,7 +28,7 @@ def is_tensor_shape(shape: Any) -> TypeGuard[TensorShape]:
     (True, False)
     """
     # The first entry tells: this runs in every forward of some layers.
-    return isinstance(shape, tuple) and (not shape or isinstance(shape[0], int))
+    return isinstance(shape, tuple) and (len(shape) == 0 or isinstance(shape[0], int))
 
 
 def shape_of(state: State) -> Shape:
@@ -51,6 +53,17 @@ def leaf_shapes(shape: Shape) -> Iterator[TensorShape]:
             yield from leaf_shapes(part)  # type: ignore[arg-type]
 
 
+def leaf_paths(shape: Shape) -> list[Path]:
+    """Where the tensors of a state of this shape are, in order.
+
+    >>> leaf_paths(((8,), ((2,), (3,))))
+    [(0,), (1, 0), (1, 1)]
+    """
+    if is_tensor_shape(shape):
+        return [()]
+    return [(i, *path) for i, part in enumerate(shape) for path in leaf_paths(part)]  # type: ignore[arg-type]
+
+
 def leaves(state: State) -> Iterator[Tensor]:
     """The tensors of a state, in order."""
     if isinstance(state, tuple):
@@ -65,6 +78,43 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
     if isinstance(state, tuple):
         return tuple(map_state(function, part) for part in state)
     return function(state)
+
+
+def part_of(state: Any, path: Path) -> Any:
+    """The part of a state, or of a shape, at a path.
+
+    >>> part_of(((8,), ((2,), (3,))), (1, 0))
+    (2,)
+
+    Raises:
+        ShapeError: the path leads into a tensor, or beyond a tuple.
+    """
+    part = state
+    for index in path:
+        if not isinstance(part, tuple) or is_tensor_shape(part) or not -len(part) <= index < len(part):
+            raise ShapeError(f"expected a state with a part at {list(path)}, got one {described(state)}")
+        part = part[index]
+    return part
+
+
+def with_part(state: Any, path: Path, part: Any) -> Any:
+    """A state, or a shape, with another part at a path, at which there is one.
+
+    >>> with_part(((8,), ((2,), (3,))), (1, 0), (5,))
+    ((8,), ((5,), (3,)))
+    """
+    if not path:
+        return part
+    index, *rest = path
+    inner = with_part(state[index], tuple(rest), part) if rest else part
+    parts = list(state)
+    parts[index] = inner
+    return tuple(parts)
+
+
+def described(state: Any) -> str:
+    """``of shape (3,)``, for a message about a state or a shape."""
+    return f"of shape {shape_of(state) if any(isinstance(leaf, Tensor) for leaf in leaves(state)) else state}"
 
 
 def make_state(function: Callable[[TensorShape], Tensor], shape: Shape) -> State:
@@ -83,6 +133,16 @@ def zeros(
     [(5, 2, 4), (5, 3)]
     """
     return make_state(lambda leaf: torch.zeros((batch, *leaf), dtype=dtype, device=device), shape)
+
+
+def batch_size(state: State) -> int:
+    """How many samples a state holds."""
+    return next(leaves(state)).shape[0]
+
+
+def sample(state: Any, index: int) -> Any:
+    """One sample of a state or a context, as a batch of one; None of None."""
+    return None if state is None else map_state(lambda leaf: leaf[index : index + 1], state)
 
 
 def flat_size(shape: Shape) -> int:

@@ -13,10 +13,10 @@ import invflow
 from invflow.bijections import AdditiveCoupling, Affine, Linear1x1, Psi
 from invflow.diagnostics import conditioning as diagnostics
 from invflow.diagnostics.conditioning import conditioning, linearized, singular_values
-from invflow.state import flat_size, flatten, map_state
+from invflow.measures import jacobian, with_context
+from invflow.state import flat_size, flatten, map_state, sample
 from invflow.testing import Setting, cases
-from invflow.testing.measures import jacobian, with_context
-from invflow.testing.trial import Subject, sample
+from invflow.testing.trial import Subject
 
 TAGS = sorted(invflow.registered())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pydantic import PositiveFloat
@@ -37,6 +39,12 @@ def make_scale():
 
         def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
             return y / self.factor
+
+        def forward_and_log_det(self, x, context=None):
+            return self(x), x.new_full((len(x),), math.log(self.factor) * x[0].numel())
+
+        def inverse_and_log_det(self, y, context=None):
+            return self.inverse(y), y.new_full((len(y),), -math.log(self.factor) * y[0].numel())
 
     return Scale
 
@@ -150,6 +158,7 @@ def test_a_class_without_a_constructor_registers():
     class Negate(invflow.Bijection):
         """y = -x."""
 
+        volume_preserving = True
         examples = [({}, (2,))]
 
         def forward(self, x, context=None):
@@ -170,6 +179,7 @@ def test_a_wrapped_part_is_written_as_it_was_given():
     class Backwards(invflow.Bijection):
         """The layer, run backwards."""
 
+        volume_preserving = True
         examples = [({"layer": {"type": "permute", "order": [1, 2, 0]}}, (3,))]
 
         def __init__(self, layer: invflow.Bijection) -> None:

@@ -14,8 +14,9 @@ from torch import nn
 import invflow
 from invflow import Inverse, Sequential
 from invflow.bijections import AdditiveCoupling, AffineCoupling, Linear1x1, Merge, Psi, Split
+from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.errors import ReconstructionError, ReconstructionWarning
-from invflow.reversible import reconstruction_errors, tolerance
+from invflow.reversible import tolerance
 from invflow.reversible.monitor import CHANNELS, SAMPLES, Samples, _places, relative_errors
 
 GRADIENT = 1e-5

@@ -198,6 +198,9 @@ class TestEach:
             def forward_and_log_det(self, x, context=None):
                 return self(x), self.log_factor * x[0].numel() * torch.ones(len(x))
 
+            def inverse_and_log_det(self, y, context=None):
+                return self.inverse(y), -self.log_factor * y[0].numel() * torch.ones(len(y))
+
         each = Each(Scale())
         assert len(list(each.parameters())) == 1
         _, log_det = each.forward_and_log_det((torch.ones(2, 3), torch.ones(2, 4)))

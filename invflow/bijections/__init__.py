@@ -8,6 +8,7 @@ from .linear import Linear1x1
 from .permute import Permute
 from .psi import Psi
 from .residual import Residual
+from .routing import Exchange, On, Parallel
 from .split import Merge, Split
 
 __all__ = [
@@ -16,10 +17,13 @@ __all__ = [
     "Affine",
     "AffineCoupling",
     "Each",
+    "Exchange",
     "Inverse",
     "Linear1x1",
     "Logit",
     "Merge",
+    "On",
+    "Parallel",
     "Permute",
     "Psi",
     "Residual",

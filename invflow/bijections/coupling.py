@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, TypeAlias
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from ..bijection import Bijection, Replay, Retraced
+from ..bijection import Bijection
 from ..errors import ShapeError
+from ..nets.contract import Conditioned, Lipschitz
+from ..nets.orderfree import make_order_free, obstacle
 from ..numerics import conditioners, grid
 from ..numerics.options import Exact, Float, Grid, Snap, level_of
-from ..numerics.orderfree import make_order_free, obstacle
-from ..registry import bijections, register
+from ..registry import register
+from ..reversible.retrace import Replay, Retraced, Retraces
 from ..state import Shape, require_channels, require_pair, zero_log_det
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-class _Coupling(Bijection):
+class _Coupling(Conditioned, Bijection, Retraces):
     """``(a, b) -> (g(b; net(a)), a)``: what couplings share. The halves change places, and may differ in size.
 
-    A coupling says what g is: `_transform`, `_untransform`, and `_log_det` where g does not keep the volume.
+    A coupling says what g is, and how far it stretches: `_transform` and `_untransform`.
     """
 
     cheap_inverse = True
@@ -39,76 +42,74 @@ class _Coupling(Bijection):
         self.net = net
 
     @abstractmethod
-    def _transform(self, b: Tensor, made: Tensor) -> Tensor:
-        """U = g(b; made)."""
+    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``u = g(b; made)`` and the logarithms of ``du/db``, number by number; None if they are 0."""
 
     @abstractmethod
-    def _untransform(self, u: Tensor, made: Tensor) -> Tensor:
-        """B = g^-1(u; made)."""
-
-    def _log_det(self, b: Tensor, made: Tensor) -> Tensor:
-        """Log |det du/db|, ``(batch,)``."""
-        return zero_log_det(b)
+    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``b = g^-1(u; made)`` and the same logarithms, of ``du/db``."""
 
     def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
-        a, b = x if type(x) is tuple and len(x) == 2 else _pair(self, x)
-        return self._transform(b, self._condition(a, b, context)), a
+        a, b = x if type(x) is tuple and len(x) == 2 else self._pair(x)
+        return self._transform(b, self._condition(a, b, context))[0], a
 
     def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
-        u, v = y if type(y) is tuple and len(y) == 2 else _pair(self, y)
+        u, v = y if type(y) is tuple and len(y) == 2 else self._pair(y)
         self._require_same_function()
-        return v, self._untransform(u, self._condition(v, u, context))
+        return v, self._untransform(u, self._condition(v, u, context))[0]
 
     def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
-        a, b = _pair(self, x)
-        made = self._condition(a, b, context)
-        return (self._transform(b, made), a), self._log_det(b, made)
+        a, b = x if type(x) is tuple and len(x) == 2 else self._pair(x)
+        u, log_scale = self._transform(b, self._condition(a, b, context))
+        return (u, a), _summed(log_scale, b)
 
     def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
-        u, v = _pair(self, y)
+        u, v = y if type(y) is tuple and len(y) == 2 else self._pair(y)
         self._require_same_function()
-        made = self._condition(v, u, context)
-        return (v, self._untransform(u, made)), -self._log_det(u, made)
+        b, log_scale = self._untransform(u, self._condition(v, u, context))
+        return (v, b), -_summed(log_scale, u)
 
-    def retrace(self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
-        u, v = _pair(self, y)
-        a = v.detach().requires_grad_()
+    def retrace(self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
+        first, second = self._pair(y)
+        given, changed = (first, second) if backwards else (second, first)
+        given = given.detach().requires_grad_()
         with replay():
-            made = self._condition(a, u, context)
-        b = self._untransform(u, made.detach())
-        if self.shifts and self.numerics.mode != "exact":  # u = b + made; an order-free net counts steps
-            return Retraced((a, b), (made, None), self._log_det(b, made) if log_det else None, ((0, 1), (1, 0)))
-        b.requires_grad_()
-        return Retraced(
-            (a, b), (self._transform(b, made), None), self._log_det(b, made) if log_det else None, ((1, 0),)
-        )
-
-    def retrace_inverse(self, x: Pair, context: Tensor | None, replay: Replay, *, log_det: bool) -> Retraced:
-        a, b = _pair(self, x)
-        v = a.detach().requires_grad_()
-        with replay():
-            made = self._condition(v, b, context)
-        u = self._transform(b, made.detach()).requires_grad_()
-        return Retraced(
-            (u, v), (None, self._untransform(u, made)), -self._log_det(u, made) if log_det else None, ((0, 1),)
-        )
+            made = self._condition(given, changed, context)
+        undo, again = (self._transform, self._untransform) if backwards else (self._untransform, self._transform)
+        before, _ = undo(changed, made.detach())
+        passed = (0, 1) if backwards else (1, 0)
+        if self.shifts and not backwards and self.numerics.mode != "exact":  # an order-free net counts steps
+            return Retraced((given, before), (made, None), _summed(None, before) if log_det else None, ((0, 1), passed))
+        before.requires_grad_()
+        after, log_scale = again(before, made)
+        total = _summed(log_scale, before) if log_det else None
+        if backwards:
+            return Retraced((before, given), (None, after), None if total is None else -total, (passed,))
+        return Retraced((given, before), (after, None), total, (passed,))
 
     @classmethod
-    def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
-        """What the conditioner maps, for an incoming pair of this shape."""
-        who = bijections.name_of(cls)
-        first, second = (require_channels(who, half) for half in require_pair(who, shape))
+    def net_shapes(cls, shape: Shape, fields: Mapping[str, Any]) -> Mapping[str, tuple[Shape, Shape]]:
+        """The conditioner maps the first half to ``outputs`` numbers for each one of the second."""
+        first, second = (require_channels(cls.tag, half) for half in require_pair(cls.tag, shape))
         return {"net": (first, (cls.outputs * second[0], *second[1:]))}
 
     def output_shape(self, shape: Shape) -> Shape:
-        first, second = require_pair(bijections.name_of(type(self)), shape)
+        first, second = require_pair(self.tag, shape)
         return second, first
 
     def input_shape(self, shape: Shape) -> Shape:
         return self.output_shape(shape)
 
+    def _pair(self, state: Any) -> Pair:
+        if type(state) is not tuple or len(state) != 2:
+            came = type(state).__name__
+            raise ShapeError(f"{self.tag} expects a pair of tensors, got {came}; put a Split before it")
+        return state
+
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         """What the conditioner makes of a, checked to fit b."""
+        if not self.net_takes_context:
+            context = None
         if self.numerics.mode == "float":
             made: Tensor = self.net(a) if context is None else self.net(a, context)
         else:
@@ -117,14 +118,20 @@ class _Coupling(Bijection):
         # Arithmetic would broadcast what does not fit, and the map would still look like a bijection.
         expected = b.shape if self.outputs == 1 else (b.shape[0], self.outputs * b.shape[1], *b.shape[2:])
         if made.shape != expected:
-            who = bijections.name_of(type(self))
-            raise ShapeError(f"{who} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}")
+            raise ShapeError(
+                f"{self.tag} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}"
+            )
         return made
 
     def _require_same_function(self) -> None:
         """Refuses to invert by another function than the forward's, where that would break a promise."""
         if self.training and self.numerics.mode != "float":
-            conditioners.require_same_function(self._tag(), self.net)
+            conditioners.require_same_function(self.tag, self.net)
+
+
+def _summed(log_scale: Tensor | None, like: Tensor) -> Tensor:
+    """The log-determinant, ``(batch,)``."""
+    return zero_log_det(like) if log_scale is None else log_scale.flatten(1).sum(1)
 
 
 @register("additive_coupling")
@@ -151,6 +158,7 @@ class AdditiveCoupling(_Coupling):
     """
 
     shifts = True
+    volume_preserving = True
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
         ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),
@@ -158,13 +166,13 @@ class AdditiveCoupling(_Coupling):
     ]
 
     @property
-    def level(self) -> str:  # type: ignore[override]
+    def level(self) -> str:
         if conditioners.batch_norm_without_statistics(self.net):
             return "float"
         return "exact" if obstacle(self.net) is None else "grid"
 
     @property
-    def shortfall(self) -> str:  # type: ignore[override]
+    def shortfall(self) -> str:
         if conditioners.batch_norm_without_statistics(self.net):
             return "its net's batch norm keeps no statistics, so that what it computes depends on the batch"
         return obstacle(self.net) or ""
@@ -181,21 +189,21 @@ class AdditiveCoupling(_Coupling):
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of [[N, 1], [1, 0]] at most, where the net knows its l."""
-        bound = getattr(self.net, "lipschitz_bound", None)
-        if not callable(bound):
+        if not isinstance(self.net, Lipschitz):
             return math.inf, math.inf
-        both = (float(bound()) + math.hypot(float(bound()), 2)) / 2
+        bound = float(self.net.lipschitz_bound())
+        both = (bound + math.hypot(bound, 2)) / 2
         return both, both
 
-    def _transform(self, b: Tensor, made: Tensor) -> Tensor:
+    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, None]:
         if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
-            return made + b
-        return grid.add("additive_coupling", b, self._steps(made, b), self.numerics.frac_bits)
+            return made + b, None
+        return grid.add("additive_coupling", b, self._steps(made, b), self.numerics.frac_bits), None
 
-    def _untransform(self, u: Tensor, made: Tensor) -> Tensor:
+    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, None]:
         if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
-            return u - made
-        return grid.add("the inverse of additive_coupling", u, self._steps(made, u), self.numerics.frac_bits, -1)
+            return u - made, None
+        return grid.add("the inverse of additive_coupling", u, self._steps(made, u), self.numerics.frac_bits, -1), None
 
     def _steps(self, made: Tensor, like: Tensor) -> Tensor:
         """What the net made, in whole steps of the grid; an order-free net counts in them by itself."""
@@ -234,16 +242,13 @@ class AffineCoupling(_Coupling):
         super().__init__(net)
         self.clamp = clamp
 
-    def _transform(self, b: Tensor, made: Tensor) -> Tensor:
+    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._scale_and_shift(made)
-        return log_scale.exp() * b + shift
+        return torch.addcmul(shift, log_scale.exp(), b), log_scale
 
-    def _untransform(self, u: Tensor, made: Tensor) -> Tensor:
+    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._scale_and_shift(made)
-        return torch.exp(-log_scale) * (u - shift)
-
-    def _log_det(self, b: Tensor, made: Tensor) -> Tensor:
-        return self._scale_and_shift(made)[0].flatten(1).sum(1)
+        return torch.exp(-log_scale) * (u - shift), log_scale
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         # Under autocast the net may answer in bfloat16, in which exp and sums would lose digits.
@@ -251,11 +256,7 @@ class AffineCoupling(_Coupling):
 
     def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = made.chunk(2, dim=1)
+        # Of a view that is not contiguous, tanh takes several times as long.
+        if self.clamp == 1:
+            return torch.tanh(raw.contiguous()), shift
         return self.clamp * torch.tanh(raw / self.clamp), shift
-
-
-def _pair(coupling: _Coupling, state: Pair) -> Pair:
-    if type(state) is not tuple or len(state) != 2:
-        who = bijections.name_of(type(coupling))
-        raise ShapeError(f"{who} expects a pair of tensors, got {type(state).__name__}; put a Split before it")
-    return state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +10,8 @@ from torch import Tensor
 from ..bijection import Bijection
 from ..errors import ShapeError
 from ..registry import register
-from ..state import Shape, State, is_tensor_shape, leaf_shapes, leaves, zero_log_det
-from .wrapper import Wrapper
+from ..state import Path, Shape, State, is_tensor_shape, leaf_paths, leaves
+from ..wires import Ask, Wrapper
 
 
 @register("each")
@@ -31,88 +31,53 @@ class Each(Wrapper):
     examples = [
         ({"layer": {"type": "psi", "block_size": 2}}, ((1, 2, 4), (3, 2, 4))),
         ({"layer": {"type": "permute", "seed": 3}}, ((3,), (3,))),
+        (
+            {
+                "layer": {
+                    "type": "sequential",
+                    "layers": [
+                        {"type": "split"},
+                        {"type": "additive_coupling", "net": {"type": "mlp"}},
+                        {"type": "merge"},
+                    ],
+                }
+            },
+            ((4,), (4,)),
+        ),
     ]
 
     def __init__(self, layer: Bijection) -> None:
         super().__init__(layer)
 
+    @classmethod
+    def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
+        """The layer on each tensor."""
+        of_state = shape()
+        if is_tensor_shape(of_state):
+            raise ShapeError(
+                "each expects a tuple state, got one tensor; use the layer without each, or put a split before"
+            )
+        return [(0, path) for path in leaf_paths(of_state)]
+
+    @property
+    def domain(self) -> str:
+        return self.layer.domain
+
     def lipschitz_bounds(self) -> tuple[float, float]:
         return self.layer.lipschitz_bounds()
 
-    def initialize(self, x: State, context: Tensor | None = None) -> None:
-        """Initialises the layer from the first tensor, whose shape it was built for."""
-        self.layer.initialize(next(leaves(x)), context)
+    def _run(self, state: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+        made, total = super()._run(state, context, log_det=log_det, backwards=backwards)
+        if len(list(leaves(made))) != len(list(leaves(state))):
+            raise _several_tensors("tuple")
+        return made, total
 
-    @staticmethod
-    def layer_shape(shape: Shape) -> Shape:
-        """The shape that the layer is built for: the first tensor's."""
-        _require_tuple(is_tensor_shape(shape))
-        return next(leaf_shapes(shape))
-
-    def forward(self, x: State, context: Tensor | None = None) -> Any:
-        return _map(lambda leaf: self.layer(leaf, context), x)
-
-    def inverse(self, y: State, context: Tensor | None = None) -> Any:
-        return _map(lambda leaf: self.layer.inverse(leaf, context), y)
-
-    def forward_and_log_det(self, x: State, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        return _map_and_sum(lambda leaf: self.layer.forward_and_log_det(leaf, context), x)
-
-    def inverse_and_log_det(self, y: State, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        return _map_and_sum(lambda leaf: self.layer.inverse_and_log_det(leaf, context), y)
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return _map_shape(self.layer.output_shape, shape)
-
-    def input_shape(self, shape: Shape) -> Shape:
-        return _map_shape(self.layer.input_shape, shape)
+    def _shape(self, shape: Shape, *, backwards: bool) -> Shape:
+        found = super()._shape(shape, backwards=backwards)
+        if len(leaf_paths(found)) != len(leaf_paths(shape)):
+            raise _several_tensors(f"a state of shape {found}")
+        return found
 
 
-def _require_tuple(is_tensor: bool) -> None:
-    if is_tensor:
-        raise ShapeError(
-            "each expects a tuple state, got one tensor; use the layer without each, or put a split before"
-        )
-
-
-def _require_tensor(result: object, is_tensor: bool) -> None:
-    if not is_tensor:
-        raise ShapeError(f"each expects its layer to map one tensor to one tensor, got {result}")
-
-
-def _map(function: Callable[[Tensor], Any], state: State) -> Any:
-    _require_tuple(isinstance(state, Tensor))
-    return _map_leaves(function, state)
-
-
-def _map_leaves(function: Callable[[Tensor], Any], state: State) -> Any:
-    if isinstance(state, tuple):
-        return tuple(_map_leaves(function, part) for part in state)
-    result = function(state)
-    _require_tensor(type(result).__name__, isinstance(result, Tensor))
-    return result
-
-
-def _map_and_sum(function: Callable[[Tensor], tuple[Any, Tensor]], state: State) -> tuple[Any, Tensor]:
-    total = zero_log_det(state)
-
-    def map_one(leaf: Tensor) -> Any:
-        nonlocal total
-        result, log_det = function(leaf)
-        total = total + log_det
-        return result
-
-    return _map(map_one, state), total
-
-
-def _map_shape(function: Callable[[Shape], Shape], shape: Shape) -> Shape:
-    _require_tuple(is_tensor_shape(shape))
-
-    def map_part(part: Shape) -> Shape:
-        if not is_tensor_shape(part):
-            return tuple(map_part(inner) for inner in part)  # type: ignore[arg-type]
-        result = function(part)
-        _require_tensor(result, is_tensor_shape(result))
-        return result
-
-    return map_part(shape)
+def _several_tensors(came: str) -> ShapeError:
+    return ShapeError(f"each expects its layer to map one tensor to one tensor, got {came}")

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from ..bijection import Bijection
 from ..errors import ShapeError
-from ..registry import bijections, register
-from ..state import Shape, TensorShape, require_channels, require_tensor, shape_of
+from ..registry import register
+from ..state import Shape, TensorShape, require_channels, shape_of
 
 
 class _ScaleAndShift(Bijection):
@@ -23,7 +23,7 @@ class _ScaleAndShift(Bijection):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.channels = require_channels(bijections.name_of(type(self)), shape)[0]
+        self.channels = require_channels(self.tag, shape)[0]
         self.log_scale = nn.Parameter(torch.zeros(self.channels))
         self.shift = nn.Parameter(torch.zeros(self.channels))
 
@@ -42,10 +42,9 @@ class _ScaleAndShift(Bijection):
         return self.inverse(y, context), -self._log_det(y)
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        who = bijections.name_of(type(self))
-        extents = require_channels(who, shape)
+        extents = require_channels(self.tag, shape)
         if extents[0] != self.channels:
-            raise ShapeError(f"{who} expects {self.channels} channels, got {extents[0]} in {shape}")
+            raise ShapeError(f"{self.tag} expects {self.channels} channels, got {extents[0]} in {shape}")
         return extents
 
     def input_shape(self, shape: Shape) -> TensorShape:
@@ -166,12 +165,6 @@ class Logit(Bijection):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         slope = functional.logsigmoid(y) + functional.logsigmoid(-y) - math.log(1 - 2 * self.alpha)
         return self.inverse(y, context), slope.flatten(1).sum(1)
-
-    def output_shape(self, shape: Shape) -> TensorShape:
-        return require_tensor("logit", shape)
-
-    def input_shape(self, shape: Shape) -> TensorShape:
-        return self.output_shape(shape)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """Of the inverse the slope at y = 0; the map itself is as steep as one likes near the ends of its domain."""

@@ -29,6 +29,7 @@ class Permute(Bijection):
     [[12, 10, 11]]
     """
 
+    volume_preserving = True
     level = "exact"
     cheap_inverse = True
     examples = [({"seed": 0}, (5,)), ({"seed": 1}, (4, 2, 3)), ({"order": [1, 2, 0]}, (3, 2))]

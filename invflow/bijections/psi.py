@@ -37,6 +37,7 @@ class Psi(Bijection):
     [0, 4, 1, 5, 2, 6, 3, 7]
     """
 
+    volume_preserving = True
     level = "exact"
     cheap_inverse = True
     examples = [

@@ -26,7 +26,8 @@ from ..log_det import (
     roulette_weights,
     series_log_det,
 )
-from ..nets.lipschitz import LipschitzConv, LipschitzMLP
+from ..nets.contract import Conditioned, Lipschitz
+from ..nets.lipschitz import LipschitzConv, LipschitzMLP, LipschitzNet
 from ..nets.spectral import own_precision
 from ..registry import nets, register
 from ..solvers import Method, Solution, Step, accuracy, solve
@@ -48,27 +49,13 @@ EVAL_ERROR = 0.01
 Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
-_EXACT_INVERSE = (
-    "round trip",
-    "inverse round trip",
-    "context",
-    "batch independence",
-    "nan contained",
-    "memory layout",
-    "autocast",
-    "inverse log det",
-    "inverse gradients",
-)
-
-_EXACT_LOG_DET = ("log det", "inverse log det", "gradients", "inverse gradients")
-
 
 class NotConverged(RuntimeWarning):
     """Samples whose inverse is not as exact as was asked for."""
 
 
 @register("residual")
-class Residual(Bijection):
+class Residual(Conditioned, Bijection):
     """``y = x + g(x)`` with ``g = coefficient * net`` and a net whose Lipschitz constant is at most 1.
 
     For a given y the map ``x -> y - g(x)`` contracts by the coefficient c, so it has exactly one fixed point (Banach),
@@ -115,18 +102,7 @@ class Residual(Bijection):
         ({"coefficient": 0.5, "net": {"type": "lipschitz_mlp", "hidden": [4], "activation": "tanh"}}, (2,)),
     ]
 
-    @property
-    def unchecked(self) -> tuple[str, ...]:
-        """The properties of bijections that this one does not promise.
-
-        The solver's loop depends on the data, which no single graph can hold. With a tolerance of one's own the
-        inverse is as exact as that and no better; and an estimate of the log-determinant is one.
-        """
-        names = {"compiles"} if self.tolerance is None else {"compiles", *_EXACT_INVERSE}
-        estimator = self.log_det if self.shape is None else self._estimator(flat_size(self.shape))
-        if estimator != "exact":
-            names |= set(_EXACT_LOG_DET)
-        return tuple(sorted(names))
+    traceable = False  # the solver's loop depends on the numbers
 
     def __init__(
         self,
@@ -157,7 +133,7 @@ class Residual(Bijection):
             extents = require_tensor("residual", shape)
             default = LipschitzConv if len(extents) == 3 else LipschitzMLP
             net = default(extents, extents, context_shape)
-        if not callable(getattr(net, "lipschitz_bound", None)):
+        if not isinstance(net, Lipschitz):
             raise InvflowError(
                 f"residual expects a net whose Lipschitz constant is known, got {nets.name_of(type(net))}; use "
                 "lipschitz_conv or lipschitz_mlp, or give yours a method lipschitz_bound() that returns an upper bound"
@@ -174,19 +150,21 @@ class Residual(Bijection):
         self.continuation = continuation
         self.shape = shape
 
-    @classmethod
-    def net_shapes(cls, shape: Shape) -> dict[str, tuple[Shape, Shape]]:
-        """What the net maps."""
-        extents = require_tensor("residual", shape)
-        return {"net": (extents, extents)}
+    @property
+    def inverse_tolerance(self) -> float | None:
+        return self.tolerance
+
+    @property
+    def log_det_is_estimated(self) -> bool:
+        estimator = self.log_det if self.shape is None else self._estimator(flat_size(self.shape))
+        return estimator != "exact"
 
     def branch(self) -> Branch:
-        """G as a function of ``(x, context)``, what depends on the weights alone computed once."""
-        prepare = getattr(self.net, "prepared", None)
-        net = self.net if prepare is None else prepare()
-        bound = self.net.lipschitz_bound()  # type: ignore[operator]
+        """``g`` as a function of ``(x, context)``, what depends on the weights alone computed once."""
+        net = self.net.prepared() if isinstance(self.net, LipschitzNet) else self.net
+        bound = cast(Lipschitz, self.net).lipschitz_bound()
         scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
-        return functools.partial(_branch, net, scale)
+        return functools.partial(_branch, net, self.net_takes_context, scale)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with own_precision(x):
@@ -290,8 +268,10 @@ class Residual(Bijection):
         warnings.warn(message, NotConverged, stacklevel=4)
 
 
-def _branch(net: Callable[..., Tensor], scale: float | Tensor, x: Tensor, context: Tensor | None) -> Tensor:
-    made = net(x) if context is None else net(x, context)
+def _branch(
+    net: Callable[..., Tensor], with_context: bool, scale: float | Tensor, x: Tensor, context: Tensor | None
+) -> Tensor:
+    made = net(x, context) if with_context and context is not None else net(x)
     if made.shape != x.shape:
         raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
     return scale * made

@@ -98,6 +98,7 @@ class Split(Bijection):
     [[[1]], [[2, 3]]]
     """
 
+    volume_preserving = True
     level = "exact"
     cheap_inverse = True
     examples = [({}, (2,)), ({}, (5, 2, 2)), ({"sizes": [1, 3]}, (4, 3)), ({"dim": 2}, (1, 3, 2))]
@@ -139,6 +140,7 @@ class Merge(Bijection):
     [[1, 2, 3]]
     """
 
+    volume_preserving = True
     level = "exact"
     cheap_inverse = True
     examples = [({}, ((2,), (3,))), ({}, ((4, 2, 2), (1, 2, 2))), ({"dim": 2, "sizes": [2, 1]}, ((3, 2), (3, 1)))]

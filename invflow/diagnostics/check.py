@@ -13,7 +13,7 @@ from ..models import Classifier, Flow
 from ..numerics import Float, snap
 from ..sequential import Sequential
 from ..spec import build, load
-from ..state import Shape, State, flat_size, make_state, shape_of
+from ..state import Shape, State, flat_size, make_state, part_of, shape_of
 from .roundtrip import RoundTrip, round_trips
 
 SAMPLES = 16
@@ -26,8 +26,9 @@ correctly loses a few per layer times the gain of the layers behind it; one that
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One line of the table: what a layer is, what it does to the shape, what it loses."""
+    """One line of the table: a step of the chain, what it does to the shape of its part of the state, what it loses."""
 
+    name: str
     layer: str
     input_shape: Shape
     output_shape: Shape
@@ -41,7 +42,7 @@ class Report:
     """The result of `check`.
 
     Attributes:
-        layers: one entry per layer of the chain.
+        layers: one entry per step of the chain: what its layers come to, those inside of others included.
         round_trip_error: of the whole chain, relative, by dtype and mode: ``"float32 eval"``.
         parameters: how many numbers the chain trains.
         exactness: of the whole chain: "float", "grid" or "exact".
@@ -77,14 +78,15 @@ def check(chain: Sequential) -> Report:
     shapes = chain.shapes(shape)
     layers = [
         LayerReport(
-            layer=repr(layer),
-            input_shape=shapes[position],
-            output_shape=shapes[position + 1],
-            parameters=_parameters(layer),
-            exactness=layer.exactness,
-            round_trip_error={" ".join(key): result.by_layer[position] for key, result in found.items()},
+            name=step.name,
+            layer=step.title,
+            input_shape=part_of(shapes[position], step.path),
+            output_shape=part_of(shapes[position + 1], step.path),
+            parameters=_parameters(step.layer),
+            exactness=step.layer.exactness,
+            round_trip_error={" ".join(key): result.by_step[position] for key, result in found.items()},
         )
-        for position, layer in enumerate(chain)
+        for position, step in enumerate(chain.steps(shape))
     ]
     errors = {" ".join(key): result.relative for key, result in found.items()}
     if chain.exactness == "float":

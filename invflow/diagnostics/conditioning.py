@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..bijection import Bijection
+from ..bijections import Inverse
+from ..measures import jacobian, with_context
 from ..nets.spectral import top_singular_pair
 from ..sequential import Sequential
-from ..state import State, flat_size, flatten, map_state, shape_of, unflatten
-from ..testing.measures import jacobian, with_context
-from ..testing.trial import sample
+from ..state import State, flat_size, flatten, map_state, part_of, sample, shape_of, unflatten
 from .check import inputs
 from .roundtrip import round_trips
 
@@ -87,7 +87,7 @@ class Conditioning:
     """The result of `conditioning`.
 
     Attributes:
-        layers: one entry per layer of the chain.
+        layers: one entry per step of the chain.
         chain: of the whole chain.
         condition_number: of the chain's Jacobian, the largest of all inputs.
         exact: whether all singular values were computed, and not the extreme ones by iteration.
@@ -124,10 +124,14 @@ def conditioning(chain: Sequential, announce: Callable[[str], None] = lambda lin
     with torch.no_grad():
         traces = [chain.trace(state, given) for state, given in zip(samples, contexts, strict=True)]
     layers = []
-    for position, layer in enumerate(chain):
-        announce(f"layer {position} of {len(chain)}")
-        found = [singular_values(layer, t[position], c) for t, c in zip(traces, contexts, strict=True)]
-        layers.append(_report(repr(layer), layer, found))
+    steps = chain.steps(shape_of(x))
+    for position, step in enumerate(steps):
+        announce(f"layer {position} of {len(steps)}")
+        # A step backwards is measured as a bijection of its part of the state.
+        layer = Inverse(step.layer) if step.backwards else step.layer
+        parts = [part_of(trace[position], step.path) for trace in traces]
+        found = [singular_values(layer, part, given) for part, given in zip(parts, contexts, strict=True)]
+        layers.append(_report(step.title, layer, found))
     announce("the whole chain")
     whole = [singular_values(chain, state, given) for state, given in zip(samples, contexts, strict=True)]
     condition = max(values.condition_number for values in whole)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .._torch import storage_of
 from ..errors import InvflowError
-from ..reversible import POLICIES, Part, plan, reconstruction_errors
+from ..reversible import POLICIES, Part, plan
 from ..sequential import Sequential
-from ..state import leaves, make_state, map_state
+from ..state import leaves, make_state, map_state, shape_of
 from .check import inputs
+from .reconstruction import reconstruction_errors
 from .roundtrip import MODES
 
 
@@ -38,7 +39,7 @@ class Memory:
 
     Attributes:
         batch: how many samples.
-        layers: one entry per layer.
+        layers: one entry per step of the chain: what its layers come to, those inside of others included.
         kept: by policy, the bytes that lie between forward and backward.
         peak: by policy, the most at once, with what backward computes again at its largest layer.
         measured: by policy, the bytes that a real forward kept.
@@ -72,14 +73,15 @@ def memory(chain: Sequential, batch: int, *, log_det: bool = False, measure: boo
     """
     if chain.declared_shape is None:
         raise InvflowError("memory expects a chain built from a spec, which knows the shape of its input")
-    layers = [LayerMemory(repr(layer), dict.fromkeys(POLICIES, 0)) for layer in chain]
+    steps = chain.steps(chain.declared_shape)
+    layers = {step.name: LayerMemory(step.title, dict.fromkeys(POLICIES, 0)) for step in steps}
     kept, peak = {}, {}
     for policy in POLICIES:
         one = _Chain(chain, policy, batch, log_det, torch.device("meta"))
         parts = one.parts()
         sizes = one.kept(parts)
         for part, size in zip(parts, sizes, strict=True):
-            layers[int(part.steps[-1].name.split(".")[1])].kept[policy] += size
+            layers[part.steps[-1].name].kept[policy] += size
         again = one.kept([Part([step], "activations") for part in parts for step in part.steps])
         gone = [part.keeps != "activations" for part in parts for _ in part.steps]
         largest = max((size for size, lost in zip(again, gone, strict=True) if lost), default=0)
@@ -88,7 +90,7 @@ def memory(chain: Sequential, batch: int, *, log_det: bool = False, measure: boo
         last = max((i for i, part in enumerate(parts, start=1) if part.keeps != "activations"), default=0)
         peak[policy] = max(kept[policy], sum(sizes[:last]) + largest)
     if not measure:
-        return Memory(batch, layers, kept, peak)
+        return Memory(batch, list(layers.values()), kept, peak)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     found, peaks = {}, {}
     for policy in POLICIES:
@@ -96,7 +98,7 @@ def memory(chain: Sequential, batch: int, *, log_det: bool = False, measure: boo
         found[policy] = sum(one.kept(one.parts()))
         if device is not None:
             peaks[policy] = one.peak()
-    return Memory(batch, layers, kept, peak, found, peaks or None)
+    return Memory(batch, list(layers.values()), kept, peak, found, peaks or None)
 
 
 def reconstructions(chain: Sequential) -> dict[str, dict[str, float]]:
@@ -126,7 +128,7 @@ class _Chain:
         self.context = None if chain.declared_context_shape is None else make(chain.declared_context_shape)
 
     def parts(self) -> list[Part]:
-        steps = self.chain.steps()
+        steps = self.chain.steps(shape_of(self.x))
         if self.chain.backprop == "stored":
             return [Part([step], "activations") for step in steps]
         return plan(steps, self.x, self.context)

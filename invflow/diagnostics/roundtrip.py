@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..measures import difference, magnitude
 from ..numerics import same_batch
 from ..sequential import Sequential
-from ..state import State, leaves, map_state
+from ..state import State, leaves, map_state, shape_of
 
 MODES = ("eval", "train")
 
@@ -23,13 +24,13 @@ class RoundTrip:
         absolute: max |x' - x|.
         relative: that divided by max(1, the largest magnitude met in any intermediate state).
         bit_equal: the part of all elements that came back without one wrong bit, 0 to 1.
-        by_layer: the relative error of each layer alone, given the state that reaches it.
+        by_step: the relative error of each of the chain's `steps` alone, given the state that reaches it.
     """
 
     absolute: float
     relative: float
     bit_equal: float
-    by_layer: tuple[float, ...]
+    by_step: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -45,28 +46,28 @@ def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> Ro
     with same_batch():
         states = chain.trace(x, context)
         back = chain.inverse(states[-1], context)
-        by_layer = [
-            _largest_difference(before, layer.inverse(after, context)) / _scale([before, after])
-            for layer, before, after in zip(chain, states, states[1:], strict=False)
+        by_step = [
+            difference(before, step.before(after, context)) / magnitude(before, after)
+            for step, before, after in zip(chain.steps(shape_of(x)), states, states[1:], strict=False)
         ]
-    absolute = _largest_difference(x, back)
+    absolute = difference(x, back)
     equal = sum(int((a == b).sum()) for a, b in zip(leaves(x), leaves(back), strict=True))
     total = sum(leaf.numel() for leaf in leaves(x))
-    return RoundTrip(absolute, absolute / _scale(states), equal / max(1, total), tuple(by_layer))
+    return RoundTrip(absolute, absolute / magnitude(*states), equal / max(1, total), tuple(by_step))
 
 
 @torch.no_grad()
 def errors_on_the_way_back(chain: Sequential, x: State, context: Tensor | None = None) -> list[float]:
     """How far each state is off when the chain is run backwards from its end, relative as in `RoundTrip`.
 
-    Entry i is the error of the state that layer i was given; the last one, of the chain's output, is 0.
+    Entry i is the error of the state that step i was given; the last one, of the chain's output, is 0.
     """
     chain = copy.deepcopy(chain)
     states = chain.trace(x, context)
-    scale, back, errors = _scale(states), states[-1], [0.0]
-    for layer, state in zip(reversed(list(chain)), reversed(states[:-1]), strict=True):
-        back = layer.inverse(back, context)
-        errors.insert(0, _largest_difference(state, back) / scale)
+    scale, back, errors = magnitude(*states), states[-1], [0.0]
+    for step, state in zip(reversed(chain.steps(shape_of(x))), reversed(states[:-1]), strict=True):
+        back = step.before(back, context)
+        errors.insert(0, difference(state, back) / scale)
     return errors
 
 
@@ -81,18 +82,3 @@ def round_trips(chain: Sequential, x: State, context: Tensor | None = None) -> d
             name = str(dtype).removeprefix("torch.")
             found[name, mode] = round_trip(converted.train(mode == "train"), state, given)
     return found
-
-
-def _largest_difference(a: State, b: State) -> float:
-    pairs = zip(leaves(a), leaves(b), strict=True)
-    return _largest(0.0, [(p - q).abs().max() for p, q in pairs if p.numel()])
-
-
-def _scale(states: list[State]) -> float:
-    """max(1, the largest magnitude in any of the states)."""
-    return _largest(1.0, [leaf.abs().max() for state in states for leaf in leaves(state) if leaf.numel()])
-
-
-def _largest(least: float, values: list[Tensor]) -> float:
-    """The largest number, and NaN where any of them is: Python's max would lose it."""
-    return float(torch.tensor([least, *map(float, values)], dtype=torch.float64).max())

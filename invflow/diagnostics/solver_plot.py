@@ -17,8 +17,7 @@ from ..bijections import Residual
 from ..errors import InvflowError
 from ..sequential import Sequential
 from ..solvers import Method, solve
-from ..state import State, leaves, map_state
-from ..testing.measures import flat_layers, trace
+from ..state import State, leaves, map_state, part_of, shape_of
 
 METHODS: tuple[Method, ...] = typing.get_args(Method)
 COLOURS = {"picard": "tab:orange", "anderson": "tab:blue"}
@@ -29,7 +28,7 @@ class InverseErrors:
     """How the inverse of one residual block is approached.
 
     Attributes:
-        layer: which layer of the chain, those of chains inside it counted too.
+        layer: which step of the chain: those of chains inside it counted too.
         coefficient: the bound of its contraction.
         errors: by method, the relative error ``|x_k - x| / |x|`` of the best point so far after each evaluation of g,
             the largest of all samples.
@@ -50,12 +49,16 @@ def inverse_errors(chain: Sequential, x: State, context: Tensor | None = None) -
     """
     chain = copy.deepcopy(chain).double().eval()
     given = None if context is None else context.double()
-    states = trace(chain, map_state(torch.Tensor.double, x), given)
-    return [
-        InverseErrors(position, layer.coefficient, {method: _errors(layer, state, given, method) for method in METHODS})
-        for position, (layer, state) in enumerate(zip(flat_layers(chain), states, strict=False))
-        if isinstance(layer, Residual)
-    ]
+    with torch.no_grad():
+        states = chain.trace(map_state(torch.Tensor.double, x), given)
+    found = []
+    for position, step in enumerate(chain.steps(shape_of(x))):
+        block = step.layer
+        if isinstance(block, Residual):
+            state = part_of(states[position + step.backwards], step.path)
+            errors: dict[str, Sequence[float]] = {method: _errors(block, state, given, method) for method in METHODS}
+            found.append(InverseErrors(position, block.coefficient, errors))
+    return found
 
 
 @torch.no_grad()

@@ -3,13 +3,14 @@
 from .classifier import Classifier
 from .dequantization import bits_per_dimension, dequantize
 from .flow import Flow
-from .heads import ConvNetHead, LinearHead
+from .heads import ConvNetHead, Head, LinearHead
 from .priors import Prior, StandardNormal
 
 __all__ = [
     "Classifier",
     "ConvNetHead",
     "Flow",
+    "Head",
     "LinearHead",
     "Prior",
     "StandardNormal",

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..bijection import one_line
+from ..arguments import one_line
 from ..sequential import Sequential
+from .heads import Head
 
 
 class Classifier(nn.Module):
@@ -34,7 +35,7 @@ class Classifier(nn.Module):
 
     @property
     def linear_head(self) -> bool:
-        return bool(getattr(self.head, "linear_in_features", False))
+        return isinstance(self.head, Head) and self.head.linear_in_features
 
     def __repr__(self) -> str:
         lines = [*repr(self.bijection).splitlines(), one_line(self.head)]

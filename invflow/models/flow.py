@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..bijection import one_line
+from ..arguments import one_line
+from ..errors import ShapeError
 from ..numerics.grid import onto_grid
 from ..sequential import Sequential
+from ..state import State, leaves, shape_of
 from .priors import Prior
 
 
@@ -23,6 +25,10 @@ class Flow(nn.Module):
         bijection: f, a chain from data to the prior's states.
         prior: the distribution of f(x).
 
+    Raises:
+        ShapeError: the chain adds dimensions, so that images have no density; a call raises it if the chain does so
+            without saying so.
+
     >>> import torch
     >>> from invflow.models import StandardNormal
     >>> flow = Flow(Sequential(), StandardNormal(shape=(2,)))
@@ -32,12 +38,16 @@ class Flow(nn.Module):
 
     def __init__(self, bijection: Sequential, prior: Prior) -> None:
         super().__init__()
+        if not bijection.surjective:
+            names = ", ".join(layer.tag for layer in bijection if not layer.surjective)
+            raise ShapeError(f"a flow expects a chain that adds no dimensions, got one with {names}; put a head on it")
         self.bijection = bijection
         self.prior = prior
 
     def log_prob(self, x: Any, context: Tensor | None = None) -> Tensor:
         """The log-density of each sample, in nats, ``(batch,)``."""
         z, log_det = self.bijection.forward_and_log_det(x, context)
+        _require_equal_sizes(x, z)
         return self.prior.log_prob(z) + log_det
 
     def sample(self, count: int, context: Tensor | None = None, *, temperature: float = 1.0) -> Any:
@@ -48,9 +58,10 @@ class Flow(nn.Module):
             context: one row per sample.
             temperature: below 1 the prior's samples lie closer to what is most likely, and so, roughly, do these.
         """
-        return self.bijection.inverse(
-            onto_grid(self.prior.sample(count, temperature), self.bijection.numerics), context
-        )
+        z = onto_grid(self.prior.sample(count, temperature), self.bijection.numerics)
+        x = self.bijection.inverse(z, context)
+        _require_equal_sizes(x, z)
+        return x
 
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)
@@ -58,3 +69,12 @@ class Flow(nn.Module):
     def __repr__(self) -> str:
         lines = [*repr(self.bijection).splitlines(), one_line(self.prior)]
         return "\n".join(["Flow(", *("  " + line for line in lines), ")"])
+
+
+def _require_equal_sizes(x: State, z: State) -> None:
+    """Refuses a change of size, for which there is no density: any number would be wrong."""
+    if sum(leaf.numel() for leaf in leaves(x)) != sum(leaf.numel() for leaf in leaves(z)):
+        raise ShapeError(
+            f"a flow expects its chain to keep the number of numbers, got the shapes {shape_of(x)} and {shape_of(z)}; "
+            "a layer that adds dimensions is an invflow.Injection, which belongs below a head"
+        )

@@ -17,8 +17,19 @@ Classes = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
+class Head(nn.Module):
+    """What turns the last state of a chain into logits; other modules may as well, and say less of themselves.
+
+    Attributes:
+        linear_in_features: whether the logits are a linear function of the state, so that a whole classifier is
+            invertible up to its last linear layer.
+    """
+
+    linear_in_features: ClassVar[bool] = False
+
+
 @register_head("linear")
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """One linear layer on the flattened state; a tuple state is flattened and concatenated.
 
     Args:
@@ -30,7 +41,7 @@ class LinearHead(nn.Module):
     torch.Size([10, 784])
     """
 
-    linear_in_features: ClassVar[bool] = True
+    linear_in_features = True
 
     def __init__(self, classes: Classes, dropout: Probability = 0.0, *, shape: Shape) -> None:
         super().__init__()
@@ -42,7 +53,7 @@ class LinearHead(nn.Module):
 
 
 @register_head("convnet")
-class ConvNetHead(nn.Module):
+class ConvNetHead(Head):
     """Convolutions with activation, then a linear layer; a tuple state is concatenated along its channels.
 
     On psi alone it is the VGG-like baseline of the lab, which cannot be inverted.
@@ -57,8 +68,6 @@ class ConvNetHead(nn.Module):
     >>> sum(p.numel() for p in ConvNetHead(10, [16] * 4, kernel_size=7, shape=(16, 7, 7)).parameters())
     58090
     """
-
-    linear_in_features: ClassVar[bool] = False
 
     def __init__(
         self,

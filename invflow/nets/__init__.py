@@ -1,8 +1,19 @@
 """Conditioners: the functions inside couplings and residual blocks, which nobody needs to invert."""
 
+from .contract import Lipschitz, Stack, takes_context
 from .conv import Conv
 from .lipschitz import LipschitzConv, LipschitzMLP
 from .mlp import MLP
 from .spectral import SpectralConv2d, SpectralLinear
 
-__all__ = ["MLP", "Conv", "LipschitzConv", "LipschitzMLP", "SpectralConv2d", "SpectralLinear"]
+__all__ = [
+    "MLP",
+    "Conv",
+    "Lipschitz",
+    "LipschitzConv",
+    "LipschitzMLP",
+    "SpectralConv2d",
+    "SpectralLinear",
+    "Stack",
+    "takes_context",
+]

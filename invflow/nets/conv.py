@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ShapeError
 from ..registry import register_net
 from ..state import Shape, TensorShape, require_tensor
-from .parts import Activation, Norm, OddInt, Widths, conv_stack, require_context
+from .contract import Stack
+from .parts import Activation, Norm, OddInt, Widths, conv_stack, require_context, start_at_zero
 
 
 @register_net("conv")
-class Conv(nn.Sequential):
+class Conv(Stack):
     """Convolutions from ``in_shape`` to ``out_shape``, which agree in height and width.
 
     Each convolution has zero padding that keeps the size; each but the last is followed by norm and activation. The
@@ -30,16 +29,11 @@ class Conv(nn.Sequential):
         norm: "batch" puts batch normalisation between convolution and activation.
         final_activation: whether the last convolution is followed by norm and activation too; couplings that need
             outputs of either sign, log-scales for example, leave it off.
-
-    Attributes:
-        is_stack: it applies its layers one after the other, to the input and the context behind it.
-        context_features: how many of the first layer's channels are the context's.
+        zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
 
     >>> Conv((2, 5, 5), (3, 5, 5), hidden=[8])(torch.zeros(1, 2, 5, 5)).shape
     torch.Size([1, 3, 5, 5])
     """
-
-    is_stack: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -51,15 +45,18 @@ class Conv(nn.Sequential):
         activation: Activation = "relu",
         norm: Norm | None = None,
         final_activation: bool = False,
+        zero_last: bool = False,
     ) -> None:
         channels, height, width = require_tensor("conv", in_shape, dims=3)
         out_channels, *out_size = require_tensor("conv", out_shape, dims=3)
         if out_size != [height, width]:
             raise ShapeError(f"conv expects to keep height and width, got {in_shape} in and {out_shape} out")
-        widths = [channels + context_channels("conv", context_shape, (height, width)), *hidden, out_channels]
-        super().__init__(*conv_stack(widths, kernel_size, activation, norm, final_activation))
+        more = context_channels("conv", context_shape, (height, width))
+        layers = conv_stack([channels + more, *hidden, out_channels], kernel_size, activation, norm, final_activation)
+        super().__init__(*layers, context_features=more)
         self.context_shape = context_shape
-        self.context_features = widths[0] - channels
+        if zero_last:
+            start_at_zero("conv", self[-1], final_activation)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = with_context_channels("conv", x, context, self.context_shape)

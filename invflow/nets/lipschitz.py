@@ -16,7 +16,7 @@ from ..errors import InvflowError, ShapeError
 from ..registry import register_net
 from ..state import Shape, TensorShape, flat_size, require_tensor, shape_of
 from .conv import context_channels, with_context_channels
-from .parts import OddInt, Widths, require_context
+from .parts import OddInt, Widths, require_context, start_at_zero
 from .spectral import SpectralConv2d, SpectralLinear
 
 Contraction: TypeAlias = Literal[
@@ -87,7 +87,7 @@ _CONTRACTIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class _Lipschitz(nn.Module):
+class LipschitzNet(nn.Module):
     """Normalised maps with activations between them, the first one before them too if ``input_activation``."""
 
     def __init__(self, maps: Sequence[SpectralLinear | SpectralConv2d], activation: Contraction, before: bool) -> None:
@@ -123,7 +123,7 @@ class _Lipschitz(nn.Module):
 
 
 @register_net("lipschitz_conv")
-class LipschitzConv(_Lipschitz):
+class LipschitzConv(LipschitzNet):
     """Convolutions from ``in_shape`` to ``out_shape`` whose Lipschitz constant is at most 1.
 
     Each has zero padding that keeps the size, and is divided by its norm at this very size and padding where that is
@@ -142,6 +142,7 @@ class LipschitzConv(_Lipschitz):
         activation: what comes before each convolution; each has a slope of at most 1: gelu and silu are divided by
             their largest one, lipswish is a silu whose steepness is learned, maxmin sorts pairs of channels.
         input_activation: whether it comes before the first convolution too.
+        zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
 
     >>> LipschitzConv((2, 5, 5), (2, 5, 5))(torch.zeros(1, 2, 5, 5)).shape
     torch.Size([1, 2, 5, 5])
@@ -156,6 +157,7 @@ class LipschitzConv(_Lipschitz):
         kernel_sizes: Annotated[list[OddInt], Field(min_length=1, max_length=101)] | None = None,
         activation: Contraction = "elu",
         input_activation: bool = True,
+        zero_last: bool = False,
     ) -> None:
         channels, height, width = require_tensor("lipschitz_conv", in_shape, dims=3)
         out_channels, *out_size = require_tensor("lipschitz_conv", out_shape, dims=3)
@@ -176,13 +178,15 @@ class LipschitzConv(_Lipschitz):
         ]
         super().__init__(maps, activation, input_activation)
         self.context_shape = context_shape
+        if zero_last:
+            start_at_zero("lipschitz_conv", maps[-1], final_activation=False)
 
     def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
         return with_context_channels("lipschitz_conv", x, context, self.context_shape)
 
 
 @register_net("lipschitz_mlp")
-class LipschitzMLP(_Lipschitz):
+class LipschitzMLP(LipschitzNet):
     """Linear layers on the flattened input, reshaped to ``out_shape``, whose Lipschitz constant is at most 1.
 
     Each is divided by its norm where that is above 1. The context is flattened and concatenated to the input.
@@ -194,6 +198,7 @@ class LipschitzMLP(_Lipschitz):
         hidden: the features of the layers between.
         activation: what comes between the layers, as in `LipschitzConv`.
         input_activation: whether it comes before the first layer too.
+        zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
 
     >>> LipschitzMLP((2, 3), (4,))(torch.zeros(5, 2, 3)).shape
     torch.Size([5, 4])
@@ -207,6 +212,7 @@ class LipschitzMLP(_Lipschitz):
         hidden: Widths = [64, 64],  # noqa: B006 -- a JSON default, never changed
         activation: Contraction = "lipswish",
         input_activation: bool = False,
+        zero_last: bool = False,
     ) -> None:
         features = flat_size(require_tensor("lipschitz_mlp", in_shape))
         features += flat_size(context_shape) if context_shape else 0
@@ -215,6 +221,8 @@ class LipschitzMLP(_Lipschitz):
         self.in_shape = in_shape
         self.out_shape = out_shape
         self.context_shape = context_shape
+        if zero_last:
+            start_at_zero("lipschitz_mlp", self.maps[-1], final_activation=False)
 
     def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
         if shape_of(x) != self.in_shape:

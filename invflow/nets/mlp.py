@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..registry import register_net
 from ..state import Shape, TensorShape, flat_size, require_tensor
-from .parts import Activation, Norm, Widths, linear_stack, require_context
+from .contract import Stack
+from .parts import Activation, Norm, Widths, linear_stack, require_context, start_at_zero
 
 
 @register_net("mlp")
-class MLP(nn.Sequential):
+class MLP(Stack):
     """Linear layers on the flattened input; the output is reshaped to ``out_shape``.
 
     Each layer but the last is followed by norm and activation. The context is flattened and concatenated to the input.
@@ -26,16 +25,11 @@ class MLP(nn.Sequential):
         activation: what follows each layer but the last.
         norm: "batch" puts batch normalisation between layer and activation.
         final_activation: whether the last layer is followed by norm and activation too.
-
-    Attributes:
-        is_stack: it applies its layers one after the other, to the input and the context behind it.
-        context_features: how many of the first layer's inputs are the context's.
+        zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
 
     >>> MLP((2, 3), (4,), hidden=[8])(torch.zeros(5, 2, 3)).shape
     torch.Size([5, 4])
     """
-
-    is_stack: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -46,14 +40,16 @@ class MLP(nn.Sequential):
         activation: Activation = "relu",
         norm: Norm | None = None,
         final_activation: bool = False,
+        zero_last: bool = False,
     ) -> None:
         context_features = flat_size(context_shape) if context_shape else 0
         features = flat_size(require_tensor("mlp", in_shape)) + context_features
         widths = [features, *hidden, flat_size(require_tensor("mlp", out_shape))]
-        super().__init__(*linear_stack(widths, activation, norm, final_activation))
+        super().__init__(*linear_stack(widths, activation, norm, final_activation), context_features=context_features)
         self.out_shape = out_shape
         self.context_shape = context_shape
-        self.context_features = context_features
+        if zero_last:
+            start_at_zero("mlp", self[-1], final_activation)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         flat = x.flatten(1)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..errors import InvflowError, ShapeError
 
 Activation: TypeAlias = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid"]
 Norm: TypeAlias = Literal["batch"]
@@ -74,6 +74,16 @@ def _stack(
             layers += [] if make_norm is None else [make_norm(wide)]
             layers.append(make_activation(activation))
     return layers
+
+
+def start_at_zero(who: str, last: nn.Module, final_activation: bool) -> None:
+    """Sets weights and bias of a net's last layer to zero. Raises InvflowError if an activation follows it."""
+    if final_activation:
+        raise InvflowError(
+            f"{who} with zero_last expects final_activation false: before an activation, zeros may never learn"
+        )
+    for weight in last.parameters():
+        nn.init.zeros_(weight)
 
 
 def require_context(who: str, context: Tensor | None, shape: Any) -> Tensor:

@@ -1,9 +1,8 @@
 """Training without keeping activations: chains that compute them again while going backwards."""
 
-from .chain import Part, plan, run_chain
-from .examine import reconstruction_errors
+from .chain import POLICIES, Backprop, Part, plan, run_chain
 from .monitor import MONITORS, Monitor, Reconstruction, tolerance
-from .step import POLICIES, Backprop, Step
+from .retrace import Replay, Retraced, Retraces
 
 __all__ = [
     "MONITORS",
@@ -12,9 +11,10 @@ __all__ = [
     "Monitor",
     "Part",
     "Reconstruction",
-    "Step",
+    "Replay",
+    "Retraced",
+    "Retraces",
     "plan",
-    "reconstruction_errors",
     "run_chain",
     "tolerance",
 ]

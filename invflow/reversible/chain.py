@@ -6,19 +6,22 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._torch import forward_mode_active, transforms_active
-from ..state import Shape, State, leaves, shape_of, zero_log_det
+from ..state import Shape, State, leaves, part_of, shape_of, with_part, zero_log_det
+from ..wires import Outcome, Step
 from .function import Run, reverse
 from .monitor import Monitor, Reconstruction
 from .randomness import draw_random_numbers
-from .step import Outcome, Step
 from .surroundings import Surroundings
+
+Backprop: TypeAlias = Literal["stored", "reversible", "checkpoint"]
+POLICIES = ("stored", "reversible", "checkpoint")
 
 
 @dataclass(slots=True)
@@ -114,16 +117,14 @@ def _last_trained(steps: Sequence[Step]) -> int:
     return last if last >= 0 else len(steps)
 
 
-def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None) -> list[Step]:
-    """The steps with those kept that draw random numbers: a compiled graph cannot draw the same again to invert."""
+def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None) -> Sequence[Step]:
+    """The steps, of which those that draw random numbers are kept: a compiled graph cannot draw the same to invert."""
     shape, context_shape = _fixed(shape_of(x)), None if context is None else _fixed(shape_of(context))
-    found = []
     for step in steps:
-        layer, backwards = step.layer, step.backwards
-        reversible = step.reversible and not draw_random_numbers(layer, backwards, shape, context_shape)
-        found.append(Step(step.name, layer, reversible, backwards))
-        shape = layer.input_shape(shape) if backwards else layer.output_shape(shape)
-    return found
+        part = part_of(shape, step.path)
+        step.reversible = step.reversible and not draw_random_numbers(step.layer, step.backwards, part, context_shape)
+        shape = step.shape_after(shape)
+    return steps
 
 
 def _fixed(shape: Shape) -> Shape:
@@ -137,8 +138,9 @@ def _checkpoint(step: Step, x: State, context: Tensor | None, log_det: bool) -> 
     if not torch.compiler.is_compiling():  # which sees to random numbers and buffers itself
         surroundings = _Replayed(step, next(leaves(x)).device)
         options["context_fn"] = lambda: (surroundings, surroundings)
-    made: Outcome = checkpoint(step.forward, x, context, log_det, use_reentrant=False, **options)
-    return made
+    part = part_of(x, step.path)
+    made, change = checkpoint(step.of_part, part, context, log_det, use_reentrant=False, **options)
+    return with_part(x, step.path, made), change
 
 
 class _Replayed:

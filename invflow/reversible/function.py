@@ -6,7 +6,7 @@ Reference: Gomez, Ren, Urtasun, Grosse: The Reversible Residual Network, 2017, h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .._torch import reparametrized, run_backward
 from ..numerics.conditioners import same_batch
-from ..state import State, leaves, make_state, map_state, shape_of, zero_log_det
+from ..state import State, leaves, make_state, map_state, part_of, shape_of, with_part, zero_log_det
+from ..wires import Outcome, Step, call
 from .monitor import Monitor, Reconstruction, Samples, judge, tolerance
-from .step import Outcome, Step
+from .retrace import retrace
 from .surroundings import Autocast, Surroundings, generators, same
 
 Gradients: TypeAlias = list[Tensor | None]
@@ -58,18 +59,17 @@ class Run:
         """All steps, one after the other."""
         total = zero_log_det(x) if self.log_det else None
         drawn = [] if self.compiled else [generators(self.device)]
-        inputs = list(leaves(x))
         for position, step in enumerate(self.steps):
             if not self.compiled:
                 self.surroundings[position].begin()
-            x, part = step.forward(x, context, self.log_det)
-            outputs = list(leaves(x))
+            part = part_of(x, step.path)
+            made, change = step.of_part(part, context, self.log_det)
             if self.samples is not None:
-                self.samples.keep(position, inputs, outputs)
-            inputs = outputs
+                self.samples.keep(position, list(leaves(part)), list(leaves(made)))
+            x = with_part(x, step.path, made)
             if not self.compiled:
                 drawn.append(generators(self.device))
-            total = None if total is None or part is None else total + part
+            total = None if total is None or change is None else total + change
         if not self.compiled and not same(drawn[0], drawn[-1]):
             for position, surroundings in enumerate(self.surroundings):
                 if not same(drawn[position], drawn[position + 1]):
@@ -119,7 +119,7 @@ class _Reverse(torch.autograd.Function):
         context = saved[ctx.outputs] if ctx.has_context else None
         pieces = iter(saved[: ctx.outputs])
         y = make_state(lambda _: next(pieces), run.output_shape)
-        y_grads = list(grads[: ctx.outputs])
+        y_grads = _like(y, grads[: ctx.outputs])
         log_det_grad = grads[ctx.outputs] if run.log_det else None
         differentiate = _step
         if run.compiled or torch.is_grad_enabled():  # somebody differentiates this gradient
@@ -136,19 +136,22 @@ class _Reverse(torch.autograd.Function):
         vouched = contextlib.nullcontext() if run.compiled else same_batch()
         with torch.enable_grad(), run.autocast.again(), vouched:
             for position in reversed(range(len(run.steps))):
-                wanted = inputs_wanted or position > 0
-                y, y_grads, found = differentiate(
-                    run, position, y, context, context_wanted, y_grads, log_det_grad, wanted
+                path, wanted = run.steps[position].path, inputs_wanted or position > 0
+                part = part_of(y, path)
+                part_grads: Gradients = list(leaves(part_of(y_grads, path)))
+                x, x_grads, found = differentiate(
+                    run, position, part, context, context_wanted, part_grads, log_det_grad, wanted
                 )
+                y, y_grads = with_part(y, path, x), with_part(y_grads, path, _like(x, x_grads))
                 for target, gradient in zip([*run.weights_of[position], *context_wanted], found, strict=True):
                     if gradient is not None:
                         key = id(target)
                         sums[key] = sums[key] + gradient if key in sums else gradient
                 if run.samples is not None:
-                    samples.like(run.samples, position, y)
+                    samples.like(run.samples, position, x)
         run.judge(samples, output)
         context_grad = None if context is None else sums.get(id(context))
-        return None, context_grad, None, *y_grads, *(sums.get(id(weight)) for weight in run.weights)
+        return None, context_grad, None, *leaves(y_grads), *(sums.get(id(weight)) for weight in run.weights)
 
 
 Found: TypeAlias = tuple[Any, Gradients, Gradients]
@@ -167,7 +170,10 @@ def _step(
     """From a step's output and the gradients there to its input, the gradients there, and those of all else."""
     surroundings = run.surroundings[position]
     others = [*surroundings.differentiable(), *context_wanted]
-    x, made, log_det, passes = run.steps[position].retrace(y, context, surroundings.replay, run.log_det)
+    step = run.steps[position]
+    x, made, log_det, passes = retrace(
+        step.layer, y, context, surroundings.replay, log_det=run.log_det, backwards=step.backwards
+    )
     inputs = list(leaves(x))
     reached = [leaf for leaf in inputs if leaf.requires_grad] if inputs_wanted else []
     found = _gradients([*made, log_det], [*grads, log_det_grad], [*reached, *others])
@@ -201,7 +207,7 @@ def _differentiable_step(
         names = [by_identity[id(weight)] for weight in run.weights_of[position]]
         buffers = dict(step.layer.named_buffers())
         with reparametrized(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
-            x = step.inverse(y, context)
+            x = call(step.layer, y, context, log_det=False, backwards=not step.backwards)[0]
     inputs = list(leaves(x))
 
     def forward(*values: Tensor) -> tuple[Tensor, ...]:
@@ -210,7 +216,7 @@ def _differentiable_step(
         state = {name: next(pieces) for name in names}
         state.update({name: buffer.clone() for name, buffer in buffers.items()})
         with reparametrized(step.layer, state):
-            made, log_det = step.forward(start, next(pieces, context), run.log_det)
+            made, log_det = step.of_part(start, next(pieces, context), run.log_det)
         return (*leaves(made), *([] if log_det is None else [log_det]))
 
     with replay():
@@ -219,6 +225,12 @@ def _differentiable_step(
     cotangents = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(made, given, strict=True))
     found = list(pull_back(cotangents))
     return x, found[: len(inputs)], found[len(inputs) :]
+
+
+def _like(state: State, values: Iterable[Tensor | None]) -> Any:
+    """Values for the tensors of a state, arranged as these are."""
+    pieces: Iterator[Any] = iter(values)
+    return map_state(lambda _: next(pieces), state)
 
 
 def _gradients(outputs: Gradients, grads: Gradients, wanted: list[Tensor]) -> Gradients:

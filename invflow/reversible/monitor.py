@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._torch import BatchOrInstanceNorm
 from ..errors import ReconstructionError, ReconstructionWarning
 from ..state import State, leaves
-from .step import Step
+from ..wires import Step
 
 Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
 MONITORS = ("off", "warn", "raise", "anchor")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from ..bijection import Bijection
-from ..bijections import Inverse
 from ..errors import InvflowError, NumericsError, ShapeError, SpecError
+from ..fields import quoted
 from ..models import Classifier, Flow, Prior
 from ..numerics.options import FLOAT, Exact, Float, Grid
+from ..registry import bijections, nets
 from ..sequential import Sequential
-from ..state import Shape, flat_size
+from ..state import Path, Shape, TensorShape, flat_size, make_state, part_of, shape_of, with_part
+from ..wires import Wired, shape_after
 from .document import Node, Spec, SpecSource, load_spec
 from .limits import DEFAULT_LIMITS, Limits
 from .text import JsonPath
+
+T = TypeVar("T")
 
 # What constructors raise for values that pass each on its own but do not fit together; anything else is a bug.
 _REFUSALS = (ValueError, RuntimeError, OverflowError)
@@ -50,7 +56,12 @@ def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Class
     chain, above = _build(spec, limits)
     if above is None:
         raise spec.error((), "a model needs a head or a prior, got a spec without; use build for the chain alone")
-    return Classifier(chain, above) if spec.prior is None else Flow(chain, cast(Prior, above))
+    if spec.prior is None:
+        return Classifier(chain, above)
+    try:
+        return Flow(chain, cast(Prior, above))
+    except ShapeError as error:
+        raise spec.error(("prior",), error) from error
 
 
 def _build(spec: Spec, limits: Limits) -> tuple[Sequential, nn.Module | None]:
@@ -69,6 +80,7 @@ class _Builder:
         self.count = count
         self.numerics = spec.top.numerics  # of the chain that is being built
         self.parameters = 0
+        self._tried: set[tuple[int, Shape]] = set()
         self._counted: dict[tuple[int, Shape], tuple[Bijection, Shape, int]] = {}
 
     def everything(self) -> tuple[Sequential, nn.Module | None]:
@@ -101,42 +113,111 @@ class _Builder:
         self._add_parameters(size, path)
         return layer, after
 
-    def _layer(self, node: Node, path: JsonPath, shape: Shape) -> tuple[Bijection, Shape]:
-        """The layer that takes a state of this shape, and the shape of what it returns."""
-        if node.cls is Inverse:
-            layer, after = self._layer_backwards(self._only_child(node), (*path, "layer"), shape)
-            bijection: Bijection = Inverse(layer)
+    def _layer(self, node: Node, path: JsonPath, shape: Shape, backwards: bool = False) -> tuple[Bijection, Shape]:
+        """The layer that takes a state of this shape, and the shape of what it returns; backwards the other way."""
+        holds_layers = any(isinstance(child, tuple) or child.registry is bijections for child in node.children.values())
+        if not backwards or holds_layers:
+            bijection = self._construct_layer(node, path, shape, backwards)
+            after = self._shape(shape_after, path, bijection, shape, backwards)
         else:
-            bijection = self._construct_layer(node, path, shape, self._layer)
-            after = self._shape(bijection.output_shape, shape, path)
+            # Constructor and nets want the incoming shape, which only a layer can tell: one that is built for a guess.
+            with torch.device("meta"):
+                guess = self._construct_layer(node, path, shape, backwards)
+                after = self._shape(shape_after, path, guess, shape, True)
+            bijection = self._construct_layer(node, path, after, backwards)
+            again = self._shape(bijection.output_shape, path, after)
+            if again != shape:
+                raise self.spec.error(path, f"{node.tag} has no inverse at shape {shape}: it would return {again}")
         self._check_state(after, path)
+        self._check_map(node, path, bijection, *((after, shape) if backwards else (shape, after)))
         return bijection, after
 
-    def _layer_backwards(self, node: Node, path: JsonPath, shape: Shape) -> tuple[Bijection, Shape]:
-        """The layer that returns a state of this shape, and the shape of what it takes."""
-        if node.cls is Inverse:
-            layer, before = self._layer(self._only_child(node), (*path, "layer"), shape)
-            return Inverse(layer), before
-        if any(isinstance(child, tuple) or child.registry is node.registry for child in node.children.values()):
-            bijection = self._construct_layer(node, path, shape, self._layer_backwards)
-            return bijection, self._shape(bijection.input_shape, shape, path)
-        # Constructors want the incoming shape, and only a constructed layer can tell it: ask one built for a guess.
-        with torch.device("meta"):
-            guess = self._construct_layer(node, path, shape, self._layer_backwards)
-            before = self._shape(guess.input_shape, shape, path)
-        bijection = self._construct_layer(node, path, before, self._layer_backwards)
-        after = self._shape(bijection.output_shape, before, path)
-        if after != shape:
-            raise self.spec.error(path, f"{node.tag} has no inverse at shape {shape}: it would return {after}")
-        return bijection, before
-
-    def _construct_layer(self, node: Node, path: JsonPath, shape: Shape, build_inner: Any) -> Bijection:
-        """The module of a layer, its nets built for ``shape`` and its inner layers by ``build_inner``."""
+    def _construct_layer(self, node: Node, path: JsonPath, shape: Shape, backwards: bool) -> Bijection:
+        """The module of a layer, what it holds built for the parts of a state of this shape that it acts on."""
         around = self.numerics
         self.numerics = self._numerics(node, path)
-        bijection = self._construct_with_children(node, path, shape, build_inner)
+        children = {**self._inner_layers(node, path, shape, backwards), **self._inner_nets(node, path, shape)}
+        filled = {"shape": shape, "context_shape": self.spec.context_shape}
+        bijection = cast(Bijection, self._construct(node, path, filled, children))
+        if isinstance(self.numerics, Grid | Exact):
+            try:
+                bijection.set_numerics(self.numerics)
+            except NumericsError as error:
+                raise self.spec.error(path, error) from error
         self.numerics = around
         return bijection
+
+    def _inner_layers(self, node: Node, path: JsonPath, shape: Shape, backwards: bool) -> dict[str, Any]:
+        """The layers that a layer holds, by field, each built for what reaches it."""
+        found: dict[str, Any] = {}
+        for name, child in node.children.items():
+            if not isinstance(child, tuple) and child.registry is not bijections:
+                continue
+            nodes = child if isinstance(child, tuple) else (child,)
+            built: list[Bijection | None] = [None] * len(nodes)
+            # Of a class that says nothing of wires, the layers are taken to act on the whole state in turn.
+            against: bool = backwards
+            wiring: Sequence[tuple[int, Path]] = [(i, ()) for i in range(len(nodes))]
+            if issubclass(node.cls, Wired):
+                against = backwards is not node.cls.runs_backwards
+                wiring = self._shape(node.cls.wiring, path, len(nodes), lambda: shape, _fields(node))
+            reached = shape
+            for i, part in reversed(wiring) if against else wiring:
+                place = (*path, name, i) if isinstance(child, tuple) else (*path, name)
+                before, layer = self._shape(part_of, path, reached, part), built[i]
+                if layer is None:
+                    built[i], after = self._layer(nodes[i], place, before, against)
+                else:
+                    after = self._shape(shape_after, path, layer, before, against)
+                reached = with_part(reached, part, after)
+            found[name] = built if isinstance(child, tuple) else built[0]
+        return found
+
+    def _inner_nets(self, node: Node, path: JsonPath, shape: Shape) -> dict[str, Any]:
+        """The nets that a layer holds, by field."""
+        nodes = {name: child for name, child in node.children.items() if isinstance(child, Node)}
+        nodes = {name: child for name, child in nodes.items() if child.registry is nets}
+        if not nodes:
+            return {}
+        shapes = self._shape(node.cls.net_shapes, path, shape, _fields(node))  # type: ignore[attr-defined]
+        known = {name for name, field in bijections.fields(node.cls).fields.items() if field.kind == "net"}
+        for name in sorted(shapes.keys() - known):
+            raise self.spec.error(path, f"net_shapes of {node.tag} names {quoted(name)}, which is none of its nets")
+        found = {}
+        for name, child in nodes.items():
+            shape_in, shape_out = shapes.get(name, (shape, shape))
+            filled = {"in_shape": shape_in, "out_shape": shape_out, "context_shape": self.spec.context_shape}
+            found[name] = self._construct(child, (*path, name), filled, {})
+        return found
+
+    def _check_map(self, node: Node, path: JsonPath, layer: Bijection, shape: Shape, after: Shape) -> None:
+        """Refuses a layer that does not do what it says: keep the number of numbers, run, and return that shape."""
+        numbers, made = flat_size(shape), flat_size(after)
+        if layer.surjective and made != numbers:
+            raise self.spec.error(
+                path,
+                f"{node.tag} turns {numbers} numbers into {made}, {shape} into {after}: that is no bijection; a layer "
+                "that adds dimensions is an invflow.Injection",
+            )
+        if not (self.count or isinstance(layer, Wired) or (id(node), shape) in self._tried or _ships(layer)):
+            self._tried.add((id(node), shape))
+            self._try(node, path, layer, shape, after)
+
+    def _try(self, node: Node, path: JsonPath, layer: Bijection, shape: Shape, after: Shape) -> None:
+        """Runs a layer, or one with a net, that somebody else wrote: a mistake shows here, and not in its first use."""
+        x, context_shape = make_state(_middling, shape), self.spec.context_shape
+        probe = copy.deepcopy(layer).eval()  # so that nothing of what is built moves
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                found = shape_of(probe(x, None if context_shape is None else _middling(context_shape)))
+        except InvflowError as error:
+            raise self.spec.error(path, error) from error
+        except Exception as error:
+            message = f"{node.tag} does not run on a state of shape {shape}: {type(error).__name__}: {error}"
+            raise self.spec.error(path, message) from error
+        if found != after:
+            message = f"{node.tag} says that it turns {shape} into {after}, and returns {found}; override output_shape"
+            raise self.spec.error(path, message)
 
     def _numerics(self, node: Node, path: JsonPath) -> Any:
         """The numerics of the layers inside a layer: its own, or those of the chain around it."""
@@ -148,39 +229,6 @@ class _Builder:
             message = f"a chain in {outer} numerics holds none with {inner}: name numerics once, at the chain outside"
             raise self.spec.error((*path, "numerics"), message)
         return own
-
-    def _construct_with_children(self, node: Node, path: JsonPath, shape: Shape, build_inner: Any) -> Bijection:
-        children: dict[str, Any] = {}
-        net_shapes: dict[str, tuple[Shape, Shape]] | None = None
-        for name, child in node.children.items():
-            if isinstance(child, tuple):
-                children[name] = self._inner_chain(child, (*path, name), shape, build_inner)
-            elif issubclass(child.cls, Bijection):
-                find = getattr(node.cls, "layer_shape", None)
-                inner = shape if find is None else self._shape(find, shape, path)
-                children[name], _ = build_inner(child, (*path, name), inner)
-            else:
-                if net_shapes is None:
-                    net_shapes = self._shape(node.cls.net_shapes, shape, path)  # type: ignore[attr-defined]
-                shape_in, shape_out = net_shapes[name]
-                filled = {"in_shape": shape_in, "out_shape": shape_out, "context_shape": self.spec.context_shape}
-                children[name] = self._construct(child, (*path, name), filled, {})
-        filled = {"shape": shape, "context_shape": self.spec.context_shape}
-        bijection = cast(Bijection, self._construct(node, path, filled, children))
-        if isinstance(self.numerics, Grid | Exact):
-            try:
-                bijection.set_numerics(self.numerics)
-            except NumericsError as error:
-                raise self.spec.error(path, error) from error
-        return bijection
-
-    def _inner_chain(self, nodes: tuple[Node, ...], path: JsonPath, shape: Shape, build_inner: Any) -> list[Bijection]:
-        backwards = build_inner == self._layer_backwards
-        layers: list[Bijection] = []
-        for i, node in sorted(enumerate(nodes), reverse=backwards):
-            layer, shape = build_inner(node, (*path, i), shape)
-            layers.append(layer)
-        return layers[::-1] if backwards else layers
 
     def _construct(self, node: Node, path: JsonPath, filled: dict[str, Any], children: dict[str, Any]) -> nn.Module:
         field_set = node.registry.fields(node.cls)
@@ -201,9 +249,9 @@ class _Builder:
         except _REFUSALS as error:
             raise self.spec.error(path, f"{node.tag} cannot be made of these fields: {error}") from error
 
-    def _shape(self, find: Any, shape: Shape, path: JsonPath) -> Any:
+    def _shape(self, find: Callable[..., T], path: JsonPath, *arguments: Any) -> T:
         try:
-            return find(shape)
+            return find(*arguments)
         except ShapeError as error:
             raise self.spec.error(path, error) from error
 
@@ -219,11 +267,23 @@ class _Builder:
                 path, f"{self.parameters} parameters up to here, the limit is {self.limits.parameters}"
             )
 
-    @staticmethod
-    def _only_child(node: Node) -> Node:
-        return cast(Node, node.children["layer"])
+
+def _fields(node: Node) -> dict[str, Any]:
+    """The plain fields of a document, defaults included."""
+    fields = node.registry.fields(node.cls)
+    return {name: node.values.get(name, fields.fields[name].default) for name in fields.plain}
 
 
 def _size(module: nn.Module) -> int:
     """How many numbers the weights and buffers of a module hold."""
     return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
+def _ships(layer: Bijection) -> bool:
+    """Whether a layer and all in it come with this library or with PyTorch: these are tested."""
+    return {type(part).__module__.partition(".")[0] for part in layer.modules()} <= {"invflow", "torch"}
+
+
+def _middling(shape: TensorShape) -> torch.Tensor:
+    """Two samples that lie in every domain."""
+    return torch.full((2, *shape), 0.5)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..bijection import Bijection, arguments_of
+from ..arguments import arguments_of
+from ..bijection import Bijection
 from ..errors import SpecError
 from ..models import Classifier, Flow
 from ..numerics.options import Float

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 from ..fields import FieldSet, JsonField
-from ..registry import Registry, bijections, heads, nets, priors
+from ..registry import REGISTRIES, Registry, bijections, heads, priors
 from .document import MOST_DIMENSIONS, TopLevel
 
 Schema: TypeAlias = dict[str, Any]
@@ -34,9 +34,8 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
     >>> sorted(json_schema()["$defs"]["layer.split"]["properties"])
     ['dim', 'note', 'sizes', 'type']
     """
-    registries: tuple[Registry[Any], ...] = (bijections, nets, heads, priors)
     if plug_ins:
-        for registry in registries:
+        for registry in REGISTRIES:
             registry.load_plug_ins()
     definitions: dict[str, Schema] = {
         "reference": _REFERENCE,
@@ -45,7 +44,7 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         "layers": {"type": "array", "items": _ref("entry")},
         "entry": _tagged("layer", _members(bijections), {"repeat": ("repeat", str(_REPEAT["description"]))}),
     }
-    for registry in registries:
+    for registry in REGISTRIES:
         if registry.registered():
             definitions[registry.noun] = _tagged(registry.noun, _members(registry))
         for tag, cls in sorted(registry.registered().items()):

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bijection import Bijection, one_line
+from ..arguments import one_line
+from ..bijection import Bijection
 from ..errors import ReconstructionWarning
 from ..numerics import same_batch
-from ..state import Shape, State, TensorShape, leaves, map_state
+from ..state import Shape, State, TensorShape, leaves, map_state, sample
 from .properties import PROPERTIES, Broken, Property
 from .report import BijectionError, Finding, Report
-from .trial import DOMAINS, KINDS, Domain, Kind, Setting, Subject, Trial, sample, some_settings
+from .trial import DOMAINS, KINDS, Domain, Kind, Setting, Subject, Trial, some_settings
 
 EXAMPLES = 10
 MOST_SHRINKS = 60  # tries to make a failing input smaller

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
-from ..state import Shape, State, shape_of, zeros
+from ..state import Shape, State, shape_of, zero_log_det, zeros
 
 Call = Callable[..., Any]
 
@@ -21,7 +21,7 @@ class Foreign(Bijection):
     """A layer of another library as a bijection, for `check_bijection`.
 
     Attributes:
-        unchecked: the properties that nothing is known for, by name.
+        unknown: the names of the properties that nothing is known for.
         layer_count: how many layers' roundings it may add up.
     """
 
@@ -40,7 +40,7 @@ class Foreign(Bijection):
         self._calls = (forward, inverse)
         self._log_dets = (forward_log_det, inverse_log_det)
         # Functions that are defined inside others do not pickle, which is no fault of the layer.
-        self.unchecked = ("pickles", *(() if all(self._log_dets) else _LOG_DETS))
+        self.unknown = {"pickles", *(() if all(self._log_dets) else _LOG_DETS)}
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
         return self._call(self._calls[0], x, context)
@@ -50,12 +50,12 @@ class Foreign(Bijection):
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         if self._log_dets[0] is None:
-            return super().forward_and_log_det(x, context)
+            return self.forward(x, context), zero_log_det(x)  # which is not checked
         return self.forward(x, context), self._call(self._log_dets[0], x, context)
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         if self._log_dets[1] is None:
-            return super().inverse_and_log_det(y, context)
+            return self.inverse(y, context), zero_log_det(y)
         return self.inverse(y, context), self._call(self._log_dets[1], y, context)
 
     def output_shape(self, shape: Shape) -> Shape:

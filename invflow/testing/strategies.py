@@ -119,22 +119,21 @@ def _accepting(
     tags: tuple[str, ...], shape: Shape, context_shape: tuple[int, ...] | None, said: str
 ) -> list[dict[str, Any]]:
     """The examples of these layers that accept a shape."""
-    examples = [
-        {"type": tag, **fields}
-        for tag in tags
-        for fields, _ in bijections.find(tag).examples
-        if bijections.find(tag).domain == "reals"  # what reaches a layer inside a chain may be anything
-    ]
+    examples = [{"type": tag, **fields} for tag in tags for fields, _ in bijections.find(tag).examples]
     return [one for one in examples if _shape_after(json.dumps(one), shape, context_shape, said) is not None]
 
 
 @functools.lru_cache(maxsize=4096)
 def _shape_after(document: str, shape: Shape, context_shape: tuple[int, ...] | None, said: str) -> Shape | None:
-    """The shape after a layer in a chain of which this is said; None where it does not accept the one before."""
+    """The shape after a layer in a chain of which this is said.
+
+    None if it does not accept the one before, or not all numbers: what reaches a layer inside a chain may be anything.
+    """
     try:
-        return Case((json.loads(document),), shape, context_shape, json.loads(said)).chain().output_shape(shape)
+        chain = Case((json.loads(document),), shape, context_shape, json.loads(said)).chain()
     except SpecError:
         return None
+    return chain.output_shape(shape) if chain.domain == "reals" else None
 
 
 @st.composite

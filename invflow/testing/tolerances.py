@@ -23,8 +23,6 @@ GRADIENT = 1e-6
 """Central differences of step 1e-5 in float64: truncation of the order of the square of the step and rounding of eps
 over the step are both about 1e-10, times third derivatives and function values up to 1e3."""
 
-GRADIENT_STEP = 1e-5
-
 AUTOCAST_ROUNDINGS = 2
 """In units of bfloat16's eps: a conditioner that runs in bfloat16 may turn a last float32 bit of its input into a last
 bfloat16 bit of its output, once a layer."""

@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..bijection import Bijection
 from ..numerics.grid import limit, snapped
 from ..numerics.options import Exact, Float, Grid, Snap
-from ..state import Shape, State, TensorShape, leaves, make_state, map_state, shape_of
+from ..state import Shape, State, TensorShape, make_state, map_state, shape_of
+from .foreign import Foreign
 
 Kind = Literal["normal", "huge", "tiny", "zeros", "repeated"]
 Layout = Literal["contiguous", "strided", "channels_last", "expanded"]
@@ -32,8 +33,30 @@ DOMAINS: dict[str, tuple[float, float]] = {
     "reals": (-math.inf, math.inf),
     "positive": (0.0, math.inf),
     "unit": (0.0, 1.0),
+    "symmetric": (-1.0, 1.0),
 }
 """The domains that have a name: open intervals, in every coordinate."""
+
+EXACT_INVERSE = frozenset(
+    {
+        "round trip",
+        "inverse round trip",
+        "context",
+        "batch independence",
+        "nan contained",
+        "memory layout",
+        "autocast",
+        "inverse log det",
+        "inverse gradients",
+    }
+)
+"""What an inverse that stops at a tolerance of its own does not promise."""
+
+EXACT_LOG_DET = frozenset({"log det", "inverse log det", "gradients", "inverse gradients"})
+"""What an estimated log-determinant does not promise."""
+
+BOTH_WAYS = frozenset({"inverse round trip", "log det", "inverse log det", "log det form"})
+"""What an injection does not promise."""
 
 _SCALES: dict[Kind, float] = {"normal": 1.0, "huge": 1e6, "tiny": 1e-6, "zeros": 0.0, "repeated": 1.0}
 _ROOM = 64
@@ -180,8 +203,27 @@ class Subject:
     def domains(self) -> tuple[tuple[float, float], tuple[float, float] | None]:
         """The intervals of inputs and outputs; None for outputs that are known as images only."""
         domain = self.bijection.domain if self.domain is None else self.domain
-        codomain = self.codomain or getattr(self.bijection, "codomain", "reals" if domain == "reals" else None)
+        codomain = self.codomain or self.bijection.codomain
+        if self.codomain is None and self.domain not in (None, self.bijection.domain):
+            codomain = None  # what a part of the domain is mapped to, the class does not say
         return _interval(domain), None if codomain is None else _interval(codomain)
+
+    @functools.cached_property
+    def unpromised(self) -> frozenset[str]:
+        """The names of the properties that the bijection does not promise, by what it says of itself."""
+        names: set[str] = set()
+        if not self.bijection.traceable:
+            names |= {"compiles"}
+        if self.bijection.inverse_tolerance is not None:
+            names |= EXACT_INVERSE
+        if self.bijection.log_det_is_estimated:
+            names |= EXACT_LOG_DET
+        if not self.bijection.surjective:
+            names |= BOTH_WAYS
+        for part in self.bijection.modules():
+            if isinstance(part, Foreign):
+                names |= part.unknown
+        return frozenset(names)
 
     def _context(self, setting: Setting, salt: int) -> Tensor | None:
         if self.context_shape is None:
@@ -222,21 +264,10 @@ def perturb(module: nn.Module, seed: int) -> None:
                 buffer.mul_(noise(buffer, 0.25).exp())
 
 
-def sample(state: Any, index: int) -> Any:
-    """One sample of a state or a context, as a batch of one."""
-    return None if state is None else map_state(lambda leaf: leaf[index : index + 1], state)
-
-
-def batch_size(state: State) -> int:
-    """How many samples a state holds."""
-    return next(leaves(state)).shape[0]
-
-
 def layer_count(bijection: Bijection) -> int:
     """How many bijections are at work in one: those that hold no others; at least 1. A foreign layer says itself."""
-    told: int | None = getattr(bijection, "layer_count", None)
-    if told is not None:
-        return told
+    if isinstance(bijection, Foreign):
+        return bijection.layer_count
 
     def holds_others(one: nn.Module) -> bool:
         return any(isinstance(part, Bijection) for part in one.modules() if part is not one)

@@ -9,8 +9,8 @@ from typing import Any
 from ..diagnostics.exactness import images_back
 from ..errors import RunError
 from ..models import Classifier
+from ..models.freeze import freeze
 from ..numerics import Exact, Float, Grid, Snap
-from ..numerics.freeze import freeze
 from ..spec import to_spec
 from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
 from .data import load_data

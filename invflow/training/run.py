@@ -29,8 +29,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from ..errors import DivergedError, RunError
 from ..files import write_atomically
 from ..models import Classifier, Flow
+from ..models.freeze import freeze
 from ..numerics import Exact, Grid
-from ..numerics.freeze import freeze
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec

@@ -14,14 +14,14 @@ from torch import nn
 import invflow
 from invflow import CheckpointError, Classifier, NumericsError, Sequential
 from invflow.bijections import AdditiveCoupling, Merge, Psi, Split
+from invflow.measures import same_bits
 from invflow.models import LinearHead
+from invflow.models.freeze import freeze
 from invflow.nets import MLP, Conv
+from invflow.nets.orderfree import make_order_free
 from invflow.numerics import Exact, Float, Grid, backend
-from invflow.numerics.freeze import freeze
 from invflow.numerics.integer import SUM_BITS, FixedPoint, Quantize, Requantize, Table
-from invflow.numerics.orderfree import make_order_free
 from invflow.numerics.verify import computed_otherwise, without_onednn
-from invflow.testing.measures import same_bits
 from tests.testing.faults.numerics import honest, integer_weights
 
 EXACT = Exact(mode="exact")

@@ -97,6 +97,8 @@ def test_a_chain_inside_takes_part(tmp_path):
 
 def test_an_unregistered_bijection_is_float_by_default():
     class Mine(invflow.Bijection):
+        volume_preserving = True  # which is not so, and is of no interest here
+
         def forward(self, x, context=None):
             return 3 * x
 

@@ -10,10 +10,10 @@ import torch
 
 from invflow import Bijection
 from invflow.bijections import ActNorm, AffineCoupling, Psi
+from invflow.diagnostics.rounding import condition_number
 from invflow.nets import MLP
 from invflow.state import zeros
 from invflow.testing import BijectionError, check_bijection, from_callables
-from invflow.testing.measures import condition_number
 from invflow.testing.trial import Subject
 from tests.testing.faults.base import PAIR, VECTOR, Scale
 from tests.testing.faults.inverses import OtherPermutation

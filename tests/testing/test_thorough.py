@@ -11,7 +11,7 @@ import invflow
 from invflow import Bijection, Sequential
 from invflow.bijections import Affine, Permute
 from invflow.cli import main
-from invflow.diagnostics.thorough import check_thoroughly
+from invflow.testing.thorough import check_thoroughly
 
 SHAPE = (4,)
 SPEC = {"input": {"shape": list(SHAPE)}, "layers": [{"type": "affine"}, {"type": "permute", "seed": 1}]}

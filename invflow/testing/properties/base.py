@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
+from ...bijection import Bijection
+from ...measures import LARGEST_JACOBIAN
 from ...numerics.options import LEVELS
 from ...state import State, flat_size
-from ..measures import LARGEST_JACOBIAN
 from ..tolerances import EXACT, SAME_ROUNDINGS, eps
 from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
 
@@ -67,8 +68,7 @@ class Property:
 
     def applies_to(self, subject: Subject) -> bool:
         """Whether there is anything to check: a context, a Jacobian, what the layers themselves promise."""
-        unchecked = {name for part in subject.bijection.modules() for name in getattr(part, "unchecked", ())}
-        if self.name in unchecked or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
+        if self.name in subject.unpromised or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
             return False
         if subject.bijection.numerics.mode not in self.modes or subject.bijection.exactness not in self.levels:
             return False
@@ -123,23 +123,29 @@ def expect(holds: bool, expected: str) -> None:
         raise Broken(expected)
 
 
-def both_ways(trial: Trial) -> list[tuple[str, Callable[..., tuple[Any, torch.Tensor]], State]]:
-    """Each direction's call that computes all there is, by name, and a state to give it."""
+Call: TypeAlias = Callable[..., tuple[Any, ...]]
+
+
+def all_there_is(bijection: Bijection) -> dict[str, Call]:
+    """Each direction's call that computes all there is, by name; an injection has no log-determinants."""
+    if bijection.surjective:
+        return {name: getattr(bijection, name) for name in ("forward_and_log_det", "inverse_and_log_det")}
+    return {"forward": _alone(bijection), "inverse": _alone(bijection.inverse)}
+
+
+def both_ways(trial: Trial) -> list[tuple[str, Call, State]]:
+    """The calls of `all_there_is`, and a state to give each."""
     with torch.no_grad():
-        image = trial.image
-    bijection = trial.bijection
-    return [
-        ("forward_and_log_det", bijection.forward_and_log_det, trial.x),
-        ("inverse_and_log_det", bijection.inverse_and_log_det, image),
-    ]
+        states = (trial.x, trial.image)
+    return [(*named, state) for named, state in zip(all_there_is(trial.bijection).items(), states, strict=True)]
 
 
-def all_calls(trial: Trial) -> list[tuple[str, Callable[..., tuple[Any, ...]], State]]:
+def all_calls(trial: Trial) -> list[tuple[str, Call, State]]:
     """The plain calls too; each returns a tuple, of the state alone or with the log-determinant."""
-
-    def alone(call: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-        return lambda state, context: (call(state, context),)
-
     (*_, x), (*_, image) = computed = both_ways(trial)
-    plain = [("forward", alone(trial.bijection), x), ("inverse", alone(trial.bijection.inverse), image)]
-    return [*plain, *computed]
+    plain = [("forward", _alone(trial.bijection), x), ("inverse", _alone(trial.bijection.inverse), image)]
+    return [*plain, *computed] if trial.bijection.surjective else plain
+
+
+def _alone(call: Callable[..., Any]) -> Call:
+    return lambda state, context: (call(state, context),)

@@ -7,9 +7,9 @@ import dataclasses
 
 import torch
 
+from ...measures import same_bits
 from ...numerics.verify import computed_otherwise
 from ...state import map_state
-from ..measures import same_bits
 from ..tolerances import EXACT
 from ..trial import Trial
 from .base import all_calls, expect, promised

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ...state import State, shape_of
-from ..measures import condition_number, difference, in_double, magnitude, trace
+from ...diagnostics.rounding import condition_number, in_double, trace
+from ...measures import difference, magnitude
+from ...state import State, batch_size, flat_size, shape_of
 from ..tolerances import EXACT, JUDGED, ROUND_TRIP_ROUNDINGS
-from ..trial import Trial, batch_size
+from ..trial import Trial
 from .base import expect, promised, roundings
 
 
@@ -73,6 +74,8 @@ def shapes(trial: Trial) -> float:
         y = bijection(trial.x, trial.context)
         x = bijection.inverse(trial.image, trial.context)
     told = bijection.output_shape(trial.shape)
+    numbers, made = flat_size(trial.shape), flat_size(shape_of(y))
+    expect(made == numbers if bijection.surjective else made >= numbers, f"{numbers} numbers of {numbers}, got {made}")
     expect(told == shape_of(y), f"output_shape({trial.shape}) to be that of forward, {shape_of(y)}, got {told}")
     # A bijection that cannot run without its context need not know: the builder tells it the shape.
     if trial.context is None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from ...measures import difference, same_bits
 from ...state import leaves, map_state, shape_of
-from ..measures import difference, same_bits
 from ..tolerances import AUTOCAST_ROUNDINGS, EXACT, eps
 from ..trial import Trial, layer_count, perturb
-from .base import both_ways, expect, promised, same_states
+from .base import all_there_is, both_ways, expect, promised, same_states
 from .conduct import same_numbers, seen_through
 from .inversion import relative
 
@@ -61,13 +61,11 @@ def meta_device(trial: Trial) -> float:
     """On the meta device every call gives meta tensors of the right shapes, so that shapes cost no memory."""
     meta = copy.deepcopy(trial.bijection).to("meta")
     context = None if trial.context is None else trial.context.to("meta")
-    for (name, call, state), on_meta in zip(
-        both_ways(trial), (meta.forward_and_log_det, meta.inverse_and_log_det), strict=True
-    ):
+    for (name, call, state), on_meta in zip(both_ways(trial), all_there_is(meta).values(), strict=True):
         expected = call(state, trial.context)
         found = on_meta(map_state(lambda leaf: leaf.to("meta"), state), context)
         expect(shape_of(found[0]) == shape_of(expected[0]), f"{name}: the shapes of the real device")
-        devices = {leaf.device.type for leaf in (*leaves(found[0]), found[1])}
+        devices = {leaf.device.type for leaf in leaves(found)}
         expect(devices == {"meta"}, f"{name}: meta tensors, got some on {sorted(devices)}")
     return 0.0
 
@@ -97,10 +95,11 @@ def autocast(trial: Trial) -> float:
     """Under autocast the state and the log-determinant stay in the input's dtype, and the round trip holds."""
     bijection = trial.bijection
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        y, log_det = bijection.forward_and_log_det(trial.x, trial.context)
-        x, back = bijection.inverse_and_log_det(y, trial.context)
+        forward, inverse = all_there_is(bijection).values()
+        y, *log_dets = forward(trial.x, trial.context)
+        x, *back = inverse(y, trial.context)
     for what, leaf in [*(("y", leaf) for leaf in leaves(y)), *(("x", leaf) for leaf in leaves(x))]:
         expect(leaf.dtype == torch.float32, f"{what} in torch.float32 under autocast, got {leaf.dtype}")
-    for found in (log_det, back):
+    for found in (*log_dets, *back):
         expect(found.dtype == torch.float32, f"log-determinants in torch.float32 under autocast, got {found.dtype}")
     return relative(trial, difference(trial.x, x), [trial.x, y], _autocast_tolerance(trial))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...state import State, flatten, leaves, map_state, unflatten
-from ..measures import condition_number, derivatives, jacobian, with_context
+from ...diagnostics.rounding import condition_number
+from ...measures import derivatives, jacobian, with_context
+from ...state import State, batch_size, flatten, leaves, map_state, sample, unflatten
 from ..tolerances import EXACT, GRADIENT, LOG_DET, LOG_DET_CONDITION, SAME_ROUNDINGS
-from ..trial import Trial, batch_size, sample
+from ..trial import Trial
 from .base import FLOAT64_EVAL, both_ways, expect, promised, roundings
 
 TWO_SAMPLES = {**FLOAT64_EVAL, "batch": 2}
@@ -77,14 +78,19 @@ def _gradient_error(trial: Trial, function: Callable[..., State], start: State) 
     return min(errors)
 
 
+def _results(plain: Callable[..., State], name: str, trial: Trial) -> list[Callable[..., State]]:
+    """The state and the log-determinant of a direction, each as a function."""
+    if not trial.bijection.surjective:
+        return [plain]
+    both: Callable[..., tuple[State, Tensor]] = getattr(trial.bijection, f"{name}_and_log_det")
+    return [plain, lambda state, context: both(state, context)[1]]
+
+
 @promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, modes=SMOOTH)
 def gradients(trial: Trial) -> float:
     """Gradients of y and of the log-determinant, by inputs and weights, are those of central differences."""
     bijection = trial.bijection
-    return max(
-        _gradient_error(trial, bijection.forward, trial.x),
-        _gradient_error(trial, lambda x, context: bijection.forward_and_log_det(x, context)[1], trial.x),
-    )
+    return max(_gradient_error(trial, call, trial.x) for call in _results(bijection.forward, "forward", trial))
 
 
 @promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, start="y", modes=SMOOTH)
@@ -93,10 +99,7 @@ def inverse_gradients(trial: Trial) -> float:
     bijection = trial.bijection
     with torch.no_grad():
         y = map_state(torch.clone, trial.image)
-    return max(
-        _gradient_error(trial, bijection.inverse, y),
-        _gradient_error(trial, lambda y, context: bijection.inverse_and_log_det(y, context)[1], y),
-    )
+    return max(_gradient_error(trial, call, y) for call in _results(bijection.inverse, "inverse", trial))
 
 
 @promised(roundings(SAME_ROUNDINGS), needs=TWO_SAMPLES, kinds=("normal",), trials=2, dense=True)

@@ -12,11 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ..bijection import Bijection
 from ..errors import NumericsError
-from ..models import Classifier, Flow
+from ..nets.orderfree import Ranges, activations, context_features, is_order_free, make_order_free, obstacle
+from ..numerics.options import FLOAT, Exact, Float, Grid, Snap
 from ..sequential import Sequential
 from ..state import State, leaves, map_state
-from .options import FLOAT, Exact, Float, Grid, Snap
-from .orderfree import Ranges, activations, context_features, is_order_free, make_order_free, obstacle
+from .classifier import Classifier
+from .flow import Flow
 
 M = TypeVar("M", Sequential, Classifier, Flow)
 _BATCH = 500

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ..diagnostics.check import inputs
+from ..diagnostics.roundtrip import errors_on_the_way_back
 from ..sequential import Sequential
 from ..state import map_state
-from ..testing.checker import examine
-from ..testing.properties import PROPERTIES
-from ..testing.report import Report
-from ..testing.trial import Subject
-from .check import inputs
-from .roundtrip import errors_on_the_way_back
+from .checker import examine
+from .properties import PROPERTIES
+from .report import Report
+from .trial import Subject
 
 EXAMPLES = 4
 SKIPPED = ("compiles",)  # a matter of seconds for each layer, and no question of mathematics

@@ -1,8 +1,7 @@
-"""What the properties measure: differences, Jacobians, condition numbers, derivatives."""
+"""What is measured of states and of maps: differences, Jacobians, derivatives."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bijection import Bijection
-from ..sequential import Sequential
-from ..state import State, flat_size, flatten, leaves, map_state, shape_of, unflatten
-from .tolerances import GRADIENT_STEP
-from .trial import batch_size, sample
+from .state import State, batch_size, flat_size, flatten, leaves, shape_of, unflatten
+
+GRADIENT_STEP = 1e-5
+"""Of central differences in float64: their truncation, of the order of its square, and their rounding, eps over it, are
+both about 1e-10."""
 
 LARGEST_JACOBIAN = 1024
 """Numbers in one sample above which no dense Jacobian is made: 8 MB of it."""
@@ -31,8 +30,9 @@ def difference(a: State, b: State) -> float:
 
 
 def magnitude(*states: State) -> float:
-    """max(1, the largest magnitude in any of the states)."""
-    return max([1.0, *(float(leaf.abs().max()) for state in states for leaf in leaves(state) if leaf.numel())])
+    """max(1, the largest magnitude in any of the states); NaN where they have NaN, which Python's max would lose."""
+    found = [float(leaf.abs().max()) for state in states for leaf in leaves(state) if leaf.numel()]
+    return float(torch.tensor([1.0, *found], dtype=torch.float64).max())
 
 
 def same_bits(a: Any, b: Any) -> bool:
@@ -48,11 +48,13 @@ def jacobian(function: Callable[[State], State], x: State) -> Tensor:
     """The dense Jacobian of a map of one sample, ``(outputs, inputs)``, by reverse mode."""
     # One copy of the sample per output: where samples do not mix, the batch does the work of vmap, for any function.
     shape, size = shape_of(x), flat_size(shape_of(x))
+    copies, outputs = size, -1
     with torch.enable_grad():
-        flat = flatten(x).detach().expand(size, size).clone().requires_grad_()
-        y = flatten(function(unflatten(flat, shape)))
-        if y.shape[1] != size:
-            raise AssertionError(f"no bijection maps {size} numbers to {y.shape[1]}")
+        while outputs != copies:  # as many as there are inputs, nearly always
+            copies = size if outputs < 0 else outputs
+            flat = flatten(x).detach().expand(copies, size).clone().requires_grad_()
+            y = flatten(function(unflatten(flat, shape)))
+            outputs = y.shape[1]
         (rows,) = gradients(y.diagonal().sum(), [flat])
     return rows
 
@@ -75,56 +77,6 @@ def joint_jacobian(function: Callable[[State], State], x: State) -> Tensor:
     return torch.stack(rows)
 
 
-def condition_number(
-    bijection: Bijection, x: State, context: Tensor | None = None, *, backwards: bool = False
-) -> float:
-    """How much a rounding on the way may grow until it is back at x, the largest over the batch; at least 1.
-
-    The condition number of the Jacobian with a 1 beside it: errors are measured against max(1, magnitude), so 1 is a
-    unit of the state, and a plain scaling counts as well. Of a chain, the largest over its beginnings, for a rounding
-    arises after each layer; ``backwards`` over its ends, for a round trip that starts from y. Infinite where a Jacobian
-    is singular; 1 where it is too large to be made.
-    """
-    if flat_size(shape_of(x)) > LARGEST_JACOBIAN or not batch_size(x):
-        return 1.0
-    layers = flat_layers(bijection)
-    if bijection.training:
-        return _condition(_steps(layers, x, context, joint_jacobian), backwards)
-    samples = range(batch_size(x))
-    return max(_condition(_steps(layers, sample(x, i), sample(context, i), jacobian), backwards) for i in samples)
-
-
-def flat_layers(bijection: Bijection) -> list[Bijection]:
-    """The layers of a chain, those of the chains inside it among them; anything else is one layer."""
-    if type(bijection) is not Sequential:
-        return [bijection]
-    return [layer for part in bijection for layer in flat_layers(part)]
-
-
-def trace(bijection: Bijection, x: State, context: Tensor | None = None) -> list[State]:
-    """The input and every state that a layer returns."""
-    states = [x]
-    with torch.no_grad():
-        for layer in flat_layers(bijection):
-            states.append(layer(states[-1], context))
-    return states
-
-
-def _steps(
-    layers: Sequence[Bijection],
-    x: State,
-    context: Tensor | None,
-    derivative: Callable[[Callable[[State], State], State], Tensor],
-) -> list[Tensor]:
-    """The Jacobian of each layer at the state that reaches it."""
-    found = []
-    for layer in layers:
-        found.append(derivative(with_context(layer, context), x))
-        with torch.no_grad():
-            x = layer(x, context)
-    return found
-
-
 def with_context(function: Callable[..., Any], context: Tensor | None) -> Callable[[State], Any]:
     """A function of the state alone; where the context is of one sample, every sample of the state sees it."""
 
@@ -133,19 +85,6 @@ def with_context(function: Callable[..., Any], context: Tensor | None) -> Callab
         return function(state, context if context is None else context.expand(size, *context.shape[1:]))
 
     return apply
-
-
-def _condition(steps: list[Tensor], backwards: bool) -> float:
-    worst = 1.0
-    product: Tensor | None = None
-    for step in reversed(steps) if backwards else steps:
-        product = step if product is None else product @ step if backwards else step @ product
-        if not product.isfinite().all():
-            return math.inf
-        values = torch.linalg.svdvals(product)
-        smallest, largest = float(values.min()), float(values.max())
-        worst = max(worst, max(1.0, largest) / min(1.0, smallest) if smallest else math.inf)
-    return worst
 
 
 def derivatives(
@@ -188,9 +127,3 @@ def derivatives(
 def flatten_all(state: State) -> Tensor:
     """A state or a log-determinant as rows, one per sample."""
     return flatten(state) if isinstance(state, tuple) or state.dim() > 1 else state[:, None]
-
-
-def in_double(bijection: Bijection, x: State, context: Tensor | None) -> tuple[Bijection, State, Tensor | None]:
-    """A copy and its inputs in float64, in which derivatives are worth something."""
-    given = None if context is None else context.double()
-    return copy.deepcopy(bijection).double(), map_state(torch.Tensor.double, x), given

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..state import State, leaves, map_state
-from .chain import plan
-from .monitor import by_channel, error_of, tolerance
-from .surroundings import Surroundings, generators
-
-if TYPE_CHECKING:
-    from ..sequential import Sequential
+from ..reversible.chain import plan
+from ..reversible.monitor import by_channel, error_of, tolerance
+from ..reversible.surroundings import Surroundings, generators
+from ..sequential import Sequential
+from ..state import State, leaves, map_state, shape_of
 
 
 @torch.no_grad()
@@ -37,13 +34,13 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
     device = next(leaves(x)).device
     with torch.enable_grad():
         trained = map_state(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), x)
-    parts = plan(chain.steps(), trained, context)
+    parts = plan(chain.steps(shape_of(x)), trained, context)
     states, surroundings = [x], []
     steps = [step for part in parts for step in part.steps]
     for step in steps:
         around, drawn = Surroundings(step.layer, device), generators(device)
         around.begin()
-        states.append(step.forward(states[-1], context, False)[0])
+        states.append(step.after(states[-1], context))
         around.drawn = drawn
         surroundings.append(around)
     kept = [part.keeps != "output" for part in parts for _ in part.steps]
@@ -54,7 +51,7 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
             y = before
         else:
             with surroundings[position].replay():
-                y = steps[position].inverse(y, context)
+                y = steps[position].before(y, context)
         pairs = [(a, b) for a, b in zip(leaves(before), leaves(y), strict=True) if a.is_floating_point() and a.numel()]
         found = [error_of(steps[position], by_channel(a), by_channel(b), tolerance(a.dtype)) for a, b in pairs]
         errors[steps[position].name] = max(found, default=0.0)

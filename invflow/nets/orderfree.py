@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .._torch import BatchNorm, Dropout
 from ..errors import NumericsError
-from .integer import MOST_SHIFT, SUM_BITS, FixedPoint, Quantize, Requantize, Table, powers_of_two
-from .options import Exact
+from ..numerics.integer import MOST_SHIFT, SUM_BITS, FixedPoint, Quantize, Requantize, Table, powers_of_two
+from ..numerics.options import Exact
+from .contract import Stack
 
 ASSUMED_RANGE = 8.0
 """How large inputs and activations are taken to be where no data were seen."""
@@ -115,12 +116,12 @@ def activations(net: nn.Module) -> list[nn.Module | None]:
 
 def context_features(net: nn.Module) -> int:
     """How many of the input's last channels are the context's."""
-    return int(getattr(net, "context_features", 0))
+    return net.context_features if isinstance(net, Stack) else 0
 
 
 def _blocks(net: nn.Module) -> list[_Block]:
     """The layers of a net. Raises NumericsError for what is not order-free."""
-    if not isinstance(net, nn.Sequential) or not (type(net) is nn.Sequential or getattr(net, "is_stack", False)):
+    if not (type(net) is nn.Sequential or isinstance(net, Stack)):
         raise NumericsError(f"its net, a {type(net).__name__}, is no plain stack of convolutions or linear layers")
     blocks: list[_Block] = []
     for part in net:

@@ -1,0 +1,45 @@
+"""The arguments that a registered class was constructed with, and the one line that they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def arguments_of(module: nn.Module) -> dict[str, Any] | None:
+    """The arguments that a registered class was constructed with; None for any other module.
+
+    A part that the module keeps under its parameter's name is what the module holds now: it may have been replaced.
+    """
+    recorded: dict[str, Any] | None = module.__dict__.get("_arguments")
+    if recorded is None:
+        return None
+    kept: frozenset[str] = module.__dict__["_kept"]
+    current = {name: getattr(module, name) for name in kept if hasattr(module, name)}
+    return {
+        **recorded,
+        **{name: tuple(part) if isinstance(part, nn.ModuleList) else part for name, part in current.items()},
+    }
+
+
+def one_line(module: nn.Module) -> str:
+    """``Class(argument=value, net=Net(argument=value))`` on one line, as far as the arguments were recorded."""
+    arguments = arguments_of(module)
+    if arguments is None:
+        inside = module.extra_repr() or ("..." if next(module.children(), None) is not None else "")
+    else:
+        inside = ", ".join(
+            ", ".join(map(one_line, value)) if _are_modules(value) else f"{name}={_shown(value)}"
+            for name, value in arguments.items()
+            if not name.endswith("shape") and value != ()
+        )
+    return f"{type(module).__name__}({inside})"
+
+
+def _shown(value: Any) -> str:
+    return one_line(value) if isinstance(value, nn.Module) else repr(value)
+
+
+def _are_modules(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(part, nn.Module) for part in value)

@@ -1,0 +1,225 @@
+"""Where layers act, and how the tensors of a tuple are arranged: what writes any graph of bijections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field, NonNegativeInt
+from torch import Tensor, nn
+
+from ..bijection import Bijection
+from ..errors import InvflowError, ShapeError
+from ..registry import register
+from ..state import Path, Shape, State, described, is_tensor_shape, shape_of
+from ..wires import Ask, Wired
+
+Group: TypeAlias = Annotated[list[NonNegativeInt], Field(min_length=2)]
+Order: TypeAlias = Annotated[list[NonNegativeInt | Group], Field(min_length=2)]
+
+
+class _Several(Wired):
+    """What bijections share that hold a list of layers."""
+
+    def __init__(self, *layers: Bijection) -> None:
+        super().__init__()
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Bijection):
+                raise ShapeError(f"{self.tag} expects bijections, got {type(layer).__name__} at position {position}")
+        self.layers = nn.ModuleList(layers)
+
+    def named_layers(self) -> list[tuple[str, Bijection]]:
+        return [(f"layers.{position}", layer) for position, layer in enumerate(self.layers)]  # type: ignore[misc]
+
+
+@register("parallel")
+class Parallel(_Several):
+    """One layer for each part of a tuple: ``(a, b, ...) -> (f(a), g(b), ...)``.
+
+    The log-determinant is the sum of theirs. A part may be a tuple itself, and a layer may make a tuple of a tensor.
+
+    Args:
+        *layers: the bijections, one for each part, at least two.
+
+    Raises:
+        ShapeError: fewer than two layers.
+
+    >>> from invflow.bijections import Psi, Split
+    >>> Parallel(Psi(2), Split()).output_shape(((1, 4, 4), (2, 3, 3)))
+    ((4, 2, 2), ((1, 3, 3), (1, 3, 3)))
+    """
+
+    examples = [
+        (
+            {
+                "layers": [
+                    {"type": "affine"},
+                    {"type": "sequential", "layers": [{"type": "permute", "seed": 1}, {"type": "split"}]},
+                ]
+            },
+            ((2,), (4,)),
+        ),
+        ({"layers": [{"type": "psi", "block_size": 2}, {"type": "actnorm"}]}, ((1, 2, 4), (3, 2))),
+    ]
+
+    def __init__(self, *layers: Bijection) -> None:
+        super().__init__(*layers)
+        if len(layers) < 2:
+            raise ShapeError(f"parallel expects at least two layers, one for each part of a tuple, got {len(layers)}")
+
+    @classmethod
+    def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
+        """Layer i on part i."""
+        of_state = shape()
+        if is_tensor_shape(of_state) or len(of_state) != count:
+            raise ShapeError(f"parallel with {count} layers expects a tuple of {count} states, got shape {of_state}")
+        return [(position, (position,)) for position in range(count)]
+
+    @property
+    def domain(self) -> str:
+        """The numbers that lie in the domains of all layers: there is one answer for the whole tuple."""
+        domains = {layer.domain for _, layer in self.named_layers()} - {"reals"}
+        return "reals" if not domains else domains.pop() if len(domains) == 1 else "unit"
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """The largest ones of the layers: the parts are orthogonal."""
+        forward, inverse = zip(*(layer.lipschitz_bounds() for _, layer in self.named_layers()), strict=True)
+        return max(forward), max(inverse)
+
+
+@register("on")
+class On(_Several):
+    """Layers, one after the other, on one part of a tuple: ``(a, b) -> (a, f(b))``; the other parts stay as they are.
+
+    A single tensor counts as the part itself, so that the same layers go on level after level, whether anything was
+    split off before or not; there they have to give one tensor back.
+
+    Args:
+        *layers: the bijections, first applied first.
+        index: which part, from 0; from the end if it is negative.
+
+    >>> from invflow.bijections import Psi
+    >>> On(Psi(2), index=-1).output_shape(((3,), (1, 4, 4))), On(Psi(2)).output_shape((1, 4, 4))
+    (((3,), (4, 2, 2)), (4, 2, 2))
+    """
+
+    examples = [
+        ({"index": 0, "layers": [{"type": "psi", "block_size": 2}, {"type": "actnorm"}]}, ((1, 2, 4), (3,))),
+        ({"layers": [{"type": "affine"}, {"type": "permute", "seed": 0}]}, (3, 2)),
+        ({"index": -1, "layers": [{"type": "split"}]}, ((2,), (4,))),
+    ]
+
+    def __init__(self, *layers: Bijection, index: int = -1) -> None:
+        super().__init__(*layers)
+        self.index = index
+
+    @classmethod
+    def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
+        """Every layer on the part."""
+        of_state, index = shape(), fields["index"]
+        if is_tensor_shape(of_state):
+            return [(position, ()) for position in range(count)]
+        if not -len(of_state) <= index < len(of_state):
+            raise ShapeError(f"on expects a tuple with a part {index}, got one of {len(of_state)}, shape {of_state}")
+        return [(position, (index % len(of_state),)) for position in range(count)]
+
+    @property
+    def domain(self) -> str:
+        return next((layer.domain for _, layer in self.named_layers()), "reals")
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """The products of the layers', and 1 for the parts that stay."""
+        bounds = [layer.lipschitz_bounds() for _, layer in self.named_layers()]
+        forward, inverse = math.prod(one for one, _ in bounds), math.prod(one for _, one in bounds)
+        return max(1.0, forward), max(1.0, inverse)
+
+    def _run(self, state: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+        made, total = super()._run(state, context, log_det=log_det, backwards=backwards)
+        if isinstance(state, Tensor) and not isinstance(made, Tensor):
+            raise _several_tensors(shape_of(made))
+        return made, total
+
+    def _shape(self, shape: Shape, *, backwards: bool) -> Shape:
+        found = super()._shape(shape, backwards=backwards)
+        if is_tensor_shape(shape) and not is_tensor_shape(found):
+            raise _several_tensors(found)
+        return found
+
+
+def _several_tensors(made: Shape) -> ShapeError:
+    return ShapeError(f"on expects its layers to turn a single tensor into one tensor, got a state of shape {made}")
+
+
+@register("exchange")
+class Exchange(Bijection):
+    """Reorders and regroups the parts of a tuple: part i of the result is part ``order[i]`` of what comes in.
+
+    A list within the order makes a tuple of several parts: ``[[0, 2], 1]`` turns (a, b, c) into ((a, c), b). What was
+    grouped is ungrouped by the inverse. Log-determinant 0.
+
+    Args:
+        order: the parts from 0, each once.
+
+    Raises:
+        InvflowError: an order that leaves a part out, or names one twice.
+
+    >>> Exchange(order=[[0, 2], 1]).output_shape(((1,), (2,), (3,)))
+    (((1,), (3,)), (2,))
+    """
+
+    volume_preserving = True
+    level = "exact"
+    cheap_inverse = True
+    examples = [
+        ({"order": [1, 0]}, ((2,), (3, 2))),
+        ({"order": [[2, 0], 1]}, ((1, 2), (2,), ((3,), (2,)))),
+    ]
+
+    def __init__(self, order: Order) -> None:
+        super().__init__()
+        named = [part for entry in order for part in (entry if isinstance(entry, list) else [entry])]
+        if sorted(named) != list(range(len(named))):
+            raise InvflowError(f"exchange expects an order that holds each of 0 .. {len(named) - 1} once, got {order}")
+        self.order = order
+        self.count = len(named)
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+        return self._exchanged(x)
+
+    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+        return self._put_back(y)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self._exchanged(shape)  # type: ignore[no-any-return]
+
+    def input_shape(self, shape: Shape) -> Shape:
+        return self._put_back(shape)  # type: ignore[no-any-return]
+
+    # States and shapes are arranged alike.
+
+    def _exchanged(self, whole: Any) -> Any:
+        parts = _parts("exchange", whole, self.count)
+        return tuple(
+            tuple(parts[i] for i in entry) if isinstance(entry, list) else parts[entry] for entry in self.order
+        )
+
+    def _put_back(self, whole: Any) -> Any:
+        who = "the inverse of exchange"
+        found: dict[int, Any] = {}
+        for entry, part in zip(self.order, _parts(who, whole, len(self.order)), strict=True):
+            if isinstance(entry, list):
+                found.update(zip(entry, _parts(who, part, len(entry)), strict=True))
+            else:
+                found[entry] = part
+        return tuple(found[i] for i in range(self.count))
+
+
+def _parts(who: str, whole: Any, count: int) -> tuple[Any, ...]:
+    """A state or a shape that is a tuple of so many."""
+    if isinstance(whole, tuple) and not is_tensor_shape(whole) and len(whole) == count:
+        return whole
+    raise ShapeError(f"{who} expects a tuple of {count} states, got one {described(whole)}")

@@ -1,0 +1,66 @@
+"""What is asked of a net, the function inside a coupling or a residual block.
+
+Any `torch.nn.Module` will do: it is called with the state, and with the context behind it if there is one and the net
+takes one. A registered net's constructor has its JSON fields as annotated parameters, and those of these three that it
+wants to know, which the builder fills: ``in_shape`` and ``out_shape`` of what it maps, without the batch, and
+``context_shape``, None if the spec has no context. It refuses shapes that it cannot map with a `ShapeError`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+
+@runtime_checkable
+class Lipschitz(Protocol):
+    """A net that knows how far it stretches: what `residual` asks for."""
+
+    def lipschitz_bound(self) -> float:
+        """An upper bound of the Lipschitz constant of the net, as its weights are."""
+
+
+class Stack(nn.Sequential):
+    """A net that applies its layers one after the other, to the input with the context behind it.
+
+    Attributes:
+        context_features: how many of the first layer's channels, the last ones, are the context's.
+    """
+
+    def __init__(self, *layers: nn.Module, context_features: int = 0) -> None:
+        super().__init__(*layers)
+        self.context_features = context_features
+
+
+def takes_context(net: nn.Module) -> bool:
+    """Whether a net is called with the context too.
+
+    It is if its constructor has a ``context_shape``, or its ``forward`` a parameter ``context``, a second one that has
+    to be given, or any number of them.
+    """
+    if "context_shape" in inspect.signature(type(net).__init__).parameters:
+        return True
+    _, *parameters = inspect.signature(type(net).forward).parameters.values()
+    if any(one.name == "context" or one.kind is one.VAR_POSITIONAL for one in parameters):
+        return True
+    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.KEYWORD_ONLY]
+    return len(needed) > 1
+
+
+class Conditioned:
+    """What a bijection inherits besides that holds a net.
+
+    Attributes:
+        net: it may be replaced.
+        net_takes_context: see `takes_context`; found out when the net is set, for signatures take time to read.
+    """
+
+    net: nn.Module
+    net_takes_context: bool
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "net":
+            self.net_takes_context = takes_context(value)

@@ -1,0 +1,72 @@
+"""A layer's forward computed again from its output, ready to be differentiated."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..bijection import Bijection
+from ..state import leaves, map_state
+from ..wires import call
+
+Replay: TypeAlias = Callable[[], AbstractContextManager[object]]
+"""Makes a context manager to evaluate a layer's parts in: they find what they found in the forward, the same random
+numbers and the same buffers, each time that it is entered."""
+
+
+class Retraced(NamedTuple):
+    """A call of a bijection, computed again from what it returned.
+
+    Attributes:
+        x: what it was given, as leaves of a graph; a tensor that gradients reach by ``passes`` alone need not be one.
+        y: the tensors that it returned, as functions of x up to a constant; None for what only ``passes`` reach.
+        log_det: if it was asked for.
+        passes: ``(i, j)`` if tensor i of the output is tensor j of the input plus what ``y`` holds: its gradient is
+            handed on without a graph.
+    """
+
+    x: Any
+    y: Sequence[Tensor | None]
+    log_det: Tensor | None
+    passes: tuple[tuple[int, int], ...] = ()
+
+
+class Retraces(ABC):
+    """What a bijection inherits besides that knows better than to invert first and run forward after.
+
+    Couplings do: they evaluate their conditioner once for both.
+    """
+
+    @abstractmethod
+    def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
+        """``x`` and again ``f(x)`` from ``y = f(x)``; ``backwards``, the same of the inverse.
+
+        Args:
+            y: an output, detached.
+            context: as in the call.
+            replay: see `Replay`.
+            log_det: whether the log-determinant is asked for.
+            backwards: whether the call was `inverse`, so that y is one of its results.
+        """
+
+
+def retrace(
+    layer: Bijection, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool
+) -> Retraced:
+    """As `Retraces.retrace`, for any bijection: x is computed without a graph, and what follows from it has one."""
+    if isinstance(layer, Retraces):
+        return layer.retrace(y, context, replay, log_det=log_det, backwards=backwards)
+    with torch.no_grad(), replay():
+        x = map_state(_as_leaf, call(layer, y, context, log_det=False, backwards=not backwards)[0])
+    with replay():
+        made, determinant = call(layer, x, context, log_det=log_det, backwards=backwards)
+    return Retraced(x, list(leaves(made)), determinant)
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point() or tensor.is_complex())

@@ -1,0 +1,354 @@
+"""Wires: bijections that are made of others say which part of the state each of these acts on.
+
+A *path* leads to a part of a state: ``()`` is all of it, ``(1,)`` the second of a tuple, ``(1, 0)`` the first of the
+second. Whatever looks into a chain goes over the *steps* that its wires come to (`steps_of`), so that no wrapper loses
+what its contents promise.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ._torch import is_hooked
+from .bijection import Bijection
+from .errors import ShapeError
+from .numerics.options import LEVELS, Exact, Float, Grid, Snap
+from .state import Path, Shape, State, part_of, shape_of, with_part, zero_log_det
+
+Ask: TypeAlias = Callable[[], Shape]
+"""Tells the shape of a state; it is worked out only if somebody asks."""
+
+Outcome: TypeAlias = tuple[Any, Tensor | None]
+"""A state and a log-determinant, which is None if it was not asked for."""
+
+
+class Wire(NamedTuple):
+    """A layer and the part of the state that it acts on.
+
+    Attributes:
+        name: of the layer within the bijection that it belongs to, as in its ``state_dict``; with ``@1`` behind it if
+            the same layer acts on several parts.
+        layer: the layer.
+        path: where the part is.
+    """
+
+    name: str
+    layer: Bijection
+    path: Path
+
+
+class Wired(Bijection):
+    """A bijection that is nothing but its layers, each at work on its part of the state, one after the other.
+
+    A subclass says which: `named_layers` and `wiring`. All else follows, and may be overridden.
+
+    Attributes:
+        runs_backwards: whether the layers are run, and built from a spec, backwards.
+    """
+
+    runs_backwards: ClassVar[bool] = False
+    volume_preserving = False
+    _is_its_wires: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls)
+        if "wiring" in own:
+            cls._is_its_wires = True
+        elif own.keys() & {"forward", "inverse", "forward_and_log_det", "inverse_and_log_det"}:
+            cls._is_its_wires = False  # it does something besides
+
+    # --------------------------------------------------------------- The wires
+
+    @abstractmethod
+    def named_layers(self) -> list[tuple[str, Bijection]]:
+        """The layers with their names in the ``state_dict``."""
+
+    @classmethod
+    @abstractmethod
+    def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
+        """Which layer acts on which part, in the order of the forward: positions among the layers, and paths.
+
+        The same wires are read off the shape of an input and off that of an output.
+
+        Args:
+            count: how many layers there are.
+            shape: tells the shape of the state.
+            fields: the bijection's own fields by name.
+
+        Raises:
+            ShapeError: no state of this shape is taken.
+        """
+
+    @property
+    def taken_apart(self) -> bool:
+        """Whether its steps may be taken in its place: nothing happens to the state but what its layers do."""
+        return self._is_its_wires and not is_hooked(self)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether constant-memory training may invert the layers, and need not keep their inputs."""
+        return True
+
+    def wires(self, shape: Ask) -> list[Wire]:
+        """The layers with the parts that they act on, in the order of the forward."""
+        named = self.named_layers()
+        wiring = self.wiring(len(named), shape, vars(self))
+        shared = len(wiring) > len(named)
+        return [Wire(named[i][0] + (_place(path) if shared else ""), named[i][1], path) for i, path in wiring]
+
+    # ----------------------------------------------------------------- The map
+
+    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+        return self._run(x, context, log_det=False, backwards=False)[0]
+
+    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+        return self._run(y, context, log_det=False, backwards=True)[0]
+
+    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        return self._run(x, context, log_det=True, backwards=False)
+
+    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+        return self._run(y, context, log_det=True, backwards=True)
+
+    def _run(self, state: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+        total = zero_log_det(state) if log_det else None
+        wires = self.wires(lambda: shape_of(state))
+        against = backwards is not self.runs_backwards
+        for wire in reversed(wires) if against else wires:
+            made, change = call(wire.layer, part_of(state, wire.path), context, log_det=log_det, backwards=against)
+            state = with_part(state, wire.path, made)
+            total = None if total is None or change is None else total + change
+        return state, total
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self._shape(shape, backwards=False)
+
+    def input_shape(self, shape: Shape) -> Shape:
+        return self._shape(shape, backwards=True)
+
+    def _shape(self, shape: Shape, *, backwards: bool) -> Shape:
+        wires = self.wires(lambda: shape)
+        against = backwards is not self.runs_backwards
+        for wire in reversed(wires) if against else wires:
+            shape = with_part(shape, wire.path, shape_after(wire.layer, part_of(shape, wire.path), against))
+        return shape
+
+    @torch.no_grad()
+    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+        """Initialises each layer from what reaches it first, and runs no further than that takes."""
+        shape = shape_of(x)
+        for wire in self.wires(lambda: shape) if self.awaits_data else ():
+            part = part_of(x, wire.path)
+            wire.layer.initialize(part, context)
+            if not self.awaits_data:
+                return
+            x = with_part(x, wire.path, wire.layer(part, context))
+
+    # ---------------------------------------------------- What its layers are
+
+    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+        for _, layer in self.named_layers():
+            layer.set_numerics(numerics)
+        self.numerics = numerics
+
+    @property
+    def level(self) -> str:
+        return min((layer.level for _, layer in self.named_layers()), key=LEVELS.index, default="exact")
+
+    @property
+    def shortfall(self) -> str:
+        return next((layer.shortfall for _, layer in self.named_layers() if layer.level == self.level), "")
+
+    @property
+    def exactness(self) -> str:
+        return min((layer.exactness for _, layer in self.named_layers()), key=LEVELS.index, default="exact")
+
+    @property
+    def inverse_tolerance(self) -> float | None:
+        return max((t for _, layer in self.named_layers() if (t := layer.inverse_tolerance) is not None), default=None)
+
+    @property
+    def log_det_is_estimated(self) -> bool:
+        return any(layer.log_det_is_estimated for _, layer in self.named_layers())
+
+    @property
+    def surjective(self) -> bool:
+        return all(layer.surjective for _, layer in self.named_layers())
+
+    @property
+    def cheap_inverse(self) -> bool:
+        return all(layer.cheap_inverse for _, layer in self.named_layers())
+
+    @property
+    def traceable(self) -> bool:
+        return all(layer.traceable for _, layer in self.named_layers())
+
+    @property
+    def awaits_data(self) -> bool:
+        return any(layer.awaits_data for _, layer in self.named_layers())
+
+
+class Wrapper(Wired):
+    """A bijection that applies another one.
+
+    Attributes:
+        layer: the other one.
+    """
+
+    def __init__(self, layer: Bijection) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def named_layers(self) -> list[tuple[str, Bijection]]:
+        return [("layer", self.layer)]
+
+    @property
+    def taken_apart(self) -> bool:
+        """Only if there is something inside: around a single layer it is one step."""
+        return super().taken_apart and isinstance(self.layer, Wired)
+
+
+@dataclass(slots=True)
+class Step:
+    """A layer that is taken apart no further, with its place in a chain and its direction.
+
+    Attributes:
+        name: where the layer stands, as in the chain's ``state_dict``: ``layers.3``, ``layers.1.layer@0.layers.2``.
+        layer: the bijection.
+        path: the part of the chain's state that it acts on.
+        backwards: whether the step is the layer's inverse.
+        reversible: whether training computes its input again by inverting it; else the input is kept.
+    """
+
+    name: str
+    layer: Bijection
+    path: Path
+    backwards: bool
+    reversible: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.title}"
+
+    @property
+    def title(self) -> str:
+        """What the step does, on one line."""
+        return f"{'the inverse of ' if self.backwards else ''}{self.layer!r}"
+
+    def forward(self, state: Any, context: Tensor | None, log_det: bool) -> Outcome:
+        """The whole state after the step, and the log-determinant if it is asked for."""
+        made, change = self.of_part(part_of(state, self.path), context, log_det)
+        return with_part(state, self.path, made), change
+
+    def after(self, state: Any, context: Tensor | None) -> Any:
+        """The whole state after the step, alone."""
+        return self.forward(state, context, log_det=False)[0]
+
+    def before(self, state: Any, context: Tensor | None) -> Any:
+        """The whole state before the step, from the one after it."""
+        part = part_of(state, self.path)
+        before, _ = call(self.layer, part, context, log_det=False, backwards=not self.backwards)
+        return with_part(state, self.path, before)
+
+    def of_part(self, part: Any, context: Tensor | None, log_det: bool) -> Outcome:
+        """What the step makes of its part of the state."""
+        return call(self.layer, part, context, log_det=log_det, backwards=self.backwards)
+
+    def shape_after(self, shape: Shape) -> Shape:
+        """The shape of the whole state after the step."""
+        part = shape_after(self.layer, part_of(shape, self.path), self.backwards)
+        return with_part(shape, self.path, part)  # type: ignore[no-any-return]
+
+
+def steps_of(bijection: Bijection, shape: Shape) -> list[Step]:
+    """The steps that a bijection comes to; it is a single one if it is not made of others.
+
+    Args:
+        bijection: what is taken apart.
+        shape: of the state that goes in.
+    """
+    return list(_steps(bijection, "", (), False, True, lambda: shape))
+
+
+def steps_inside(bijection: Wired, shape: Shape | None, *, backwards: bool, invertible: bool) -> list[Step]:
+    """The steps that the layers of a bijection come to, in the order in which they are taken.
+
+    Args:
+        bijection: what is taken apart, whatever else it does to the state.
+        shape: of the state that goes in; if ``backwards``, of the one that `inverse` is given. None will do if no layer
+            asks for it, as `each` does.
+        backwards: whether these are to be the steps of its inverse.
+        invertible: whether training may invert cheap layers, rather than keep their inputs.
+
+    Raises:
+        ShapeError: the shape is asked for and not given, or does not fit.
+    """
+
+    def told() -> Shape:
+        if shape is None:
+            raise ShapeError(f"the steps of {bijection.tag} depend on the shape of the state: name it")
+        return shape
+
+    return list(_inside(bijection, "", (), backwards, invertible, told))
+
+
+def _steps(
+    bijection: Bijection, name: str, path: Path, backwards: bool, invertible: bool, shape: Ask
+) -> Iterator[Step]:
+    if isinstance(bijection, Wired) and bijection.taken_apart:
+        yield from _inside(bijection, name, path, backwards, invertible and bijection.inverts, shape)
+    else:
+        yield Step(name, bijection, path, backwards, invertible and bijection.cheap_inverse)
+
+
+def _inside(bijection: Wired, name: str, path: Path, backwards: bool, invertible: bool, shape: Ask) -> Iterator[Step]:
+    against = backwards is not bijection.runs_backwards
+    wires = bijection.wires(shape)
+    flow = _Flow(shape, wires[::-1] if against else wires, against)
+    for position, wire in enumerate(flow.wires):
+        inner = f"{name}.{wire.name}" if name else wire.name
+        yield from _steps(wire.layer, inner, path + wire.path, against, invertible, flow.asked(position))
+
+
+class _Flow:
+    """The shape of a state on its way along wires, worked out as far as somebody asks."""
+
+    def __init__(self, shape: Ask, wires: list[Wire], backwards: bool) -> None:
+        self.wires = wires
+        self._start = shape
+        self._backwards = backwards
+        self._shape: Shape | None = None
+        self._passed = 0
+
+    def asked(self, position: int) -> Ask:
+        """What tells the shape of the part that the wire at a position acts on."""
+        return lambda: part_of(self._before(position), self.wires[position].path)
+
+    def _before(self, position: int) -> Shape:
+        shape = self._start() if self._shape is None else self._shape
+        for wire in self.wires[self._passed : position]:
+            shape = with_part(shape, wire.path, shape_after(wire.layer, part_of(shape, wire.path), self._backwards))
+        self._shape, self._passed = shape, position
+        return shape
+
+
+def call(layer: Bijection, state: Any, context: Tensor | None, *, log_det: bool, backwards: bool) -> Outcome:
+    """What a bijection, or its inverse, makes of a state, with the log-determinant if it is asked for."""
+    if backwards:
+        return layer.inverse_and_log_det(state, context) if log_det else (layer.inverse(state, context), None)
+    return layer.forward_and_log_det(state, context) if log_det else (layer(state, context), None)
+
+
+def shape_after(layer: Bijection, shape: Shape, backwards: bool) -> Shape:
+    """The shape of what a bijection, or its inverse, makes of a state of this shape."""
+    return layer.input_shape(shape) if backwards else layer.output_shape(shape)
+
+
+def _place(path: Path) -> str:
+    return f"@{'.'.join(map(str, path))}"

@@ -1,0 +1,500 @@
+"""The contract: what an author has to say, what is refused with a sentence, and what is safe by default."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from pydantic import PositiveInt
+from torch import nn
+from torch.nn import functional
+
+import invflow
+from invflow import Bijection, Flow, Injection, Inverse, Sequential, ShapeError, SpecError, registry
+from invflow.bijections import AdditiveCoupling, Affine, Each, Merge, On, Parallel, Psi, Split
+from invflow.diagnostics.check import check
+from invflow.diagnostics.conditioning import conditioning
+from invflow.models import StandardNormal
+from invflow.nets import MLP, takes_context
+from invflow.state import leaves
+from invflow.testing import BijectionError, check_bijection, property_tests
+
+
+@pytest.fixture(autouse=True)
+def forget_what_a_test_registers(monkeypatch):
+    for one in registry.REGISTRIES:
+        monkeypatch.setattr(one, "_classes", dict(one._classes))
+        monkeypatch.setattr(one, "_fields", dict(one._fields))
+
+
+def spec_of(*layers, shape=(4,), **top):
+    return {"input": {"shape": json.loads(json.dumps(shape))}, "layers": list(layers), **top}
+
+
+class Doubling(Bijection):
+    """y = 2 x, for images and vectors alike."""
+
+    def forward(self, x, context=None):
+        return 2 * x
+
+    def inverse(self, y, context=None):
+        return y / 2
+
+    def forward_and_log_det(self, x, context=None):
+        return self(x), x.flatten(1).new_full((len(x),), 0.6931471805599453) * x[0].numel()
+
+    def inverse_and_log_det(self, y, context=None):
+        return self.inverse(y), -self.forward_and_log_det(y)[1]
+
+
+class TestVolume:
+    def test_a_class_without_log_determinants_is_refused_when_it_is_defined(self):
+        with pytest.raises(TypeError, match="Double has no forward_and_log_det and no inverse_and_log_det"):
+
+            class Double(Bijection):
+                def forward(self, x, context=None):
+                    return 2 * x
+
+                def inverse(self, y, context=None):
+                    return y / 2
+
+    def test_one_of_the_two_is_not_enough(self):
+        with pytest.raises(TypeError, match="Half has no inverse_and_log_det: override both, or, if"):
+
+            class Half(Bijection):
+                forward = Doubling.forward
+                inverse = Doubling.inverse
+                forward_and_log_det = Doubling.forward_and_log_det
+
+    def test_who_preserves_volume_says_so(self):
+        class Negative(Bijection):
+            volume_preserving = True
+
+            def forward(self, x, context=None):
+                return -x
+
+            def inverse(self, y, context=None):
+                return -y
+
+        y, log_det = Negative().forward_and_log_det(torch.ones(3, 2))
+        assert (y.tolist(), log_det.tolist()) == ([[-1.0, -1.0]] * 3, [0.0] * 3)
+        assert check_bijection(Negative(), (2,), skip=["compiles", "pickles"]).ok
+
+    def test_what_is_still_abstract_may_leave_it_open(self):
+        class Family(Bijection):
+            """What some layers share."""
+
+            def forward(self, x, context=None):
+                return 2 * x
+
+        with pytest.raises(TypeError, match="abstract"):
+            Family()
+
+    def test_a_subclass_inherits(self):
+        class Child(Doubling):
+            pass
+
+        assert Flow(Sequential(Child()), StandardNormal((2,))).log_prob(torch.zeros(1, 2)) == pytest.approx(
+            2 * 0.6931471805599453 - 1.8378770664093453
+        )
+
+
+class TestShapes:
+    def test_an_elementwise_layer_behind_a_split_is_refused_at_its_place(self):
+        invflow.register("acme.double")(Doubling)
+        with pytest.raises(SpecError, match=r"layers.1: acme.double expects one tensor, got a tuple state"):
+            invflow.build(spec_of({"type": "split"}, {"type": "acme.double"}))
+        each = invflow.build(spec_of({"type": "split"}, {"type": "each", "layer": {"type": "acme.double"}}))
+        assert each.output_shape((4,)) == ((2,), (2,))
+        backwards = invflow.build(spec_of({"type": "inverse", "layer": {"type": "acme.double"}}, shape=(2, 3)))
+        assert backwards.output_shape((2, 3)) == (2, 3)
+
+    def test_another_shape_than_it_says(self):
+        @invflow.register("acme.flat")
+        class Flat(Doubling):
+            def forward(self, x, context=None):
+                return x.flatten(1)
+
+        with pytest.raises(SpecError, match=r"layers.0: acme.flat says that it turns \(2, 3\) into \(2, 3\)"):
+            invflow.build(spec_of({"type": "acme.flat"}, shape=(2, 3)))
+
+    def test_a_layer_that_does_not_run(self):
+        @invflow.register("acme.broken")
+        class Broken(Doubling):
+            def forward(self, x, context=None):
+                return x @ torch.ones(3, 3)
+
+        with pytest.raises(SpecError, match=r"layers.0: acme.broken does not run on a state of shape \(4,\): Runt"):
+            invflow.build(spec_of({"type": "acme.broken"}))
+
+    def test_the_inverse_needs_its_context(self):
+        class Shifted(Psi):
+            def __init__(self):
+                super().__init__(2)
+
+            input_shape = Bijection.input_shape
+
+            def inverse(self, y, context=None):
+                return super().inverse(y) - context
+
+        with pytest.raises(ShapeError, match=r"does not run on zeros of shape \(4, 2, 2\) without a context"):
+            Shifted().input_shape((4, 2, 2))
+
+
+class Pad(Injection):
+    """Zeros as further channels.
+
+    Args:
+        channels: how many.
+    """
+
+    level = "exact"
+    cheap_inverse = True
+    examples = [({}, (3,)), ({"channels": 1}, (2, 3, 3))]
+
+    def __init__(self, channels: PositiveInt = 2) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x, context=None):
+        return functional.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
+
+    def inverse(self, y, context=None):
+        return y[:, : y.shape[1] - self.channels]
+
+    def output_shape(self, shape):
+        return (shape[0] + self.channels, *shape[1:])
+
+
+class TestInjections:
+    @pytest.fixture(autouse=True)
+    def register(self):
+        invflow.register("acme.pad")(Pad)
+
+    def document(self, **top):
+        coupling = {"type": "additive_coupling", "net": {"type": "conv", "hidden": [3], "norm": "batch"}}
+        layers = [{"type": "acme.pad", "channels": 2}, {"type": "split"}, *[coupling] * 3, {"type": "merge"}]
+        return spec_of(*layers, shape=(2, 4, 4), **top)
+
+    def test_a_layer_that_adds_channels_has_to_say_so(self):
+        @invflow.register("acme.wider")
+        class Wider(Doubling):
+            def forward(self, x, context=None):
+                return functional.pad(x, [0, 2])
+
+            def inverse(self, y, context=None):
+                return y[:, :-2]
+
+            def output_shape(self, shape):
+                return (shape[0] + 2,)
+
+        with pytest.raises(SpecError, match=r"layers.0: acme.wider turns 4 numbers into 6, \(4,\) into \(6,\)"):
+            invflow.build(spec_of({"type": "acme.wider"}, prior={"type": "standard_normal"}))
+        flow = Flow(Sequential(Wider()), StandardNormal((6,)))
+        for call in (lambda: flow.log_prob(torch.zeros(1, 4)), lambda: flow.sample(2)):
+            with pytest.raises(ShapeError, match="keep the number of numbers"):
+                call()
+        with pytest.raises(BijectionError, match=r"shapes: .*\n +expected 4 numbers of 4, got 6"):
+            check_bijection(Wider(), (4,), only=["shapes"])
+
+    def test_below_a_head(self):
+        model = invflow.build_model(self.document(head={"type": "linear", "classes": 3}))
+        x = torch.randn(5, 2, 4, 4)
+        z = model.features(x)
+        assert z.shape == (5, 4, 4, 4)
+        torch.testing.assert_close(model.bijection.inverse(z), x, atol=1e-5, rtol=0)
+        again = invflow.build(invflow.to_spec(model))
+        assert again.input_shape((4, 4, 4)) == (2, 4, 4)
+
+    def test_under_a_prior_it_is_refused(self):
+        with pytest.raises(SpecError, match=r"prior: a flow expects a chain that adds no dimensions, .* acme.pad"):
+            invflow.build_model(self.document(prior={"type": "standard_normal"}))
+        with pytest.raises(ShapeError, match="put a head on it"):
+            Flow(Sequential(Affine((2,)), Pad()), StandardNormal((4,)))
+
+    @pytest.mark.parametrize("wrap", [lambda pad: pad, Sequential, lambda pad: Parallel(pad, Psi(2)), On, Each])
+    def test_it_cannot_be_run_backwards(self, wrap):
+        layer = wrap(Pad())
+        assert not layer.surjective
+        with pytest.raises(ShapeError, match="cannot be run backwards: it adds dimensions"):
+            Inverse(layer)
+        with pytest.raises(ShapeError, match="cannot be run backwards"):
+            _ = Sequential(Affine((2,)), layer)[::-1]
+        inverse = {"type": "inverse", "layer": {"type": "acme.pad"}}
+        with pytest.raises(SpecError, match=r"layers.0: acme.pad cannot be run backwards"):
+            invflow.build(spec_of(inverse))
+
+    def test_it_has_no_log_determinant(self):
+        chain = Sequential(Pad(), Affine((4,)))
+        for call in (chain.forward_and_log_det, Pad().forward_and_log_det):
+            with pytest.raises(ShapeError, match="adds dimensions, so it has no log-determinant"):
+                call(torch.zeros(1, 2))
+        with pytest.raises(ShapeError, match="adds dimensions, so it has no log-determinant"):
+            chain.inverse_and_log_det(torch.zeros(1, 4))
+
+    @pytest.mark.parametrize("mode", ["snap", "grid", "exact"])
+    def test_in_other_numerics(self, mode):
+        chain = invflow.build(self.document(numerics={"mode": mode})).eval()
+        x = torch.randint(256, (6, 2, 4, 4)) / 256
+        assert torch.equal(chain.inverse(chain(x)), x)
+        assert check(chain).ok == (mode != "snap") or mode == "snap"
+
+    def test_it_trains_in_constant_memory(self):
+        chain = invflow.build(self.document()).double().train()
+        chain = Sequential(*[layer for layer in chain if not isinstance(layer, nn.BatchNorm2d)]).double()
+        x = torch.randn(5, 2, 4, 4, dtype=torch.float64)
+
+        def gradients(policy):
+            one = copy.deepcopy(chain)
+            one.backprop, one.monitor = policy, "off"
+            one(x).square().sum().backward()
+            return torch.cat([weight.grad.flatten() for weight in one.parameters()])
+
+        right = gradients("stored")
+        assert [step.reversible for step in Sequential(*chain, backprop="reversible").steps((2, 4, 4))] == [True] * 6
+        assert (gradients("reversible") - right).abs().max() <= 1e-10 * right.abs().max()
+
+    def test_its_properties_run_one_way(self):
+        report = check_bijection(Pad(), (3,))
+        assert report.ok
+        names = {finding.name for finding in report.findings}
+        assert "round trip" in names
+        assert not names & {"inverse round trip", "log det", "inverse log det", "log det form"}
+        property_tests("acme.pad")
+
+    def test_a_left_inverse_that_is_none_is_found(self):
+        class Lossy(Pad):
+            def inverse(self, y, context=None):
+                return y[:, self.channels :]
+
+        with pytest.raises(BijectionError, match="round trip"):
+            check_bijection(Lossy(), (3,), skip=["compiles"])
+
+    def test_its_conditioning_is_measured(self):
+        found = conditioning(invflow.build(spec_of({"type": "acme.pad"}, {"type": "affine"})))
+        assert [(layer.lipschitz, layer.inverse_lipschitz) for layer in found.layers] == [(1, 1), (1, 1)]
+
+
+class TestNets:
+    def test_a_layer_with_a_net_and_nothing_else(self):
+        @invflow.register("acme.gated")
+        class Gated(Bijection):
+            """y = x, after a look at what a net makes of it.
+
+            Args:
+                net: any.
+            """
+
+            volume_preserving = True
+            examples = [({"net": {"type": "mlp"}}, (3,))]
+
+            def __init__(self, net: nn.Module) -> None:
+                super().__init__()
+                self.net = net
+
+            def forward(self, x, context=None):
+                self.net(x)
+                return x
+
+            def inverse(self, y, context=None):
+                return y
+
+        chain = invflow.build(spec_of({"type": "acme.gated", "net": {"type": "mlp", "hidden": [5]}}))
+        assert [tuple(weight.shape) for weight in chain.parameters()] == [(5, 4), (5,), (4, 5), (4,)]
+
+    def test_net_shapes_see_the_fields(self):
+        @invflow.register("acme.bins")
+        class Binned(Doubling):
+            """y = 2 x, and a net that gives some numbers for each one of x.
+
+            Args:
+                net: the conditioner.
+                bins: how many numbers.
+            """
+
+            def __init__(self, net: nn.Module, bins: PositiveInt = 3) -> None:
+                super().__init__()
+                self.net = net
+
+            @classmethod
+            def net_shapes(cls, shape, fields):
+                return {"net": (shape, (fields["bins"] * shape[0], *shape[1:]))}
+
+        for bins, expected in (({}, 12), ({"bins": 5}, 20)):
+            chain = invflow.build(spec_of({"type": "acme.bins", "net": {"type": "mlp"}, **bins}))
+            assert chain[0].net(torch.zeros(1, 4)).shape == (1, expected)
+
+    def test_net_shapes_of_what_is_no_net(self):
+        @invflow.register("acme.misspelt")
+        class Misspelt(Doubling):
+            def __init__(self, net: nn.Module) -> None:
+                super().__init__()
+
+            @classmethod
+            def net_shapes(cls, shape, fields):
+                return {"nte": (shape, shape)}
+
+        with pytest.raises(SpecError, match=r"layers.0: net_shapes of acme.misspelt names 'nte', which is none"):
+            invflow.build(spec_of({"type": "acme.misspelt", "net": {"type": "mlp"}}))
+
+    def test_a_net_without_context_in_a_spec_with_one(self):
+        @invflow.register_net("acme.triple")
+        class Triple(nn.Module):
+            def __init__(self, in_shape: tuple[int, ...]) -> None:
+                super().__init__()
+
+            def forward(self, a):
+                return 3 * a
+
+        document = {
+            "input": {"shape": [4], "context_shape": [2]},
+            "layers": [
+                {"type": "split"},
+                {"type": "additive_coupling", "net": {"type": "acme.triple"}},
+                {"type": "merge"},
+            ],
+        }
+        chain = invflow.build(document)
+        x, context = torch.randn(3, 4), torch.randn(3, 2)
+        y = chain(x, context)
+        torch.testing.assert_close(chain.inverse(y, context), x)
+        assert torch.equal(y, chain(x))
+
+    def test_which_nets_take_a_context(self):
+        class Masked(nn.Module):
+            def forward(self, x, mask=None):
+                return x
+
+        class Needing(nn.Module):
+            def forward(self, x, y):
+                return x + y
+
+        class Optional(nn.Module):
+            def forward(self, x, context=None):
+                return x
+
+        class Any(nn.Module):
+            def forward(self, *inputs):
+                return inputs[0]
+
+        class Built(nn.Module):
+            def __init__(self, context_shape=None):
+                super().__init__()
+
+        nets = (nn.Linear(2, 2), nn.Sequential(), Masked(), Needing(), Optional(), Any(), Built(), MLP((2,), (2,)))
+        assert [takes_context(net) for net in nets] == [False, False, False, True, True, True, True, True]
+
+    def test_a_net_that_maps_to_another_shape_is_refused_at_its_place(self):
+        @invflow.register_net("acme.same")
+        class Same(nn.Module):
+            def __init__(self, in_shape: tuple[int, ...]) -> None:
+                super().__init__()
+
+            def forward(self, a):
+                return a
+
+        coupling = {"type": "additive_coupling", "net": {"type": "acme.same"}}
+        with pytest.raises(SpecError, match=r"layers.1: additive_coupling expects its net to return the shape"):
+            invflow.build(spec_of({"type": "split"}, coupling, shape=(5,)))
+
+    def test_registering_a_net_breaks_no_property_tests(self):
+        @invflow.register_net("acme.odd")
+        class Odd(nn.Module):
+            """Fits few layers, and takes no context."""
+
+            def __init__(self, in_shape: tuple[int, ...]) -> None:
+                super().__init__()
+
+            def forward(self, a):
+                return a.flatten(2).cumsum(2).reshape(a.shape)
+
+        property_tests("additive_coupling", "affine_coupling")("additive_coupling")
+
+    @pytest.mark.parametrize("tag", ["conv", "mlp", "lipschitz_conv", "lipschitz_mlp"])
+    def test_a_last_layer_that_starts_at_zero(self, tag):
+        shape = (2, 5, 5) if "conv" in tag else (6,)
+        net = registry.nets.find(tag)(shape, shape, zero_last=True)
+        x = torch.randn(3, *shape)
+        assert torch.equal(net(x), torch.zeros_like(x))
+        net.train()(x).sum().backward()
+        assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in net.parameters())
+        with torch.no_grad():
+            for weight in net.parameters():
+                weight.add_(0.1)
+        assert net(x).abs().sum() > 0
+
+    def test_zeros_before_an_activation_are_refused(self):
+        with pytest.raises(ValueError, match="mlp with zero_last expects final_activation false"):
+            MLP((2,), (2,), final_activation=True, zero_last=True)
+
+
+class TestRegistration:
+    def test_an_abstract_class(self):
+        class Family(Bijection):
+            def forward(self, x, context=None):
+                return x
+
+        with pytest.raises(TypeError, match=r"Family cannot be registered: it does not override inverse"):
+            invflow.register("acme.family")(Family)
+
+    def test_constructors_that_no_document_can_call(self):
+        class Positional(Doubling):
+            def __init__(self, factor: int = 2, /) -> None:
+                super().__init__()
+
+        class Mixed(Doubling):
+            def __init__(self, shape: tuple[int, ...], *layers: Bijection) -> None:
+                super().__init__()
+
+        with pytest.raises(TypeError, match="'factor' is positional-only"):
+            invflow.register("acme.positional")(Positional)
+        with pytest.raises(TypeError, match=r"other parameters than \*layers are passed by name"):
+            invflow.register("acme.mixed")(Mixed)
+
+    def test_a_class_without_a_constructor_registers_after_a_compilation(self):
+        torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))  # which replaces nn.Module.__init__
+
+        class Twice(Doubling):
+            pass
+
+        class Again(invflow.register("acme.twice")(Twice)):
+            pass
+
+        invflow.register("acme.again")(Again)
+        chain = invflow.build(spec_of({"type": "acme.twice"}, {"type": "acme.again"}))
+        assert invflow.to_spec(chain)["layers"] == [{"type": "acme.twice"}, {"type": "acme.again"}]
+
+    def test_the_tag_is_written_on_the_class(self):
+        class Twice(Doubling):
+            pass
+
+        assert Twice.tag == "Twice"
+        assert invflow.register("acme.twice")(Twice).tag == "acme.twice"
+
+        class Child(Twice):
+            pass
+
+        assert Child.tag == "Child"
+        assert Psi(2).tag == "psi"
+
+
+def test_a_coupling_computes_its_scale_once(monkeypatch):
+    calls = []
+    original = torch.tanh
+    monkeypatch.setattr(torch, "tanh", lambda x: calls.append(1) or original(x))
+    coupling = invflow.bijections.AffineCoupling(nn.Linear(2, 4))
+    y, _ = coupling.forward_and_log_det((torch.randn(3, 2), torch.randn(3, 2)))
+    coupling.inverse_and_log_det(y)
+    assert len(calls) == 2
+
+
+def test_every_part_of_the_contract_is_declared():
+    """Nothing is asked of a layer that the base class does not have."""
+    asked = {"net_shapes", "input_shape", "output_shape", "domain", "codomain", "cheap_inverse", "level", "shortfall",
+             "exactness", "inverse_tolerance", "log_det_is_estimated", "traceable", "surjective", "lipschitz_bounds",
+             "awaits_data", "initialize", "examples", "volume_preserving", "tag"}  # fmt: skip
+    assert all(hasattr(Doubling, name) for name in asked)
+    chain = Sequential(Split(), AdditiveCoupling(MLP((2,), (2,))), Merge())
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(chain(torch.zeros(1, 4))))
