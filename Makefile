@@ -24,10 +24,11 @@ demo: $(READY)  ## train an i-RevNet on handwritten digits, run it backwards, dr
 test: $(READY)  ## all tests, doctests included
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## style, types, and the floors that imports keep to
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(READY)  ## mend the style
 	$(BIN)/ruff check --fix .

@@ -108,11 +108,10 @@ class _Coupling(Conditioned, Bijection, Retraces):
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         """What the conditioner makes of a, checked to fit b."""
-        if not self.net_takes_context:
-            context = None
         if self.numerics.mode == "float":
-            made: Tensor = self.net(a) if context is None else self.net(a, context)
+            made: Tensor = self.conditioned(a, context)
         else:
+            context = context if self.net_takes_context else None
             wide = self.numerics.mode == "grid" and self.numerics.conditioner_dtype == "float64"
             made = conditioners.evaluate(self.net, a, context, in_float64=wide, hide_sign=not self._is_stack)
         # Arithmetic would broadcast what does not fit, and the map would still look like a bijection.

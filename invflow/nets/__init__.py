@@ -1,6 +1,6 @@
 """Conditioners: the functions inside couplings and residual blocks, which nobody needs to invert."""
 
-from .contract import Lipschitz, Stack, takes_context
+from .contract import Conditioned, Lipschitz, Stack, takes_context
 from .conv import Conv
 from .lipschitz import LipschitzConv, LipschitzMLP
 from .mlp import MLP
@@ -8,6 +8,7 @@ from .spectral import SpectralConv2d, SpectralLinear
 
 __all__ = [
     "MLP",
+    "Conditioned",
     "Conv",
     "Lipschitz",
     "LipschitzConv",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -64,3 +64,7 @@ class Conditioned:
         super().__setattr__(name, value)
         if name == "net":
             self.net_takes_context = takes_context(value)
+
+    def conditioned(self, a: Any, context: Tensor | None) -> Any:
+        """``net(a)``, or ``net(a, context)`` if there is a context and the net takes one."""
+        return self.net(a, context) if context is not None and self.net_takes_context else self.net(a)

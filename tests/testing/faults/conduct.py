@@ -67,6 +67,8 @@ class InitializesItself(ActNorm):
 class KeepsState(Bijection):
     """The inverse uses what the last forward call has left."""
 
+    volume_preserving = True
+
     def forward(self, x, context=None):
         object.__setattr__(self, "_mean", x.detach().mean())
         return x - self._mean
@@ -79,6 +81,8 @@ class KeepsState(Bijection):
 class MixesTheBatch(Bijection):
     """The batch's mean is added to every sample."""
 
+    volume_preserving = True
+
     def forward(self, x, context=None):
         return x + x.mean(0) if len(x) else x
 
@@ -90,6 +94,8 @@ class MixesTheBatch(Bijection):
 class NaNSpreads(Bijection):
     """A NaN in one sample reaches the others through a product with zero."""
 
+    volume_preserving = True
+
     def forward(self, x, context=None):
         return x + 0 * x.sum()
 
@@ -100,6 +106,8 @@ class NaNSpreads(Bijection):
 @fault("memory layout", IMAGE)
 class ReadsStrides(Bijection):
     """The memory is read as if it were contiguous."""
+
+    volume_preserving = True
 
     def forward(self, x, context=None):
         return torch.as_strided(x, x.shape, torch.empty(x.shape, device="meta").stride()).flip(1)
@@ -131,6 +139,8 @@ class NoGradient(Scale):
 @fault("determinism")
 class Jitters(Bijection):
     """Noise below every tolerance makes two calls differ."""
+
+    volume_preserving = True
 
     def forward(self, x, context=None):
         return x * (1 + 1e-15 * torch.rand(1, dtype=x.dtype))

@@ -126,6 +126,8 @@ class InverseInFloat32(Scale):
 class DropsHalf(Bijection):
     """Half of the dimensions are dropped and drawn again."""
 
+    volume_preserving = True
+
     def forward(self, x, context=None):
         return torch.cat([x[:, :2], torch.randn_like(x[:, 2:])], 1)
 
@@ -136,6 +138,8 @@ class DropsHalf(Bijection):
 @fault("inverse round trip")
 class FactorOut(Bijection):
     """Factored-out dimensions are resampled by the inverse."""
+
+    volume_preserving = True
 
     def forward(self, x, context=None):
         return x
@@ -163,6 +167,8 @@ class InverseDetached(Residual):
 @fault("inverse round trip")
 class NotOnto(Bijection):
     """The map is no surjection: inverse takes absolute values."""
+
+    volume_preserving = True
 
     def forward(self, x, context=None):
         return x.abs()
@@ -251,6 +257,8 @@ class Upcasts(Scale):
 @fault("dtype kept")
 class PlainTensor(Bijection):
     """A weight is a plain attribute, which no .to() moves."""
+
+    volume_preserving = True
 
     def __init__(self):
         super().__init__()

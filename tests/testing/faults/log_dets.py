@@ -27,6 +27,7 @@ class SignFlippedForwards(Scale):
 class LogDetZero(Scale):
     """The log-determinant is zero where the volume changes."""
 
+    volume_preserving = True
     forward_and_log_det = Bijection.forward_and_log_det
     inverse_and_log_det = Bijection.inverse_and_log_det
 

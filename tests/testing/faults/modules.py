@@ -35,6 +35,8 @@ class Uncopyable(Scale):
 class NotInTheStateDict(Bijection):
     """A weight is missing from the state_dict."""
 
+    volume_preserving = True
+
     def __init__(self):
         super().__init__()
         self.shift = nn.Parameter(torch.ones(4))
