@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -53,6 +55,17 @@ def constant_to_compiler(function: C) -> C:
     """`torch.compiler.assume_constant_result`, which sets this mark, and loads the compiler to do so."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """No records of the compiler's own trace, which test runners collect, and show in place of a failure."""
+    logger = logging.getLogger("torch.__trace")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 # The dicts themselves: nn.Module's public iterators build a name for everything, which costs as much as a small layer,

@@ -258,7 +258,7 @@ class Step:
 
     def of_part(self, part: Any, context: Tensor | None, log_det: bool) -> Outcome:
         """What the step makes of its part of the state."""
-        return call(self.layer, part, context, log_det=log_det, backwards=self.backwards)
+        return call(self.layer, part, context, log_det, self.backwards)
 
     def shape_after(self, shape: Shape) -> Shape:
         """The shape of the whole state after the step."""
@@ -273,7 +273,9 @@ def steps_of(bijection: Bijection, shape: Shape) -> list[Step]:
         bijection: what is taken apart.
         shape: of the state that goes in.
     """
-    return list(_steps(bijection, "", (), False, True, lambda: shape))
+    if isinstance(bijection, Wired) and bijection.taken_apart:
+        return steps_inside(bijection, shape, backwards=False, invertible=True)
+    return [Step("", bijection, (), False, bijection.cheap_inverse)]
 
 
 def steps_inside(bijection: Wired, shape: Shape | None, *, backwards: bool, invertible: bool) -> list[Step]:
@@ -298,22 +300,17 @@ def steps_inside(bijection: Wired, shape: Shape | None, *, backwards: bool, inve
     return list(_inside(bijection, "", (), backwards, invertible, told))
 
 
-def _steps(
-    bijection: Bijection, name: str, path: Path, backwards: bool, invertible: bool, shape: Ask
-) -> Iterator[Step]:
-    if isinstance(bijection, Wired) and bijection.taken_apart:
-        yield from _inside(bijection, name, path, backwards, invertible and bijection.inverts, shape)
-    else:
-        yield Step(name, bijection, path, backwards, invertible and bijection.cheap_inverse)
-
-
 def _inside(bijection: Wired, name: str, path: Path, backwards: bool, invertible: bool, shape: Ask) -> Iterator[Step]:
     against = backwards is not bijection.runs_backwards
     wires = bijection.wires(shape)
     flow = _Flow(shape, wires[::-1] if against else wires, against)
-    for position, wire in enumerate(flow.wires):
-        inner = f"{name}.{wire.name}" if name else wire.name
-        yield from _steps(wire.layer, inner, path + wire.path, against, invertible, flow.asked(position))
+    for position, (inner, layer, place) in enumerate(flow.wires):
+        inner = f"{name}.{inner}" if name else inner  # noqa: PLW2901 -- the same name, in full
+        if isinstance(layer, Wired) and layer.taken_apart:
+            further = invertible and layer.inverts
+            yield from _inside(layer, inner, path + place, against, further, flow.asked(position))
+        else:
+            yield Step(inner, layer, path + place, against, invertible and layer.cheap_inverse)
 
 
 class _Flow:
@@ -338,7 +335,7 @@ class _Flow:
         return shape
 
 
-def call(layer: Bijection, state: Any, context: Tensor | None, *, log_det: bool, backwards: bool) -> Outcome:
+def call(layer: Bijection, state: Any, context: Tensor | None, log_det: bool, backwards: bool) -> Outcome:
     """What a bijection, or its inverse, makes of a state, with the log-determinant if it is asked for."""
     if backwards:
         return layer.inverse_and_log_det(state, context) if log_det else (layer.inverse(state, context), None)

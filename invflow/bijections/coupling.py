@@ -109,7 +109,7 @@ class _Coupling(Conditioned, Bijection, Retraces):
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         """What the conditioner makes of a, checked to fit b."""
         if self.numerics.mode == "float":
-            made: Tensor = self.conditioned(a, context)
+            made: Tensor = self.net(a) if context is None else self.conditioned(a, context)
         else:
             context = context if self.net_takes_context else None
             wide = self.numerics.mode == "grid" and self.numerics.conditioner_dtype == "float64"

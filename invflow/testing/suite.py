@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from ..registry import bijections
 from ..state import leaves, shape_of, zeros
@@ -24,7 +24,7 @@ def property_tests(*tags: str, skip: Collection[str] = ()) -> Callable[..., None
     """A pytest function that tests registered bijections as the built-in ones are tested.
 
     Hypothesis draws documents, shapes, inputs, contexts, dtypes, modes and weights; every property is checked on each.
-    How many it draws is up to the Hypothesis profile.
+    How many it draws is up to the Hypothesis profile; there is no deadline.
 
     Args:
         *tags: the types to test, as in a spec; they are registered, or advertised by an installed package.
@@ -38,6 +38,8 @@ def property_tests(*tags: str, skip: Collection[str] = ()) -> Callable[..., None
     def test(tag: str) -> None:
         check_examples(tag, skip)
 
+        # The first examples compile, load and build: nobody's deadline fits them.
+        @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
         @given(case=cases(tag), setting=conditions())
         def every_property(case: Case, setting: Setting) -> None:
             check_case(case, setting, skip)

@@ -262,7 +262,7 @@ def test_two_packages_that_advertise_one_tag(run, tmp_path):
 
 
 def test_one_line_tests_the_bijections_of_another_package(run, tmp_path):
-    """The package's own test module finds its bijection by entry point, and tests it in a line."""
+    """The package's own test module finds its bijection by entry point; no profile and no log stands in its way."""
     del run  # installs the package
     site = tmp_path / "site"
     (site / "test_acme.py").write_text(
@@ -270,7 +270,7 @@ def test_one_line_tests_the_bijections_of_another_package(run, tmp_path):
     )
     (site / "conftest.py").write_text(
         "from hypothesis import Phase, settings\n\n"
-        'settings.register_profile("few", max_examples=3, deadline=None, phases=[Phase.generate])\n'
+        'settings.register_profile("few", max_examples=3, phases=[Phase.generate], deadline=1)\n'
         'settings.load_profile("few")\n'
     )
     healthy = _pytest_in(site)
@@ -280,6 +280,8 @@ def test_one_line_tests_the_bijections_of_another_package(run, tmp_path):
     planted = _pytest_in(site)
     assert planted.returncode == 1
     assert "BijectionError" in planted.stdout
+    assert "DEBUG" not in planted.stdout
+    assert "Deadline" not in planted.stdout
 
 
 def _pytest_in(site):

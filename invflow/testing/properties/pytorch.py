@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..._torch import untraced
 from ...measures import difference, same_bits
 from ...state import leaves, map_state, shape_of
 from ..tolerances import AUTOCAST_ROUNDINGS, EXACT, eps
@@ -77,7 +78,7 @@ def compiles(trial: Trial) -> float:
     for _, call, state in both_ways(trial):
         torch.compiler.reset()
         compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-        with torch.no_grad():
+        with torch.no_grad(), untraced():
             found += list(zip(compiled(state, trial.context), call(state, trial.context), strict=True))
     torch.compiler.reset()
     return same_numbers(trial, found, same_states(trial))
