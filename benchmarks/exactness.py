@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 import invflow
-from invflow.numerics import Exact, Grid
 from invflow.models.freeze import freeze
+from invflow.numerics import Exact, Grid
 
 SPECS = Path(__file__).parent.parent / "specs"
 CHAINS = ("irevnet_mnist.json", "irevnet_mnist_augmented.json")
