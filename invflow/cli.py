@@ -285,10 +285,17 @@ def check(
     else:
         columns = list(report.round_trip_error)
         table = Table("", "layer", "in", "out", "parameters", "exactness", *columns)
-        for position, layer in enumerate(report.layers):
+        for layer in report.layers:
             errors = [f"{layer.round_trip_error[column]:.1e}" for column in columns]
             shapes = (str(layer.input_shape), str(layer.output_shape))
-            table.add_row(str(position), layer.layer, *shapes, f"{layer.parameters:,}", layer.exactness, *errors)
+            table.add_row(
+                layer.name.removeprefix("layers."),
+                layer.layer,
+                *shapes,
+                f"{layer.parameters:,}",
+                layer.exactness,
+                *errors,
+            )
         table.add_section()
         errors = [f"{error:.1e}" for error in report.round_trip_error.values()]
         table.add_row("", "whole chain", "", "", f"{report.parameters:,}", report.exactness, *errors)
@@ -305,6 +312,7 @@ def check(
             out.print("failed: a Lipschitz constant exceeds its bound")
         else:
             how = "to rounding" if report.exactness == "float" else "without one wrong bit"
+            how += "" if report.surjective else ", on its image only: it adds dimensions"
             out.print(f"ok: it runs backwards {how}" if report.ok else f"failed: it does not run backwards {how}")
     sound = report.ok and all(further is None or further.ok for further in (found, stretches))
     raise typer.Exit(0 if sound else 1)
@@ -409,14 +417,13 @@ def plot_psi(
     plugin: Plugins = None,
 ) -> None:
     """Images and the channels that the spec's first psi makes of them."""
-    from .bijections import Psi
     from .diagnostics.check import chain_of
-    from .diagnostics.pictures import psi_channels, write_figure
+    from .diagnostics.pictures import first_psi, psi_channels, write_figure
     from .spec.training import Training
     from .training.data import load_data
 
     document = _load_document(spec)
-    psi = next((layer for layer in chain_of(spec) if isinstance(layer, Psi)), None)
+    psi = first_psi(chain_of(spec))
     if psi is None:
         raise InvflowError(f"{spec}: plot-psi expects a spec with a psi layer, got one without")
     data = load_data((document.training or Training()).data, data_root, download=download)

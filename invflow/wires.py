@@ -7,6 +7,7 @@ what its contents promise.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Wire(NamedTuple):
     """A layer and the part of the state that it acts on.
 
     Attributes:
-        name: of the layer within the bijection that it belongs to, as in its ``state_dict``; with ``@1`` behind it if
-            the same layer acts on several parts.
+        name: of the layer within the bijection that it belongs to, as in its ``state_dict``; with ``@0``, ``@1``, ...
+            behind it if layers act several times.
         layer: the layer.
         path: where the part is.
     """
@@ -68,7 +69,7 @@ class Wired(Bijection):
 
     @abstractmethod
     def named_layers(self) -> list[tuple[str, Bijection]]:
-        """The layers with their names in the ``state_dict``."""
+        """The layers with their names in the ``state_dict``, in the order of the constructor's parameters."""
 
     @classmethod
     @abstractmethod
@@ -100,8 +101,10 @@ class Wired(Bijection):
         """The layers with the parts that they act on, in the order of the forward."""
         named = self.named_layers()
         wiring = self.wiring(len(named), shape, vars(self))
-        shared = len(wiring) > len(named)
-        return [Wire(named[i][0] + (_place(path) if shared else ""), named[i][1], path) for i, path in wiring]
+        if len(wiring) <= len(named):
+            return [Wire(*named[i], path) for i, path in wiring]
+        times = [itertools.count() for _ in named]
+        return [Wire(f"{named[i][0]}@{next(times[i])}", named[i][1], path) for i, path in wiring]
 
     # ----------------------------------------------------------------- The map
 
@@ -345,7 +348,3 @@ def call(layer: Bijection, state: Any, context: Tensor | None, log_det: bool, ba
 def shape_after(layer: Bijection, shape: Shape, backwards: bool) -> Shape:
     """The shape of what a bijection, or its inverse, makes of a state of this shape."""
     return layer.input_shape(shape) if backwards else layer.output_shape(shape)
-
-
-def _place(path: Path) -> str:
-    return f"@{'.'.join(map(str, path))}"

@@ -20,6 +20,7 @@ from invflow.models import StandardNormal
 from invflow.nets import MLP, takes_context
 from invflow.state import leaves
 from invflow.testing import BijectionError, check_bijection, property_tests
+from invflow.wires import Wired
 
 
 @pytest.fixture(autouse=True)
@@ -428,6 +429,71 @@ class TestNets:
     def test_zeros_before_an_activation_are_refused(self):
         with pytest.raises(ValueError, match="mlp with zero_last expects final_activation false"):
             MLP((2,), (2,), final_activation=True, zero_last=True)
+
+
+class TestInnerLayers:
+    def test_two_fields_of_a_wired_bijection(self):
+        @invflow.register("acme.branches")
+        class Branches(Wired):
+            """(a, b) -> (f(a), g(b)).
+
+            Args:
+                left: f.
+                right: g.
+            """
+
+            examples = [({"left": {"type": "affine"}, "right": {"type": "split"}}, ((2,), (4,)))]
+
+            def __init__(self, left: Bijection, right: Bijection) -> None:
+                super().__init__()
+                self.left = left
+                self.right = right
+
+            def named_layers(self):
+                return [("left", self.left), ("right", self.right)]
+
+            @classmethod
+            def wiring(cls, count, shape, fields):
+                return [(0, (0,)), (1, (1,))]
+
+        inner = {"type": "sequential", "layers": [{"type": "psi", "block_size": 2}, {"type": "actnorm"}]}
+        document = spec_of(
+            {"type": "acme.branches", "left": inner, "right": {"type": "affine"}}, shape=((1, 4, 4), (3,))
+        )
+        chain = invflow.build(document)
+        assert chain.output_shape(((1, 4, 4), (3,))) == ((4, 2, 2), (3,))
+        assert [step.name for step in chain.steps()] == [
+            "layers.0.left.layers.0",
+            "layers.0.left.layers.1",
+            "layers.0.right",
+        ]
+        backwards = invflow.build(spec_of({"type": "inverse", "layer": document["layers"][0]}, shape=((4, 2, 2), (3,))))
+        assert backwards.output_shape(((4, 2, 2), (3,))) == ((1, 4, 4), (3,))
+        assert invflow.to_spec(chain)["layers"] == document["layers"]
+
+    def test_a_wrapper_that_says_nothing_of_wires(self):
+        @invflow.register("acme.scaled")
+        class Scaled(Doubling):
+            """y = 2 f(x).
+
+            Args:
+                layer: f.
+            """
+
+            def __init__(self, layer: Bijection) -> None:
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x, context=None):
+                return 2 * self.layer(x, context)
+
+            def inverse(self, y, context=None):
+                return self.layer.inverse(y / 2, context)
+
+        chain = invflow.build(spec_of({"type": "acme.scaled", "layer": {"type": "permute", "seed": 0}}))
+        x = torch.randn(3, 4)
+        assert torch.equal(chain(x), 2 * chain[0].layer(x))
+        assert [step.layer for step in chain.steps()] == [chain[0]]
 
 
 class TestRegistration:

@@ -65,6 +65,26 @@ def test_a_bijection_is_sound(name, folder):
         assert invflow.to_spec(invflow.build(invflow.to_spec(chain))) == invflow.to_spec(chain)
 
 
+def test_a_wrapper_keeps_what_it_holds(folder):
+    load_plugin(folder / "twice.py")
+    coupling = {"type": "additive_coupling", "net": {"type": "mlp", "hidden": [4]}}
+    inner = {"type": "sequential", "layers": [{"type": "split"}, *[coupling] * 3, {"type": "merge"}]}
+    document = {"input": {"shape": [4]}, "layers": [{"type": "acme.twice", "layer": inner}], "backprop": "reversible"}
+    chain = invflow.build(document)
+    names = [step.name for step in chain.steps()]
+    assert names == [f"layers.0.layer@{time}.layers.{layer}" for time in (0, 1) for layer in range(5)]
+    x = torch.randn(5, 4)
+    y = chain(x)
+    assert torch.equal(y, chain[0].layer(chain[0].layer(x)))
+    y.square().sum().backward()
+    found = [weight.grad.clone() for weight in chain.parameters()]
+    chain.zero_grad()
+    chain.backprop = "stored"
+    chain(x).square().sum().backward()
+    for one, other in zip(found, chain.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad)
+
+
 def document(**top):
     coupling = {"type": "affine_coupling", "net": {"type": "acme.gated", "width": 5}}
     layers = [{"type": "split"}, coupling, {"type": "acme.shear", "net": {"type": "mlp"}}, {"type": "merge"}]

@@ -32,6 +32,7 @@ from invflow.diagnostics.memory import memory
 from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.nets import MLP
 from invflow.state import leaf_paths, leaves, map_state, part_of, shape_of, with_part
+from invflow.testing.thorough import check_thoroughly
 from invflow.wires import steps_of
 
 GRADIENT = 1e-10
@@ -151,6 +152,7 @@ def test_whatever_looks_into_a_chain_sees_every_coupling(how):
     assert [layer.name for layer in check(chain).layers] == names
     assert list(reconstruction_errors(chain.train(), x)) == names
     assert len(memory(chain, 2).layers) == len(names)
+    assert len(check_thoroughly(chain).layers) == len(check_thoroughly(chain).error_by_depth) - 1 == len(names)
 
 
 def test_conditioning_looks_inside_too():

@@ -13,7 +13,12 @@ from ..errors import InvflowError, ShapeError
 from ..registry import register
 from ..reversible.retrace import Replay, Retraced, Retraces, retrace
 from ..state import Path
-from ..wires import Ask, Wrapper
+from ..wires import Ask, Step, Wrapper
+
+
+def directed(step: Step) -> Bijection:
+    """A step as a bijection of its part of the state: its layer, or the inverse of that."""
+    return Inverse(step.layer) if step.backwards else step.layer
 
 
 @register("inverse")

@@ -46,6 +46,7 @@ class Report:
         round_trip_error: of the whole chain, relative, by dtype and mode: ``"float32 eval"``.
         parameters: how many numbers the chain trains.
         exactness: of the whole chain: "float", "grid" or "exact".
+        surjective: whether every state is an image; if not, the chain adds dimensions, and only images come back.
         ok: whether every error is within the rounding of its dtype, and there is none where it has to be exact.
     """
 
@@ -53,6 +54,7 @@ class Report:
     round_trip_error: dict[str, float]
     parameters: int
     exactness: str
+    surjective: bool
     ok: bool
 
 
@@ -93,7 +95,7 @@ def check(chain: Sequential) -> Report:
         ok = all(_within_rounding(dtype, result) for (dtype, _), result in found.items())
     else:
         ok = all(result.bit_equal == 1.0 for result in found.values())
-    return Report(layers, errors, _parameters(chain), chain.exactness, ok)
+    return Report(layers, errors, _parameters(chain), chain.exactness, chain.surjective, ok)
 
 
 def inputs(chain: Sequential) -> tuple[State, Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bijection import Bijection
-from ..bijections import Inverse
+from ..bijections.inverse import directed
 from ..measures import jacobian, with_context
 from ..nets.spectral import top_singular_pair
 from ..sequential import Sequential
@@ -127,8 +127,7 @@ def conditioning(chain: Sequential, announce: Callable[[str], None] = lambda lin
     steps = chain.steps(shape_of(x))
     for position, step in enumerate(steps):
         announce(f"layer {position} of {len(steps)}")
-        # A step backwards is measured as a bijection of its part of the state.
-        layer = Inverse(step.layer) if step.backwards else step.layer
+        layer = directed(step)
         parts = [part_of(trace[position], step.path) for trace in traces]
         found = [singular_values(layer, part, given) for part, given in zip(parts, contexts, strict=True)]
         layers.append(_report(step.title, layer, found))

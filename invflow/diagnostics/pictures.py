@@ -26,6 +26,7 @@ from torch import Tensor
 from ..bijections import Psi
 from ..errors import InvflowError
 from ..files import write_atomically
+from ..sequential import Sequential
 
 CELL = 0.9  # inches a small image takes
 LETTER = 0.085  # inches a letter of a title takes, at most
@@ -73,6 +74,12 @@ def gallery(images: Tensor, title: str, columns: int = 8) -> Figure:
     for axis, image in zip([axis for row in axes for axis in row], images, strict=False):
         _show(axis, image)
     return figure
+
+
+def first_psi(chain: Sequential) -> Psi | None:
+    """The first psi of a chain that runs forwards, on the whole state, wherever it stands; None if there is none."""
+    layers = (step.layer for step in chain.steps() if not (step.backwards or step.path))
+    return next((layer for layer in layers if isinstance(layer, Psi)), None)
 
 
 def psi_channels(images: Tensor, psi: Psi, most: int = 64) -> Figure:

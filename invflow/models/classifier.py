@@ -45,6 +45,10 @@ class Classifier(nn.Module):
         """The state after the last invertible layer: what ``bijection.inverse`` turns back into ``x``."""
         return self.bijection(x, context)
 
+    def inverse(self, features: Any, context: Tensor | None = None) -> Any:
+        """The input that has these features."""
+        return self.bijection.inverse(features, context)
+
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         """Logits, ``(batch, classes)``."""
         return self.head(self.features(x, context))  # type: ignore[no-any-return]

@@ -63,6 +63,10 @@ class Flow(nn.Module):
         _require_equal_sizes(x, z)
         return x
 
+    def inverse(self, features: Any, context: Tensor | None = None) -> Any:
+        """The x that the chain turns into these features, a state of the prior."""
+        return self.bijection.inverse(features, context)
+
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)
 

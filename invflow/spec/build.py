@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -149,29 +150,44 @@ class _Builder:
 
     def _inner_layers(self, node: Node, path: JsonPath, shape: Shape, backwards: bool) -> dict[str, Any]:
         """The layers that a layer holds, by field, each built for what reaches it."""
-        found: dict[str, Any] = {}
+        fields: dict[str, list[tuple[Node, JsonPath]]] = {}
         for name, child in node.children.items():
-            if not isinstance(child, tuple) and child.registry is not bijections:
-                continue
-            nodes = child if isinstance(child, tuple) else (child,)
-            built: list[Bijection | None] = [None] * len(nodes)
-            # Of a class that says nothing of wires, the layers are taken to act on the whole state in turn.
-            against: bool = backwards
-            wiring: Sequence[tuple[int, Path]] = [(i, ()) for i in range(len(nodes))]
-            if issubclass(node.cls, Wired):
-                against = backwards is not node.cls.runs_backwards
-                wiring = self._shape(node.cls.wiring, path, len(nodes), lambda: shape, _fields(node))
-            reached = shape
-            for i, part in reversed(wiring) if against else wiring:
-                place = (*path, name, i) if isinstance(child, tuple) else (*path, name)
-                before, layer = self._shape(part_of, path, reached, part), built[i]
-                if layer is None:
-                    built[i], after = self._layer(nodes[i], place, before, against)
-                else:
-                    after = self._shape(shape_after, path, layer, before, against)
-                reached = with_part(reached, part, after)
-            found[name] = built if isinstance(child, tuple) else built[0]
-        return found
+            if isinstance(child, tuple):
+                fields[name] = [(inner, (*path, name, i)) for i, inner in enumerate(child)]
+            elif child.registry is bijections:
+                fields[name] = [(child, (*path, name))]
+        if issubclass(node.cls, Wired):
+            every = list(itertools.chain.from_iterable(fields.values()))
+            wiring = self._shape(node.cls.wiring, path, len(every), lambda: shape, _fields(node))
+            against = backwards is not node.cls.runs_backwards
+            layers = iter(self._along(wiring, every, path, shape, against))
+        else:
+            # It says nothing of wires: those of each field are taken to act on the whole state in turn.
+            layers = itertools.chain.from_iterable(
+                self._along([(i, ()) for i in range(len(inner))], inner, path, shape, backwards)
+                for inner in fields.values()
+            )
+        built = {name: [next(layers) for _ in inner] for name, inner in fields.items()}
+        return {name: inner if isinstance(node.children[name], tuple) else inner[0] for name, inner in built.items()}
+
+    def _along(
+        self,
+        wiring: Sequence[tuple[int, Path]],
+        documents: Sequence[tuple[Node, JsonPath]],
+        path: JsonPath,
+        shape: Shape,
+        backwards: bool,
+    ) -> list[Bijection]:
+        """Layers, each built for the part of the state that reaches it first."""
+        built: dict[int, Bijection] = {}
+        for i, part in reversed(wiring) if backwards else wiring:
+            before = self._shape(part_of, path, shape, part)
+            if i in built:
+                after = self._shape(shape_after, path, built[i], before, backwards)
+            else:
+                built[i], after = self._layer(*documents[i], before, backwards)
+            shape = with_part(shape, part, after)
+        return [built[i] for i in range(len(documents))]
 
     def _inner_nets(self, node: Node, path: JsonPath, shape: Shape) -> dict[str, Any]:
         """The nets that a layer holds, by field."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..bijections.inverse import directed
 from ..diagnostics.check import inputs
 from ..diagnostics.roundtrip import errors_on_the_way_back
 from ..sequential import Sequential
-from ..state import map_state
+from ..state import map_state, part_of, shape_of
 from .checker import examine
 from .properties import PROPERTIES
 from .report import Report
@@ -46,11 +47,11 @@ class Thorough:
     """The result of `check_thoroughly`.
 
     Attributes:
-        layers: one entry per layer of the chain.
+        layers: one entry per step of the chain.
         chain: of the whole chain.
-        error_by_depth: how far the state before each layer is off when the chain is run backwards from its end, in
+        error_by_depth: how far the state before each step is off when the chain is run backwards from its end, in
             float64 and in eval mode; the last entry is the output's, which is 0.
-        lost_at: the layer that adds most to that error; None where none adds any.
+        lost_at: the step that adds most to that error; None where none adds any.
         ok: whether every property holds.
     """
 
@@ -69,11 +70,12 @@ def check_thoroughly(chain: Sequential, announce: Callable[[str], None] = lambda
         announce: told what is being checked.
     """
     x, context = inputs(chain)
-    shapes = chain.shapes(chain.declared_shape or ())
+    shapes, steps = chain.shapes(shape_of(x)), chain.steps(shape_of(x))
     layers = []
-    for position, (layer, shape) in enumerate(zip(chain, shapes, strict=False)):
-        announce(f"layer {position} of {len(chain)}")
-        layers.append(_proof(Subject(layer, shape, chain.declared_context_shape), repr(layer)))
+    for position, (step, shape) in enumerate(zip(steps, shapes, strict=False)):
+        announce(f"layer {position} of {len(steps)}")
+        subject = Subject(directed(step), part_of(shape, step.path), chain.declared_context_shape)
+        layers.append(_proof(subject, step.title))
     announce("the whole chain")
     whole = _proof(Subject(chain, shapes[0], chain.declared_context_shape), "whole chain")
     given = None if context is None else context.double()

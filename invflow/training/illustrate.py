@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..bijections import Psi
 from ..diagnostics.interpolation import interpolate
 from ..diagnostics.pictures import (
+    first_psi,
     interpolation_frames,
     interpolation_strip,
     psi_channels,
@@ -58,7 +58,7 @@ def illustrate(run: Run, data_root: Path | None = None) -> tuple[Evaluation, lis
 @torch.no_grad()
 def _figures_of_images(chain: Sequential, images: Tensor) -> dict[str, Figure]:
     figures = {"reconstructions": reconstructions(images, chain.inverse(chain(images)))}
-    psi = next((layer for layer in chain if isinstance(layer, Psi)), None)
+    psi = first_psi(chain)
     if psi is not None:
         figures["psi"] = psi_channels(images[:3], psi)
     return figures
