@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .arguments import one_line
 from .errors import NumericsError, ShapeError
-from .numerics.options import FLOAT, Exact, Float, Grid, Snap, at_least, level_of
+from .numerics.modes import FLOAT, REAL_ARITHMETIC, Level, Limit, Mode, least
 from .state import Shape, State, require_tensor, shape_of, zero_log_det, zeros
 
 _LOG_DETS = ("forward_and_log_det", "inverse_and_log_det")
@@ -122,43 +122,35 @@ class Bijection(nn.Module, ABC):
 
     # ---------------------------------------------------------- Its exactness
 
-    numerics: Float | Snap | Grid | Exact = FLOAT
+    numerics: Mode = FLOAT
     """What it computes in, set by `set_numerics`."""
 
     @property
-    def level(self) -> str:
-        """How exact the inverse can be with the parameters that it has.
-
-        ``"float"`` is up to rounding, ``"grid"`` bit-exact on a grid, given the same batch shape, layout and device,
-        ``"exact"`` bit-exact on a grid whatever these are.
-        """
-        return "float"
+    def limit(self) -> Limit:
+        """How exact the inverse can be with the parameters that it has, and why it can be no more."""
+        return REAL_ARITHMETIC
 
     @property
-    def shortfall(self) -> str:
-        """Why it can be no more exact than its level."""
-        return "its inverse undoes real arithmetic, which is true up to rounding only"
-
-    @property
-    def exactness(self) -> str:
-        """How exact the inverse is as it stands, in the numerics that were set; the level, if they do not matter."""
-        return self.level
+    def exactness(self) -> Level:
+        """How exact the inverse is as it stands, in the numerics that were set; its limit, if they do not matter."""
+        return self.limit.level
 
     @property
     def inverse_tolerance(self) -> float | None:
         """The relative error at which an iterative inverse stops; None goes on to the roundings."""
         return None
 
-    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+    def set_numerics(self, numerics: Mode) -> None:
         """Computes in these numerics from now on: a chain asks this of each of its layers.
 
-        The default takes note; a bijection that has to compute otherwise to reach its level looks at ``numerics``.
+        The default takes note; a bijection that has to compute otherwise to reach its limit asks ``numerics`` to.
 
         Raises:
             NumericsError: it cannot be as exact as they ask.
         """
-        if not at_least(self.level, level_of(numerics)):
-            raise NumericsError(f"{self.tag} cannot be {level_of(numerics)}: {self.shortfall}")
+        level, reason = self.limit
+        if least([level, numerics.level]) != numerics.level:
+            raise NumericsError(f"{self.tag} cannot be {numerics.level}: {reason}")
         self.numerics = numerics
 
     # ------------------------------------------------------ What else is known

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import NumericsError, ShapeError
-from .numerics import grid
-from .numerics.options import FLOAT, Exact, Float, Grid, Numerics, Snap
+from .numerics.modes import FLOAT, NONE, Level, Limit, Mode, Numerics, least
 from .registry import register
 from .reversible import Backprop, Monitor, Reconstruction, run_chain
 from .state import Path, Shape, State, TensorShape, shape_of, zero_log_det
@@ -82,7 +81,7 @@ class Sequential(Wired):
         self.layers = nn.ModuleList(layers)
         self.backprop = backprop
         self.own_numerics = numerics
-        if isinstance(numerics, Grid | Exact):
+        if numerics.on_grid:
             self.set_numerics(numerics)
         self.numerics = numerics
         self.monitor = monitor
@@ -98,7 +97,7 @@ class Sequential(Wired):
 
     @property
     def taken_apart(self) -> bool:
-        return super().taken_apart and isinstance(self.own_numerics, Float)
+        return super().taken_apart and self.own_numerics == FLOAT
 
     @property
     def inverts(self) -> bool:
@@ -109,26 +108,21 @@ class Sequential(Wired):
         return self[0].domain if len(self) else "reals"
 
     @property
-    def level(self) -> str:
-        return "float" if isinstance(self.numerics, Snap) else super().level
+    def limit(self) -> Limit:
+        own = self.numerics.limit
+        return own if own != NONE else super().limit
 
     @property
-    def shortfall(self) -> str:
-        if isinstance(self.numerics, Snap):
-            return "it rounds at its end, so that it is no bijection of the grid"
-        return super().shortfall
+    def exactness(self) -> Level:
+        return least([self.numerics.limit.level, super().exactness])
 
-    @property
-    def exactness(self) -> str:
-        return "float" if isinstance(self.numerics, Snap) else super().exactness
-
-    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+    def set_numerics(self, numerics: Mode) -> None:
         """Sets the numerics of every layer, as a chain around this one asks.
 
         Raises:
             NumericsError: a layer cannot give them, or this chain has others of its own.
         """
-        if not isinstance(self.own_numerics, Float) and self.own_numerics != numerics:
+        if self.own_numerics not in (FLOAT, numerics):
             raise NumericsError(
                 f"sequential has numerics of its own, {self.own_numerics.model_dump()}, in a chain with "
                 f"{numerics.model_dump()}; name them once, at the chain outside"
@@ -142,11 +136,10 @@ class Sequential(Wired):
 
     @property
     def cheap_inverse(self) -> bool:
-        rounds_at_entry = isinstance(self.numerics, Grid | Exact) and self.numerics.entry == "snap"
-        return not (isinstance(self.numerics, Snap) or rounds_at_entry) and super().cheap_inverse
+        return not self.numerics.rounds and super().cheap_inverse
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
-        x = self._entered(x)
+        x = self.numerics.enter(x)
         if self.backprop != "stored" and torch.is_grad_enabled():
             return self._recomputed(x, context, log_det=False)[0]
         try:
@@ -157,32 +150,22 @@ class Sequential(Wired):
         return x
 
     def inverse(self, y: Any, context: Tensor | None = None) -> Any:
-        y = self._entered(y)
+        y = self.numerics.enter(y)
         if self.backprop != "stored" and torch.is_grad_enabled():
-            return self._left(self._recomputed(y, context, log_det=False, backwards=True)[0])
+            return self.numerics.leave(self._recomputed(y, context, log_det=False, backwards=True)[0])
         try:
             for layer in reversed(list(self)):
                 y = layer.inverse(y, context)
         except NumericsError as error:
             raise self._located(layer, error) from error
-        return self._left(y)
-
-    def _entered(self, state: Any) -> Any:
-        """A state as it enters, at either end."""
-        if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
-            return state
-        return grid.enter(state, self.numerics)
-
-    def _left(self, x: Any) -> Any:
-        """What the inverse returns of the state that it ends in."""
-        return grid.snap(x, self.numerics.frac_bits) if self.numerics.mode == "snap" else x
+        return self.numerics.leave(y)
 
     def _located(self, layer: nn.Module, error: NumericsError) -> NumericsError:
         position = next(i for i, other in enumerate(self.layers) if other is layer)
         return NumericsError(f"layer {position} of {len(self)}: {error}")
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        x = self._entered(x)
+        x = self.numerics.enter(x)
         if self.backprop != "stored" and torch.is_grad_enabled():
             return self._recomputed(x, context, log_det=True)
         total = zero_log_det(x)
@@ -195,10 +178,10 @@ class Sequential(Wired):
         return x, total
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        y = self._entered(y)
+        y = self.numerics.enter(y)
         if self.backprop != "stored" and torch.is_grad_enabled():
             x, log_det = self._recomputed(y, context, log_det=True, backwards=True)
-            return self._left(x), log_det
+            return self.numerics.leave(x), log_det
         total = zero_log_det(y)
         try:
             for layer in reversed(list(self)):
@@ -206,7 +189,7 @@ class Sequential(Wired):
                 total = total + log_det
         except NumericsError as error:
             raise self._located(layer, error) from error
-        return self._left(y), total
+        return self.numerics.leave(y), total
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """The products of the layers'."""
@@ -235,7 +218,7 @@ class Sequential(Wired):
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
         """Every intermediate state: the input, then what each of the `steps` makes of it."""
-        states = [self._entered(x)]
+        states = [self.numerics.enter(x)]
         for step in self.steps(shape_of(x)):
             states.append(step.after(states[-1], context))
         return states
@@ -281,8 +264,8 @@ class Sequential(Wired):
             raise ShapeError(f"a slice of a Sequential expects step 1 or -1 (the inverse chain), got {index.step}")
         forwards = sorted(range(len(layers))[index])
         # Data lie on their grid where the chain begins, and nowhere else.
-        snaps = isinstance(self.numerics, Snap) and forwards[:1] == [0]
-        numerics = FLOAT if isinstance(self.numerics, Snap) and not snaps else self.numerics
+        snaps = self.numerics.about_data and forwards[:1] == [0]
+        numerics: Any = FLOAT if self.numerics.about_data and not snaps else self.numerics
         if index.step == -1 and not snaps:
             backwards = (Inverse(layers[i]) for i in reversed(forwards))
             return Sequential(*backwards, backprop=self.backprop, monitor=self.monitor, numerics=numerics)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._torch import is_hooked
 from .bijection import Bijection
 from .errors import ShapeError
-from .numerics.options import LEVELS, Exact, Float, Grid, Snap
+from .numerics.modes import LEVELS, NONE, Level, Limit, Mode, least
 from .state import Path, Shape, State, part_of, shape_of, with_part, zero_log_det
 
 Ask: TypeAlias = Callable[[], Shape]
@@ -156,22 +156,18 @@ class Wired(Bijection):
 
     # ---------------------------------------------------- What its layers are
 
-    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+    def set_numerics(self, numerics: Mode) -> None:
         for _, layer in self.named_layers():
             layer.set_numerics(numerics)
         self.numerics = numerics
 
     @property
-    def level(self) -> str:
-        return min((layer.level for _, layer in self.named_layers()), key=LEVELS.index, default="exact")
+    def limit(self) -> Limit:
+        return min((layer.limit for _, layer in self.named_layers()), key=_rank, default=NONE)
 
     @property
-    def shortfall(self) -> str:
-        return next((layer.shortfall for _, layer in self.named_layers() if layer.level == self.level), "")
-
-    @property
-    def exactness(self) -> str:
-        return min((layer.exactness for _, layer in self.named_layers()), key=LEVELS.index, default="exact")
+    def exactness(self) -> Level:
+        return least(layer.exactness for _, layer in self.named_layers())
 
     @property
     def inverse_tolerance(self) -> float | None:
@@ -348,3 +344,7 @@ def call(layer: Bijection, state: Any, context: Tensor | None, log_det: bool, ba
 def shape_after(layer: Bijection, shape: Shape, backwards: bool) -> Shape:
     """The shape of what a bijection, or its inverse, makes of a state of this shape."""
     return layer.input_shape(shape) if backwards else layer.output_shape(shape)
+
+
+def _rank(limit: Limit) -> int:
+    return LEVELS.index(limit.level)

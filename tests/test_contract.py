@@ -18,6 +18,7 @@ from invflow.diagnostics.check import check
 from invflow.diagnostics.conditioning import conditioning
 from invflow.models import StandardNormal
 from invflow.nets import MLP, takes_context
+from invflow.numerics import NONE
 from invflow.state import leaves
 from invflow.testing import BijectionError, check_bijection, property_tests
 from invflow.wires import Wired
@@ -151,7 +152,7 @@ class Pad(Injection):
         channels: how many.
     """
 
-    level = "exact"
+    limit = NONE
     cheap_inverse = True
     examples = [({}, (3,)), ({"channels": 1}, (2, 3, 3))]
 
@@ -558,7 +559,7 @@ def test_a_coupling_computes_its_scale_once(monkeypatch):
 
 def test_every_part_of_the_contract_is_declared():
     """Nothing is asked of a layer that the base class does not have."""
-    asked = {"net_shapes", "input_shape", "output_shape", "domain", "codomain", "cheap_inverse", "level", "shortfall",
+    asked = {"net_shapes", "input_shape", "output_shape", "domain", "codomain", "cheap_inverse", "limit",
              "exactness", "inverse_tolerance", "log_det_is_estimated", "traceable", "surjective", "lipschitz_bounds",
              "awaits_data", "initialize", "examples", "volume_preserving", "tag"}  # fmt: skip
     assert all(hasattr(Doubling, name) for name in asked)

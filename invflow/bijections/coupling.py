@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from pydantic import PositiveFloat
@@ -15,8 +15,8 @@ from ..bijection import Bijection
 from ..errors import ShapeError
 from ..nets.contract import Conditioned, Lipschitz
 from ..nets.orderfree import make_order_free, obstacle
-from ..numerics import conditioners, grid
-from ..numerics.options import Exact, Float, Grid, Snap, level_of
+from ..numerics import conditioners
+from ..numerics.modes import NONE, Exact, Level, Limit, Mode
 from ..registry import register
 from ..reversible.retrace import Replay, Retraced, Retraces
 from ..state import Shape, require_channels, require_pair, zero_log_det
@@ -78,7 +78,7 @@ class _Coupling(Conditioned, Bijection, Retraces):
         undo, again = (self._transform, self._untransform) if backwards else (self._untransform, self._transform)
         before, _ = undo(changed, made.detach())
         passed = (0, 1) if backwards else (1, 0)
-        if self.shifts and not backwards and self.numerics.mode != "exact":  # an order-free net counts steps
+        if self.shifts and not backwards and not self.numerics.integer_nets:  # which count steps
             return Retraced((given, before), (made, None), _summed(None, before) if log_det else None, ((0, 1), passed))
         before.requires_grad_()
         after, log_scale = again(before, made)
@@ -108,12 +108,7 @@ class _Coupling(Conditioned, Bijection, Retraces):
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         """What the conditioner makes of a, checked to fit b."""
-        if self.numerics.mode == "float":
-            made: Tensor = self.net(a) if context is None else self.conditioned(a, context)
-        else:
-            context = context if self.net_takes_context else None
-            wide = self.numerics.mode == "grid" and self.numerics.conditioner_dtype == "float64"
-            made = conditioners.evaluate(self.net, a, context, in_float64=wide, hide_sign=not self._is_stack)
+        made = self.numerics.condition(self.net, a, context if self.net_takes_context else None, self._is_stack)
         # Arithmetic would broadcast what does not fit, and the map would still look like a bijection.
         expected = b.shape if self.outputs == 1 else (b.shape[0], self.outputs * b.shape[1], *b.shape[2:])
         if made.shape != expected:
@@ -123,9 +118,9 @@ class _Coupling(Conditioned, Bijection, Retraces):
         return made
 
     def _require_same_function(self) -> None:
-        """Refuses to invert by another function than the forward's, where that would break a promise."""
-        if self.training and self.numerics.mode != "float":
-            conditioners.require_same_function(self.tag, self.net)
+        """Refuses to invert by another function than the forward's, if that would break a promise."""
+        if self.training:
+            self.numerics.require_same_function(self.tag, self.net)
 
 
 def _summed(log_scale: Tensor | None, like: Tensor) -> Tensor:
@@ -165,26 +160,23 @@ class AdditiveCoupling(_Coupling):
     ]
 
     @property
-    def level(self) -> str:
+    def limit(self) -> Limit:
         if conditioners.batch_norm_without_statistics(self.net):
-            return "float"
-        return "exact" if obstacle(self.net) is None else "grid"
+            return Limit(
+                "float", "its net's batch norm keeps no statistics, so that what it computes depends on the batch"
+            )
+        reason = obstacle(self.net)
+        return NONE if reason is None else Limit("grid", reason)
 
     @property
-    def shortfall(self) -> str:
-        if conditioners.batch_norm_without_statistics(self.net):
-            return "its net's batch norm keeps no statistics, so that what it computes depends on the batch"
-        return obstacle(self.net) or ""
+    def exactness(self) -> Level:
+        return self.numerics.level
 
-    @property
-    def exactness(self) -> str:
-        return level_of(self.numerics)
-
-    def set_numerics(self, numerics: Float | Snap | Grid | Exact) -> None:
+    def set_numerics(self, numerics: Mode) -> None:
         super().set_numerics(numerics)
         self._is_stack = obstacle(self.net) is None
-        if isinstance(numerics, Exact):
-            make_order_free(self.net, numerics)
+        if numerics.integer_nets:
+            make_order_free(self.net, cast(Exact, numerics))
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of [[N, 1], [1, 0]] at most, where the net knows its l."""
@@ -195,18 +187,10 @@ class AdditiveCoupling(_Coupling):
         return both, both
 
     def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, None]:
-        if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
-            return made + b, None
-        return grid.add("additive_coupling", b, self._steps(made, b), self.numerics.frac_bits), None
+        return self.numerics.add("additive_coupling", b, made), None
 
     def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, None]:
-        if self.numerics.mode == "float" or self.numerics.mode == "snap":  # noqa: PLR1714 -- narrows the type
-            return u - made, None
-        return grid.add("the inverse of additive_coupling", u, self._steps(made, u), self.numerics.frac_bits, -1), None
-
-    def _steps(self, made: Tensor, like: Tensor) -> Tensor:
-        """What the net made, in whole steps of the grid; an order-free net counts in them by itself."""
-        return grid.steps(made, self.numerics.frac_bits, like.dtype) if self.numerics.mode == "grid" else made
+        return self.numerics.subtract("additive_coupling", u, made), None
 
 
 @register("affine_coupling")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import ShapeError
+from ..numerics.modes import NONE
 from ..registry import register
 from ..state import Shape, TensorShape, require_tensor, shape_of
 
@@ -38,7 +39,7 @@ class Psi(Bijection):
     """
 
     volume_preserving = True
-    level = "exact"
+    limit = NONE
     cheap_inverse = True
     examples = [
         ({}, (1, 8, 4)),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
+from ..numerics.modes import NONE
 from ..registry import register
 from ..state import Path, Shape, State, described, is_tensor_shape, shape_of
 from ..wires import Ask, Wired
@@ -169,7 +170,7 @@ class Exchange(Bijection):
     """
 
     volume_preserving = True
-    level = "exact"
+    limit = NONE
     cheap_inverse = True
     examples = [
         ({"order": [1, 0]}, ((2,), (3, 2))),

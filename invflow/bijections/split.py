@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import ShapeError
+from ..numerics.modes import NONE
 from ..registry import register
 from ..state import Shape, TensorShape, is_tensor_shape, require_pair, require_tensor, shape_of
 
@@ -99,7 +100,7 @@ class Split(Bijection):
     """
 
     volume_preserving = True
-    level = "exact"
+    limit = NONE
     cheap_inverse = True
     examples = [({}, (2,)), ({}, (5, 2, 2)), ({"sizes": [1, 3]}, (4, 3)), ({"dim": 2}, (1, 3, 2))]
 
@@ -141,7 +142,7 @@ class Merge(Bijection):
     """
 
     volume_preserving = True
-    level = "exact"
+    limit = NONE
     cheap_inverse = True
     examples = [({}, ((2,), (3,))), ({}, ((4, 2, 2), (1, 2, 2))), ({"dim": 2, "sizes": [2, 1]}, ((3, 2), (3, 1)))]
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..models import Classifier, Flow
-from ..numerics import Float, snap
 from ..sequential import Sequential
 from ..spec import build, load
 from ..state import Shape, State, flat_size, make_state, part_of, shape_of
@@ -105,8 +104,7 @@ def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
     generator = torch.Generator().manual_seed(0)
     samples = max(2, min(SAMPLES, LARGEST_BATCH // flat_size(chain.declared_shape)))
     x = make_state(lambda leaf: torch.randint(256, (samples, *leaf), generator=generator) / 256, chain.declared_shape)
-    if not isinstance(chain.numerics, Float):
-        x = snap(x, chain.numerics.frac_bits)
+    x = chain.numerics.nearest_data(x)
     context_shape = chain.declared_context_shape
     return x, None if context_shape is None else torch.randn((samples, *context_shape), generator=generator)
 

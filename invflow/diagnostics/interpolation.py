@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import InvflowError
-from ..numerics.grid import onto_grid
 from ..state import State
 
 
@@ -40,7 +39,7 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
     bijection = copy.deepcopy(bijection)  # in train mode, running the caller's would move its batch-norm statistics
     first, last = bijection(x0), bijection(x1)
     between = (_between(first, last, float(t)) for t in torch.linspace(0, 1, steps))
-    walk = [bijection.inverse(onto_grid(state, bijection.numerics)) for state in between]
+    walk = [bijection.inverse(bijection.numerics.nearest(state)) for state in between]
     return torch.stack(walk, dim=1)
 
 

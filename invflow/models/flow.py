@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ..arguments import one_line
 from ..errors import ShapeError
-from ..numerics.grid import onto_grid
 from ..sequential import Sequential
 from ..state import State, leaves, shape_of
 from .priors import Prior
@@ -58,7 +57,7 @@ class Flow(nn.Module):
             context: one row per sample.
             temperature: below 1 the prior's samples lie closer to what is most likely, and so, roughly, do these.
         """
-        z = onto_grid(self.prior.sample(count, temperature), self.bijection.numerics)
+        z = self.bijection.numerics.nearest(self.prior.sample(count, temperature))
         x = self.bijection.inverse(z, context)
         _require_equal_sizes(x, z)
         return x

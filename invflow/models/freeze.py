@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ..bijection import Bijection
 from ..errors import NumericsError
 from ..nets.orderfree import Ranges, activations, context_features, is_order_free, make_order_free, obstacle
-from ..numerics.options import FLOAT, Exact, Float, Grid, Snap
+from ..numerics.modes import FLOAT, Exact, Mode, Numerics
 from ..sequential import Sequential
 from ..state import State, leaves, map_state
 from .classifier import Classifier
@@ -23,7 +23,7 @@ M = TypeVar("M", Sequential, Classifier, Flow)
 _BATCH = 500
 
 
-def freeze(model: M, data: State, numerics: Float | Snap | Grid | Exact, context: Tensor | None = None) -> M:
+def freeze(model: M, data: State, numerics: Mode, context: Tensor | None = None) -> M:
     """A copy of a trained model in other numerics, in eval mode; the model stays as it is.
 
     For `exact`, batch norm is folded into the weights, the weights are rounded, each output channel with a power of two
@@ -50,12 +50,12 @@ def freeze(model: M, data: State, numerics: Float | Snap | Grid | Exact, context
     frozen = copy.deepcopy(model).eval()
     chain = frozen.bijection if isinstance(frozen, Classifier | Flow) else frozen
     _refuse_inner_numerics(chain)
-    if isinstance(numerics, Exact):
+    if numerics.integer_nets:
         for net, ranges in _reached(chain, data, context):
-            make_order_free(net, numerics, ranges)
+            make_order_free(net, cast(Exact, numerics), ranges)
     for layer in chain:
         layer.set_numerics(FLOAT)
-    again = Sequential(*chain, backprop=chain.backprop, numerics=numerics).eval()
+    again = Sequential(*chain, backprop=chain.backprop, numerics=cast(Numerics, numerics)).eval()
     again.declared_shape, again.declared_context_shape = chain.declared_shape, chain.declared_context_shape
     if isinstance(frozen, Classifier | Flow):
         frozen.bijection = again
@@ -70,7 +70,7 @@ def _refuse_inner_numerics(chain: Sequential) -> None:
         )
     for part in chain.modules():
         own = part.__dict__.get("_arguments", {}).get("numerics")
-        if isinstance(part, Sequential) and part is not chain and own is not None and not isinstance(own, Float):
+        if isinstance(part, Sequential) and part is not chain and own not in (None, FLOAT):
             raise NumericsError(f"freeze expects numerics at the outermost chain alone, got {own.model_dump()} inside")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._torch import BatchNorm, Dropout
 from ..errors import NumericsError
 from ..numerics.integer import MOST_SHIFT, SUM_BITS, FixedPoint, Quantize, Requantize, Table, powers_of_two
-from ..numerics.options import Exact
+from ..numerics.modes import Exact
 from .contract import Stack
 
 ASSUMED_RANGE = 8.0

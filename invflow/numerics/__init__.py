@@ -1,7 +1,21 @@
-"""How exact an inverse is: the levels, the grid, and the conditioners that keep a promise."""
+"""How exact an inverse is: the modes, the grid, and the conditioners that keep a promise."""
 
 from .conditioners import same_batch
 from .grid import snap
-from .options import LEVELS, Exact, Float, Grid, Numerics, Snap
+from .modes import FLOAT, LEVELS, NONE, Exact, Float, Grid, Level, Limit, Mode, Numerics, Snap
 
-__all__ = ["LEVELS", "Exact", "Float", "Grid", "Numerics", "Snap", "same_batch", "snap"]
+__all__ = [
+    "FLOAT",
+    "LEVELS",
+    "NONE",
+    "Exact",
+    "Float",
+    "Grid",
+    "Level",
+    "Limit",
+    "Mode",
+    "Numerics",
+    "Snap",
+    "same_batch",
+    "snap",
+]

@@ -24,7 +24,6 @@ from torch import Tensor
 from .._torch import transforms_active
 from ..errors import NumericsError
 from ..state import State, map_state
-from .options import Exact, Float, Grid, Snap
 
 
 def limit(dtype: torch.dtype, frac_bits: int) -> float:
@@ -62,11 +61,6 @@ def snap(state: State, frac_bits: int) -> State:
     return map_state(lambda leaf: snapped(leaf, frac_bits), state)
 
 
-def onto_grid(state: State, numerics: Float | Snap | Grid | Exact) -> State:
-    """The nearest state that a chain in these numerics takes, at either end: features that were not computed by it."""
-    return snap(state, numerics.frac_bits) if isinstance(numerics, Grid | Exact) else state
-
-
 def snapped(x: Tensor, frac_bits: int) -> Tensor:
     """`snap` of one tensor."""
     return steps(x, frac_bits, x.dtype) * 2.0**-frac_bits
@@ -88,25 +82,31 @@ def add(who: str, b: Tensor, r: Tensor, frac_bits: int, sign: int = 1) -> Tensor
     return _in_range(who, torch.add(b, r, alpha=sign * 2.0**-frac_bits), frac_bits)
 
 
-def enter(state: State, numerics: Grid | Exact) -> State:
+def enter(state: State, mode: str, frac_bits: int, *, rounds: bool) -> State:
     """A state as it enters a chain: on the grid and within its range.
+
+    Args:
+        state: what comes.
+        mode: what the numerics are called.
+        frac_bits: of the grid.
+        rounds: whether a state off the grid is rounded, and not refused.
 
     Raises:
         NumericsError: it is not, and is to be checked; or it is too large.
     """
-    return map_state(lambda leaf: _enter(leaf, numerics), state)
+    return map_state(lambda leaf: _enter(leaf, mode, frac_bits, rounds), state)
 
 
-def _enter(x: Tensor, numerics: Grid | Exact) -> Tensor:
+def _enter(x: Tensor, mode: str, frac_bits: int, rounds: bool) -> Tensor:
     if not x.is_floating_point():
-        raise NumericsError(f"a chain in {numerics.mode} numerics expects floating-point states, got {x.dtype}")
-    if numerics.entry == "snap":
-        x = snapped(x, numerics.frac_bits)
+        raise NumericsError(f"a chain in {mode} numerics expects floating-point states, got {x.dtype}")
+    if rounds:
+        x = snapped(x, frac_bits)
     elif traced():
-        x = torch.where((x.detach() * 2.0**numerics.frac_bits).frac() == 0, x, torch.nan)
-    elif not x.is_meta and x.numel() and _is_off(x.detach(), numerics.frac_bits):
-        raise _off_the_grid(x.detach(), numerics)
-    return _in_range("the state that enters", x, numerics.frac_bits)
+        x = torch.where((x.detach() * 2.0**frac_bits).frac() == 0, x, torch.nan)
+    elif not x.is_meta and x.numel() and _is_off(x.detach(), frac_bits):
+        raise _off_the_grid(x.detach(), mode, frac_bits)
+    return _in_range("the state that enters", x, frac_bits)
 
 
 def _is_off(x: Tensor, frac_bits: int) -> bool:
@@ -115,11 +115,10 @@ def _is_off(x: Tensor, frac_bits: int) -> bool:
     return bool(torch.linalg.vector_norm((x * 2.0**frac_bits).frac_(), 1).item() != 0.0)
 
 
-def _off_the_grid(x: Tensor, numerics: Grid | Exact) -> NumericsError:
-    bits = numerics.frac_bits
+def _off_the_grid(x: Tensor, mode: str, bits: int) -> NumericsError:
     off = x[~((x * 2.0**bits).frac() == 0)]
     return NumericsError(
-        f"a chain in {numerics.mode} numerics expects multiples of 2^-{bits}, got {off[0].item()!r} and "
+        f"a chain in {mode} numerics expects multiples of 2^-{bits}, got {off[0].item()!r} and "
         f'{len(off) - 1} other such numbers; divide pixels by 256, not by 255, or let "entry": "snap" round what enters'
     )
 

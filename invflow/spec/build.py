@@ -14,7 +14,7 @@ from ..bijection import Bijection
 from ..errors import InvflowError, NumericsError, ShapeError, SpecError
 from ..fields import quoted
 from ..models import Classifier, Flow, Prior
-from ..numerics.options import FLOAT, Exact, Float, Grid
+from ..numerics.modes import FLOAT
 from ..registry import bijections, nets
 from ..sequential import Sequential
 from ..state import Path, Shape, TensorShape, flat_size, make_state, part_of, shape_of, with_part
@@ -140,7 +140,7 @@ class _Builder:
         children = {**self._inner_layers(node, path, shape, backwards), **self._inner_nets(node, path, shape)}
         filled = {"shape": shape, "context_shape": self.spec.context_shape}
         bijection = cast(Bijection, self._construct(node, path, filled, children))
-        if isinstance(self.numerics, Grid | Exact):
+        if self.numerics.on_grid:
             try:
                 bijection.set_numerics(self.numerics)
             except NumericsError as error:
@@ -238,9 +238,9 @@ class _Builder:
     def _numerics(self, node: Node, path: JsonPath) -> Any:
         """The numerics of the layers inside a layer: its own, or those of the chain around it."""
         own = node.values.get("numerics", FLOAT) if node.cls is Sequential else FLOAT
-        if isinstance(own, Float) or own == self.numerics:
+        if own in (FLOAT, self.numerics):
             return self.numerics
-        if isinstance(self.numerics, Grid | Exact):
+        if self.numerics.on_grid:
             outer, inner = (one.model_dump(exclude_defaults=True) for one in (self.numerics, own))
             message = f"a chain in {outer} numerics holds none with {inner}: name numerics once, at the chain outside"
             raise self.spec.error((*path, "numerics"), message)

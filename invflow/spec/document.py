@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import SpecError
 from ..fields import JsonField, counted, describe, quoted, shortened
-from ..numerics.options import FLOAT, Float, Numerics
+from ..numerics.modes import FLOAT, Numerics
 from ..options import Options
 from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
 from ..reversible import Backprop, Monitor
@@ -174,7 +174,7 @@ def canonical_document(spec: Spec) -> dict[str, Any]:
     canonical.update(
         {name: node.canonical() for name, node in (("head", spec.head), ("prior", spec.prior)) if node is not None}
     )
-    if not isinstance(spec.top.numerics, Float):
+    if spec.top.numerics != FLOAT:
         canonical["numerics"] = spec.top.numerics.model_dump(mode="json", exclude_defaults=True)
     return canonical
 

@@ -10,7 +10,7 @@ from ..arguments import arguments_of
 from ..bijection import Bijection
 from ..errors import SpecError
 from ..models import Classifier, Flow
-from ..numerics.options import Float
+from ..numerics.modes import FLOAT
 from ..registry import Registry, bijections, heads, nets, priors
 from ..sequential import Sequential
 from ..state import Shape, is_tensor_shape
@@ -47,7 +47,7 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     }
     if chain.backprop != "stored":
         document["backprop"] = chain.backprop
-    if not isinstance(chain.numerics, Float):
+    if chain.numerics != FLOAT:
         document["numerics"] = chain.numerics.model_dump(mode="json", exclude_defaults=True)
     if chain.monitor != "warn":
         document["monitor"] = chain.monitor

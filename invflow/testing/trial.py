@@ -8,14 +8,12 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
-from ..numerics.grid import limit, snapped
-from ..numerics.options import Exact, Float, Grid, Snap
 from ..state import Shape, State, TensorShape, make_state, map_state, shape_of
 from .foreign import Foreign
 
@@ -158,7 +156,7 @@ class Trial:
     @property
     def snaps(self) -> bool:
         """Whether its inverse rounds to the data's grid."""
-        return isinstance(self.bijection.numerics, Snap)
+        return self.bijection.numerics.about_data
 
     @property
     def is_exact(self) -> bool:
@@ -167,8 +165,7 @@ class Trial:
     @property
     def step(self) -> float:
         """The distance of neighbouring states; 0 for real numbers."""
-        numerics = self.bijection.numerics
-        return 0.0 if isinstance(numerics, Float) else 2.0**-numerics.frac_bits
+        return self.bijection.numerics.step
 
     def generator(self) -> torch.Generator:
         """For what else a property draws: the same numbers each time."""
@@ -237,7 +234,7 @@ class Subject:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
                 y: State = probe(map_state(torch.clone, x), context)
-                if outputs is None or isinstance(bijection.numerics, Snap):
+                if outputs is None or bijection.numerics.about_data:
                     return y
                 return _onto_grid(setting.draw(shape_of(y), outputs, salt=3), bijection)
             except Exception:
@@ -290,14 +287,12 @@ def _interval(domain: Domain) -> tuple[float, float]:
 def _onto_grid(state: State, bijection: Bijection) -> State:
     """The state moved to where the bijection's numerics want it, its layout as it was."""
     numerics = bijection.numerics
-    if isinstance(numerics, Float):
+    if not numerics.step:
         return state
-    farthest = _LARGEST_ON_GRID
-    if isinstance(numerics, Grid | Exact):
-        farthest = min(farthest, limit(torch.float32, numerics.frac_bits) / _ROOM)
+    farthest = min(_LARGEST_ON_GRID, numerics.reach(torch.float32) / _ROOM)
 
     def move(leaf: Tensor) -> Tensor:
-        there = snapped(leaf.clamp(-farthest, farthest), numerics.frac_bits)
+        there: Any = numerics.nearest_data(leaf.clamp(-farthest, farthest))
         # Layouts are of the memory: writing into a copy that is laid out alike keeps them, but for expanded ones.
         return there if leaf.is_contiguous() else torch.empty_like(leaf).copy_(there)
 

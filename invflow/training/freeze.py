@@ -10,7 +10,7 @@ from ..diagnostics.exactness import images_back
 from ..errors import RunError
 from ..models import Classifier
 from ..models.freeze import freeze
-from ..numerics import Exact, Float, Grid, Snap
+from ..numerics import Mode
 from ..spec import to_spec
 from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
 from .data import load_data
@@ -35,9 +35,7 @@ class Frozen:
     bit_equal: dict[str, int]
 
 
-def freeze_run(
-    run: Run, folder: Path, numerics: Float | Snap | Grid | Exact, data_root: Path | None = None
-) -> tuple[Run, Frozen]:
+def freeze_run(run: Run, folder: Path, numerics: Mode, data_root: Path | None = None) -> tuple[Run, Frozen]:
     """Writes a trained run's model in other numerics into a run folder of its own.
 
     What has to be learned from data, the ranges of activations, is read off the run's training images.

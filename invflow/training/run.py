@@ -30,7 +30,7 @@ from ..errors import DivergedError, RunError
 from ..files import write_atomically
 from ..models import Classifier, Flow
 from ..models.freeze import freeze
-from ..numerics import Exact, Grid
+from ..numerics import Exact
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec
@@ -164,7 +164,7 @@ def train(
     spec = overridden(spec, overrides)
     data = check_trainable(spec, data_root, download=download).data
     to_freeze = {}
-    if isinstance(spec.top.numerics, Exact):
+    if spec.top.numerics.integer_nets:
         to_freeze = {"freeze": spec.top.numerics.model_dump(mode="json")}
         spec = spec.replace(numerics=None)
     task = _initialized(spec, data)
@@ -221,7 +221,7 @@ def check_trainable(spec: Spec, data_root: Path | None = None, *, download: bool
     data = _fitting_data(spec, options, data_root, download)
     with torch.device("meta"):
         model = build_model(spec)
-    if isinstance(model, Flow) and isinstance(spec.top.numerics, Grid | Exact):
+    if isinstance(model, Flow) and spec.top.numerics.on_grid:
         raise spec.error(("numerics",), "a density is trained on numbers that lie on no grid; leave numerics out")
     task = task_of(model, data)
     task.check(spec)

@@ -306,7 +306,7 @@ def test_half_precision_is_refused():
 )  # fmt: skip
 def test_what_is_not_order_free_is_refused_with_the_reason(net, why):
     layer = AdditiveCoupling(net())
-    assert layer.level == "grid"
+    assert layer.limit.level == "grid"
     with pytest.raises(NumericsError, match=f"layer 0 of 1: additive_coupling cannot be exact: its net.*{why}"):
         Sequential(layer, numerics={"mode": "exact"})
 

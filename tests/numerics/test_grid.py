@@ -181,7 +181,7 @@ def test_the_whole_batch_goes_back_in_train_mode():
 
 def test_batch_norm_without_statistics_is_float():
     layer = AdditiveCoupling(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)))
-    assert layer.level == "float"
+    assert layer.limit.level == "float"
     with pytest.raises(NumericsError, match="layer 0 of 1: additive_coupling cannot be grid: its net's batch norm"):
         Sequential(layer, numerics={"mode": "grid"})
 
@@ -302,11 +302,11 @@ def test_slices_and_inverses_keep_the_grid():
 
 def test_levels_of_chains():
     psi, coupling = Psi(2), AdditiveCoupling(MLP((2,), (2,)))
-    assert Sequential().level == Sequential(psi).level == Sequential(coupling).level == "exact"
-    assert Sequential(psi, AdditiveCoupling(nn.Bilinear(2, 2, 2))).level == "grid"
+    assert Sequential().limit.level == Sequential(psi).limit.level == Sequential(coupling).limit.level == "exact"
+    assert Sequential(psi, AdditiveCoupling(nn.Bilinear(2, 2, 2))).limit.level == "grid"
     assert Sequential(psi, coupling).exactness == "float"
     assert Sequential(psi).exactness == "exact"
-    assert Sequential(psi, numerics={"mode": "snap"}).level == "float"
+    assert Sequential(psi, numerics={"mode": "snap"}).limit.level == "float"
     with pytest.raises(NumericsError, match="sequential has numerics of its own"):
         Sequential(Inverse(Sequential(psi, numerics={"mode": "snap"})), numerics={"mode": "grid"})
 

@@ -11,12 +11,9 @@ import torch
 
 from ...bijection import Bijection
 from ...measures import LARGEST_JACOBIAN
-from ...numerics.options import LEVELS
 from ...state import State, flat_size
 from ..tolerances import EXACT, SAME_ROUNDINGS, eps
 from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
-
-MODES = ("float", "snap", "grid", "exact")
 
 FLOAT64_EVAL: Mapping[str, Any] = {"dtype": torch.float64, "training": False}
 EVAL: Mapping[str, Any] = {"training": False}
@@ -39,8 +36,7 @@ class Property:
         kinds: the inputs it is tried on.
         start: which state of the trial it starts from: what a report shows as the failing input.
         trials: at most so many in one check, for what is slow or the same for every input.
-        modes: the numerics that it is about, by their mode: where a map rounds, some properties have no meaning.
-        levels: likewise the exactness.
+        about: which bijections it is about, by their numerics: where a map rounds, some properties have no meaning.
         dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
     """
 
@@ -52,8 +48,7 @@ class Property:
     kinds: tuple[Kind, ...]
     start: Literal["x", "y"]
     trials: int | None
-    modes: tuple[str, ...]
-    levels: tuple[str, ...]
+    about: Callable[[Bijection], bool]
     dense: bool
 
     def adapt(self, setting: Setting) -> Setting:
@@ -70,7 +65,7 @@ class Property:
         """Whether there is anything to check: a context, a Jacobian, what the layers themselves promise."""
         if self.name in subject.unpromised or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
             return False
-        if subject.bijection.numerics.mode not in self.modes or subject.bijection.exactness not in self.levels:
+        if not self.about(subject.bijection):
             return False
         return self.name != "context" or subject.context_shape is not None
 
@@ -82,8 +77,7 @@ def promised(
     kinds: tuple[Kind, ...] = KINDS,
     start: Literal["x", "y"] = "x",
     trials: int | None = None,
-    modes: tuple[str, ...] = MODES,
-    levels: tuple[str, ...] = LEVELS,
+    about: Callable[[Bijection], bool] = lambda bijection: True,
     dense: bool = False,
 ) -> Callable[[Callable[[Trial], float]], Property]:
     """Makes a property of the function that measures it; its docstring is the promise."""
@@ -92,7 +86,7 @@ def promised(
         promise = " ".join((measure.__doc__ or "").split())
         allowed = tolerance if callable(tolerance) else lambda trial: tolerance
         name = measure.__name__.replace("_", " ")
-        return Property(name, promise, measure, allowed, needs, kinds, start, trials, modes, levels, dense)
+        return Property(name, promise, measure, allowed, needs, kinds, start, trials, about, dense)
 
     return decorate
 

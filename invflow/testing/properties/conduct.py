@@ -137,7 +137,7 @@ def empty_batch(trial: Trial) -> float:
     return 0.0
 
 
-@promised(same_states, needs=SEVERAL, modes=("float", "snap"))
+@promised(same_states, needs=SEVERAL, about=lambda bijection: not bijection.numerics.on_grid)
 def nan_contained(trial: Trial) -> float:
     """A NaN in one sample reaches no other."""
     found = []

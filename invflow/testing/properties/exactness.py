@@ -7,6 +7,7 @@ import dataclasses
 
 import torch
 
+from ...bijection import Bijection
 from ...measures import same_bits
 from ...numerics.verify import computed_otherwise
 from ...state import map_state
@@ -17,7 +18,11 @@ from .base import all_calls, expect, promised
 UNEVEN = {"training": False, "dtype": torch.float32}
 
 
-@promised(EXACT, needs=UNEVEN, modes=("float", "grid", "exact"), levels=("exact",))
+def _has_to_be(bijection: Bijection) -> bool:
+    return bijection.exactness == "exact" and not bijection.numerics.about_data
+
+
+@promised(EXACT, needs=UNEVEN, about=_has_to_be)
 def order_free(trial: Trial) -> float:
     """Any split, order and layout of the batch, 1 or 2 threads, oneDNN or not, float32 or float64: the same bits."""
     double = copy.deepcopy(trial.bijection).double()

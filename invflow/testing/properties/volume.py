@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...bijection import Bijection
 from ...diagnostics.rounding import condition_number
 from ...measures import derivatives, jacobian, with_context
 from ...state import State, batch_size, flatten, leaves, map_state, sample, unflatten
@@ -15,8 +16,11 @@ from ..trial import Trial
 from .base import FLOAT64_EVAL, both_ways, expect, promised, roundings
 
 TWO_SAMPLES = {**FLOAT64_EVAL, "batch": 2}
-SMOOTH = ("float",)
-"""Where a map rounds, its gradients are straight-through, and not those of central differences."""
+
+
+def _is_smooth(bijection: Bijection) -> bool:
+    """Where a map rounds, its gradients are straight-through, and not those of central differences."""
+    return not bijection.numerics.step
 
 
 def _expected(trial: Trial) -> Tensor:
@@ -86,14 +90,14 @@ def _results(plain: Callable[..., State], name: str, trial: Trial) -> list[Calla
     return [plain, lambda state, context: both(state, context)[1]]
 
 
-@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, modes=SMOOTH)
+@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, about=_is_smooth)
 def gradients(trial: Trial) -> float:
     """Gradients of y and of the log-determinant, by inputs and weights, are those of central differences."""
     bijection = trial.bijection
     return max(_gradient_error(trial, call, trial.x) for call in _results(bijection.forward, "forward", trial))
 
 
-@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, start="y", modes=SMOOTH)
+@promised(GRADIENT, needs=TWO_SAMPLES, kinds=("normal",), trials=4, start="y", about=_is_smooth)
 def inverse_gradients(trial: Trial) -> float:
     """The same of the inverse: gradients of x and of its log-determinant are those of central differences."""
     bijection = trial.bijection
