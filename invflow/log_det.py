@@ -1,4 +1,4 @@
-"""``log |det(1 + J)|`` for the Jacobian J of a contraction g: exact, truncated, or unbiased.
+"""``log |det(1 + J)|`` for the Jacobian J of a contraction g: exact, truncated, or unbiased, as options that do it.
 
 With ``||J|| <= c < 1`` the series ``log det(1 + J) = sum_k (-1)^(k+1) tr(J^k) / k`` converges, and the determinant is
 positive. A trace is the mean of ``v^T J^k v`` over random probes v with uncorrelated entries of variance 1, which costs
@@ -10,16 +10,143 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from .errors import InvflowError
+from .options import Options
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 Branch: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 Probe: TypeAlias = Literal["rademacher", "gaussian"]
+
+EXACT_SIZE = 64
+"""Numbers in a state up to which "auto" makes the dense Jacobian: that costs about as much as 4 probes of 16 terms."""
+
+EVAL_PROBES = 8
+EVAL_SEED = 0
+EVAL_ERROR = 0.01
+"""What a series in eval mode may leave out, a dimension, in nats, if every singular value of J were at the limit."""
+
+
+class ExactLogDet(Options):
+    """From the dense Jacobian, by as many products as the state has numbers."""
+
+    type: Literal["exact"]
+
+    def is_exact(self, size: int) -> bool:
+        """Whether the log-determinant of a state with so many numbers is no estimate."""
+        return True
+
+    def check(self, coefficient: float) -> None:
+        """Refuses options that cannot be for a contraction by this coefficient. Raises InvflowError."""
+
+    def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
+        """``log |det(1 + dg/dx)|`` of each sample, ``(batch,)``.
+
+        Args:
+            g: the contraction.
+            x: where, ``(batch, ...)``.
+            context: its context.
+            coefficient: the bound of g's Lipschitz constant.
+            training: whether probes are drawn anew; if not, they are the same ones each time, at least 8, so that a
+                density is a function, and the inverse's log-determinant is the negative of the forward's.
+        """
+        return exact_log_det(g, x, context)
+
+
+class _Series(Options):
+    """What estimates of the power series share."""
+
+    certain: ClassVar[int]
+    terms: PositiveInt | None = None
+    probes: PositiveInt = Field(default=1, description="how many, for each sample")
+    probe: Probe = Field(
+        default="rademacher", description="their distribution: signs, of the smaller variance, or normal"
+    )
+
+    def is_exact(self, size: int) -> bool:
+        return False
+
+    def check(self, coefficient: float) -> None:
+        pass
+
+    def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
+        if not training:
+            generator = torch.Generator().manual_seed(EVAL_SEED)
+            shape = (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
+            probes = draw_probes(self.probe, shape, x, generator)
+            return series_log_det(g, x, context, probes, self._weights_in_eval_mode(coefficient))
+        weights = self._weights(coefficient)
+        return series_log_det(g, x, context, draw_probes(self.probe, (self.probes, *x.shape), x, None), weights)
+
+    def _weights(self, coefficient: float) -> list[float]:
+        return [1.0] * (self.terms or self.certain)
+
+    def _weights_in_eval_mode(self, coefficient: float) -> list[float]:
+        return [1.0] * (self.terms or self.certain)
+
+
+class PowerSeries(_Series):
+    """The power series, truncated after some terms, each trace estimated by probes."""
+
+    type: Literal["power_series"]
+    certain: ClassVar[int] = 10
+    terms: PositiveInt | None = Field(default=None, description="how many terms; null: 10")
+
+
+class _Roulette(_Series):
+    """The power series with a random number of terms."""
+
+    certain: ClassVar[int] = 2
+    terms: PositiveInt | None = Field(default=None, description="how many terms are never left out; null: 2")
+    continuation: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="the probability of each further term, above coefficient^2, where the variance becomes infinite; "
+        "null: a third of the way from there to 1",
+    )
+
+    def check(self, coefficient: float) -> None:
+        if self.continuation is not None and self.continuation <= coefficient**2:
+            raise InvflowError(
+                f"residual with a coefficient of {coefficient} expects a continuation above its square, "
+                f"{coefficient**2:g}, got {self.continuation}: the variance of the log-determinant would be infinite"
+            )
+
+    def _weights(self, coefficient: float) -> list[float]:
+        continuation = self.continuation or default_continuation(coefficient)
+        certain = self.terms or self.certain
+        return roulette_weights(draw_terms(certain, continuation), certain, continuation)
+
+    def _weights_in_eval_mode(self, coefficient: float) -> list[float]:
+        return [1.0] * max(self.terms or self.certain, enough_terms(coefficient, EVAL_ERROR))
+
+
+class Roulette(_Roulette):
+    """The series with a random number of terms, weighted so that the mean is right; in eval mode a long series."""
+
+    type: Literal["roulette"]
+
+
+class Auto(_Roulette):
+    """Exact for states of up to 64 numbers, roulette for larger ones."""
+
+    type: Literal["auto"]
+
+    def is_exact(self, size: int) -> bool:
+        return size <= EXACT_SIZE
+
+    def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
+        if self.is_exact(x[:1].numel()):
+            return exact_log_det(g, x, context)
+        return super().find(g, x, context, coefficient, training)
+
+
+Estimator: TypeAlias = Annotated[Auto | ExactLogDet | PowerSeries | Roulette, Field(discriminator="type")]
+AUTO = Auto(type="auto")
 
 
 def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:

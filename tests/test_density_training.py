@@ -75,8 +75,8 @@ def residual_images(**training):
     layers = [
         {"type": "psi", "block_size": 2},
         {"type": "actnorm"},
-        {**block, "log_det": "roulette"},
-        {**block, "log_det": "power_series"},
+        {**block, "log_det": {"type": "roulette"}},
+        {**block, "log_det": {"type": "power_series"}},
     ]
     return spec.replace(layers=layers)
 

@@ -33,14 +33,14 @@ DRAWS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 1_000
 SIZE = 6
 
 
-def block(c, log_det, **fields):
+def block(c, estimator, **options):
     """A block at its limit whose g stretches by about the coefficient in all directions."""
     torch.manual_seed(0)
     net = LipschitzMLP((SIZE,), (SIZE,), hidden=[SIZE], activation="lipswish")
     with torch.no_grad():
         for layer in net.maps:
             layer.weight.add_(10 * torch.eye(SIZE))
-    return Residual(net, c, log_det=log_det, shape=(SIZE,), **fields).double().train()
+    return Residual(net, c, log_det={"type": estimator, **options}, shape=(SIZE,)).double().train()
 
 
 def point():
@@ -79,7 +79,7 @@ def test_the_exact_one_is_that_of_autodiff(c, seed, image, activation):
     with torch.no_grad():
         for layer in net.maps:
             layer.weight.mul_(20)
-    one = Residual(net, c, log_det="exact").double()
+    one = Residual(net, c, log_det={"type": "exact"}).double()
     x = torch.randn(3, *shape, dtype=torch.float64)
     y, log_det = one.forward_and_log_det(x)
     expected = torch.stack(
@@ -173,7 +173,7 @@ def test_gradient_memory_does_not_grow_with_the_terms():
 def test_in_eval_mode_nothing_is_random_and_the_inverse_has_the_negative():
     x = torch.randn(4, 3, 5, 5)
     for log_det in ("auto", "power_series", "roulette"):
-        one = Residual(log_det=log_det, shape=(3, 5, 5)).double().eval()
+        one = Residual(log_det={"type": log_det}, shape=(3, 5, 5)).double().eval()
         state = torch.get_rng_state()
         y, log_det_forward = one.forward_and_log_det(x.double())
         _, again = one.forward_and_log_det(x.double())
@@ -187,7 +187,7 @@ def test_in_eval_mode_nothing_is_random_and_the_inverse_has_the_negative():
 
 
 def test_in_train_mode_draws_follow_the_global_generator():
-    one, x = Residual(log_det="roulette", shape=(3, 5, 5)), torch.randn(4, 3, 5, 5)
+    one, x = Residual(log_det={"type": "roulette"}, shape=(3, 5, 5)), torch.randn(4, 3, 5, 5)
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -215,7 +215,7 @@ def test_continuations_keep_the_variance_finite():
         assert c**2 < default_continuation(c) < 1
         assert truncation_error(c, enough_terms(c, 0.01), 1) <= 0.01
     with pytest.raises(InvflowError, match="the variance of the log-determinant would be infinite"):
-        Residual(coefficient=0.9, continuation=0.81, shape=(2,))
+        Residual(coefficient=0.9, log_det={"type": "roulette", "continuation": 0.81}, shape=(2,))
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])

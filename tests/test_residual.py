@@ -16,6 +16,7 @@ import invflow
 from invflow import InvflowError, ShapeError, SpecError
 from invflow.bijections import ActNorm, Inverse, Psi, Residual
 from invflow.bijections.residual import NotConverged
+from invflow.log_det import Roulette
 from invflow.nets import Conv, LipschitzConv, LipschitzMLP
 from invflow.testing import check_bijection
 
@@ -141,10 +142,20 @@ def test_second_derivatives_of_the_inverse():
     assert torch.autograd.gradgradcheck(block.inverse, (y,), atol=GRADIENT, rtol=GRADIENT)
 
 
-@pytest.mark.parametrize("field", [{"coefficient": 1}, {"coefficient": 1.5}, {"coefficient": 0}, {"coefficient": -0.5},
-                                   {"tolerance": 0}, {"tolerance": -1e-6}, {"tolerance": 1}, {"solver": "newton"},
-                                   {"on_failure": "ignore"}, {"log_det": "guess"}, {"terms": 0}, {"probes": 0},
-                                   {"net": {"type": "conv"}}, {"coefficient": 0.9, "continuation": 0.81}])  # fmt: skip
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"coefficient": value} for value in (1, 1.5, 0, -0.5)),
+        *({"tolerance": value} for value in (0, -1e-6, 1)),
+        {"solver": "newton"},
+        {"on_failure": "ignore"},
+        {"log_det": {"type": "guess"}},
+        {"log_det": {"type": "power_series", "terms": 0}},
+        {"log_det": {"type": "auto", "probes": 0}},
+        {"net": {"type": "conv"}},
+        {"coefficient": 0.9, "log_det": {"type": "roulette", "continuation": 0.81}},
+    ],
+)
 def test_what_has_no_inverse_is_refused_at_its_line(tmp_path, field):
     document = {
         "input": {"shape": [2, 4, 4]},
@@ -158,7 +169,7 @@ def test_what_has_no_inverse_is_refused_at_its_line(tmp_path, field):
     (error,) = caught.value.errors
     lines = text.splitlines()
     assert error["path"].startswith("layers.1")
-    named = error["path"].removeprefix("layers.1").lstrip(".")
+    named = error["path"].removeprefix("layers.1").lstrip(".").rpartition(".")[2]
     assert f'"{named}"' in lines[error["line"] - 1] if named else "{" in lines[error["line"] - 1]
 
 
@@ -171,7 +182,10 @@ def test_what_has_no_inverse_is_refused_at_its_line(tmp_path, field):
         (lambda: Residual(LipschitzMLP((2,), (3,)))(torch.zeros(1, 2)), "its net to return the shape"),
         (lambda: Residual(shape=((2,), (2,))), "expects one tensor"),
         (lambda: Residual(shape=(2,)).output_shape((3,)), r"expects the shape \(2,\), got \(3,\)"),
-        (lambda: Residual(coefficient=0.9, continuation=0.8, shape=(2,)), "variance of the log-determinant"),
+        (
+            lambda: Residual(coefficient=0.9, log_det=Roulette(type="roulette", continuation=0.8), shape=(2,)),
+            "variance of the log-determinant",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
-from ..log_det import (
-    Branch,
-    Map,
-    Probe,
-    default_continuation,
-    draw_probes,
-    draw_terms,
-    enough_terms,
-    exact_log_det,
-    pulled_back,
-    roulette_weights,
-    series_log_det,
-)
+from ..log_det import AUTO, Branch, Estimator, Map, pulled_back
 from ..nets.contract import Conditioned, Lipschitz
 from ..nets.lipschitz import LipschitzConv, LipschitzMLP, LipschitzNet
 from ..nets.spectral import own_precision
@@ -35,16 +24,6 @@ from ..state import Shape, TensorShape, flat_size, require_tensor
 
 GRADIENT_ERROR = 10
 """How exact gradients of the inverse are, in units of the inverse's own accuracy: nobody needs their last digit."""
-
-EXACT_SIZE = 64
-"""Numbers in a state up to which "auto" makes the dense Jacobian: that costs about as much as 4 probes of 16 terms."""
-
-DEFAULT_TERMS = {"power_series": 10, "roulette": 2}
-
-EVAL_PROBES = 8
-EVAL_SEED = 0
-EVAL_ERROR = 0.01
-"""What a series in eval mode may leave out, a dimension, in nats, if every singular value of J were at the limit."""
 
 Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
@@ -76,16 +55,9 @@ class Residual(Conditioned, Bijection):
         solver: how the inverse is found: "anderson" or "picard".
         tolerance: the relative error of the inverse at which the solver stops; null goes on to the roundings.
         on_failure: whether samples that did not converge make a warning or an error.
-        log_det: how the log-determinant is found: "exact" from the dense Jacobian, by as many products as the state has
-            numbers; "power_series", truncated after ``terms`` and estimated by ``probes``; "roulette", the same with a
-            random number of terms, weighted so that the mean is right; "auto" is exact for states of up to 64 numbers,
-            and roulette for larger ones. In eval mode nothing is random: the probes are the same ones each time, at
-            least 8, and roulette is a series long enough that it leaves out less than 0.01 a dimension.
-        terms: of the power series, by default 10; of roulette, those that are never left out, by default 2.
-        probes: how many, for each sample.
-        probe: their distribution: "rademacher" (signs, of the smaller variance) or "gaussian".
-        continuation: of roulette, the probability to go on after each term, above ``coefficient^2``, for below that the
-            variance is infinite; by default a third of the way from there to 1.
+        log_det: how the log-determinant is found: ``{"type": "exact"}`` from the dense Jacobian; "power_series",
+            truncated; "roulette", unbiased; "auto", exact for states of up to 64 numbers and roulette for larger ones;
+            each with its own options. In eval mode nothing is random.
         shape: the incoming shape, from which the default net is made.
         context_shape: likewise of the context.
 
@@ -98,7 +70,7 @@ class Residual(Conditioned, Bijection):
     examples = [
         ({}, (3,)),
         ({"coefficient": 0.9}, (2, 4, 3)),
-        ({"coefficient": 0.5, "log_det": "roulette", "probes": 2}, (1, 3, 3)),
+        ({"coefficient": 0.5, "log_det": {"type": "roulette", "probes": 2}}, (1, 3, 3)),
         ({"coefficient": 0.5, "net": {"type": "lipschitz_mlp", "hidden": [4], "activation": "tanh"}}, (2,)),
     ]
 
@@ -111,20 +83,12 @@ class Residual(Conditioned, Bijection):
         solver: Method = "anderson",
         tolerance: Tolerance | None = None,
         on_failure: Literal["warn", "raise"] = "warn",
-        log_det: Literal["auto", "exact", "power_series", "roulette"] = "auto",
-        terms: PositiveInt | None = None,
-        probes: PositiveInt = 1,
-        probe: Probe = "rademacher",
-        continuation: Contractive | None = None,
+        log_det: Estimator = AUTO,
         shape: Shape | None = None,
         context_shape: TensorShape | None = None,
     ) -> None:
         super().__init__()
-        if continuation is not None and continuation <= coefficient**2:
-            raise InvflowError(
-                f"residual with a coefficient of {coefficient} expects a continuation above its square, "
-                f"{coefficient**2:g}, got {continuation}: the variance of the log-determinant would be infinite"
-            )
+        log_det.check(coefficient)
         if net is None:
             if shape is None:
                 raise InvflowError(
@@ -144,10 +108,6 @@ class Residual(Conditioned, Bijection):
         self.tolerance = tolerance
         self.on_failure = on_failure
         self.log_det = log_det
-        self.terms = terms
-        self.probes = probes
-        self.probe = probe
-        self.continuation = continuation
         self.shape = shape
 
     @property
@@ -156,8 +116,7 @@ class Residual(Conditioned, Bijection):
 
     @property
     def log_det_is_estimated(self) -> bool:
-        estimator = self.log_det if self.shape is None else self._estimator(flat_size(self.shape))
-        return estimator != "exact"
+        return not self.log_det.is_exact(sys.maxsize if self.shape is None else flat_size(self.shape))
 
     def branch(self) -> Branch:
         """``g`` as a function of ``(x, context)``, what depends on the weights alone computed once."""
@@ -205,30 +164,9 @@ class Residual(Conditioned, Bijection):
         return 1 + self.coefficient, 1 / (1 - self.coefficient)
 
     def _log_det(self, g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
-        size = x[:1].numel()
-        estimator = self._estimator(size)
         if x.is_meta or not x.numel():
             return x.flatten(1).sum(1)
-        if estimator == "exact":
-            return exact_log_det(g, x, context)
-        certain = self.terms or DEFAULT_TERMS[estimator]
-        weights = [1.0] * certain
-        if not self.training:
-            # The same probes each time, so that a density is a function, and the inverse's is the forward's.
-            generator = torch.Generator().manual_seed(EVAL_SEED)
-            shape = (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
-            if estimator == "roulette":
-                weights = [1.0] * max(certain, enough_terms(self.coefficient, EVAL_ERROR))
-            return series_log_det(g, x, context, draw_probes(self.probe, shape, x, generator), weights)
-        if estimator == "roulette":
-            continuation = self.continuation or default_continuation(self.coefficient)
-            weights = roulette_weights(draw_terms(certain, continuation), certain, continuation)
-        return series_log_det(g, x, context, draw_probes(self.probe, (self.probes, *x.shape), x, None), weights)
-
-    def _estimator(self, size: int) -> Literal["exact", "power_series", "roulette"]:
-        if self.log_det == "auto":
-            return "exact" if size <= EXACT_SIZE else "roulette"
-        return self.log_det
+        return self.log_det.find(g, x, context, self.coefficient, self.training)
 
     def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
         """The inverse with its gradient."""

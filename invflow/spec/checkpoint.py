@@ -104,7 +104,7 @@ def read_checkpoint_spec(folder: Path, limits: Limits = DEFAULT_LIMITS) -> tuple
     block = spec.top.checkpoint
     if block is None:
         raise CheckpointError(f"{path}: no weights: this spec has no checkpoint block; build it instead of loading it")
-    if block.hash != spec.hash:
+    if block.hash != spec.declared_hash:
         raise CheckpointError(f"{path}: the layers were changed after the weights were saved; build it instead")
     return spec, block
 
@@ -118,7 +118,7 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
     digest = hashlib.sha256(payload).hexdigest()
     name = _WEIGHTS.format(digest[:16])
     plain = {key: value for key, value in document.items() if key != "checkpoint"}
-    block = {"weights": name, "digest": digest, "hash": load_spec(plain).hash}
+    block = {"weights": name, "digest": digest, "hash": load_spec(plain).declared_hash}
     write_atomically(folder / name, payload)
     write_atomically(folder / SPEC_FILE, json.dumps({**plain, "checkpoint": block}, indent=2).encode() + b"\n")
     # What is left of earlier saves: their weights, and what those that were killed had begun to write.

@@ -25,7 +25,7 @@ from .expand import Expanded, expand
 from .limits import DEFAULT_LIMITS, Limits
 from .text import JsonPath, Problem, Problems, Source, read_source
 from .training import Training
-from .versions import SPEC_VERSION, migrate
+from .versions import SPEC_VERSION, in_version_1, migrate, version_of
 
 MOST_DIMENSIONS = 16
 SpecSource: TypeAlias = Union[str, Path, dict[str, Any], "Spec"]
@@ -134,7 +134,17 @@ class Spec:
         name: a name for people.
     """
 
-    def __init__(self, expanded: Expanded, top: TopLevel, layers: tuple[Node, ...], **above: Node | None) -> None:
+    def __init__(
+        self,
+        declared: Source,
+        version: int | None,
+        expanded: Expanded,
+        top: TopLevel,
+        layers: tuple[Node, ...],
+        **above: Node | None,
+    ) -> None:
+        self._declared = declared
+        self._version = version
         self._expanded = expanded
         self.document: dict[str, Any] = expanded.source.data
         self.expanded = expanded.data
@@ -150,14 +160,19 @@ class Spec:
     @functools.cached_property
     def hash(self) -> str:
         """The spec's identity: sha256 over what decides the function, defaults dropped."""
-        canonical = canonical_document(self)
-        return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return _digest(canonical_document(self))
+
+    @functools.cached_property
+    def declared_hash(self) -> str:
+        """The identity by the rules of the version that the document declares: what its checkpoint was saved with."""
+        if self._version != 1:
+            return self.hash
+        return _digest(in_version_1(canonical_document(self), expand(self._declared, DEFAULT_LIMITS).data))
 
     def replace(self, **top_level: Any) -> Spec:
         """The same spec with other top-level entries; None drops one. Errors still point into the spec's text."""
         document = {key: value for key, value in {**self.document, **top_level}.items() if value is not None}
-        source = Source(document, self._expanded.source.name, self._expanded.source.text)
-        return _Validator(expand(migrate(source), DEFAULT_LIMITS)).spec()
+        return _checked(Source(document, self._expanded.source.name, self._expanded.source.text), DEFAULT_LIMITS)
 
     def error(self, path: JsonPath, message: object) -> SpecError:
         """What is wrong at a path of the expanded document, placed where that was written."""
@@ -185,13 +200,33 @@ def load_spec(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Spec:
     Raises:
         SpecError: every fault of the first stage that finds any, each with its place.
     """
-    if isinstance(source, Spec):
-        return source
-    return _Validator(expand(migrate(read_source(source, limits)), limits)).spec()
+    return source if isinstance(source, Spec) else _checked(read_source(source, limits), limits)
+
+
+def _checked(source: Source, limits: Limits) -> Spec:
+    """The spec of a document: one that declares no version is of the newest, or of the first if only that fits."""
+    if "spec_version" in source.data:
+        return _Validator(source, version_of(source), expand(migrate(source), limits)).spec()
+    try:
+        return _Validator(source, SPEC_VERSION, expand(source, limits)).spec()
+    except SpecError as error:
+        old = migrate(source)
+        if old.data == {**source.data, "spec_version": SPEC_VERSION}:
+            raise
+        try:
+            return _Validator(source, 1, expand(old, limits)).spec()
+        except SpecError:
+            raise error from None
+
+
+def _digest(canonical: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class _Validator:
-    def __init__(self, expanded: Expanded) -> None:
+    def __init__(self, declared: Source, version: int | None, expanded: Expanded) -> None:
+        self.declared = declared
+        self.version = version
         self.expanded = expanded
         self.problems = Problems(expanded.source)
         self._valid: dict[tuple[str, str], Node] = {}
@@ -214,7 +249,9 @@ class _Validator:
             self._problem(("prior",), "a spec has a head (a classifier) or a prior (a flow), not both", "key")
         if self.problems.noted or top is None:
             raise self.problems.error()
-        return Spec(self.expanded, top, tuple(node for node in layers if node is not None), **above)
+        return Spec(
+            self.declared, self.version, self.expanded, top, tuple(node for node in layers if node is not None), **above
+        )
 
     def _layers(self, raw: list[Any], path: JsonPath) -> list[Node | None]:
         return [self._node(child, (*path, i), bijections) for i, child in enumerate(raw)]

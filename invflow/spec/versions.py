@@ -1,4 +1,8 @@
-"""Versions of the spec language: older documents are brought up to date, newer ones refused."""
+"""Versions of the spec language: older documents are brought up to date, newer ones refused.
+
+Version 2 has the estimator of a residual block's log-determinant as one nested option. Fields that are no part of a
+spec's identity (`backprop`, `monitor`) may change their default within a version; all others keep theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,36 @@ from typing import Any
 
 from .text import Problem, Source
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
-MIGRATIONS: Mapping[int, Migration] = {}
+
+_ESTIMATOR = {"log_det": "auto", "terms": None, "probes": 1, "probe": "rademacher", "continuation": None}
+"""The fields of version 1 that became one, with their defaults."""
+_UNUSED = {"exact": {"terms", "probes", "probe", "continuation"}, "power_series": {"continuation"}}
+"""Options that version 1 accepted with an estimator that has no use for them."""
+
+
+def nest_estimators(document: Any) -> Any:
+    """Version 1 to 2: ``"log_det": "roulette", "probes": 2`` becomes ``{"type": "roulette", "probes": 2}``."""
+    if isinstance(document, list):
+        return [nest_estimators(item) for item in document]
+    if not isinstance(document, dict):
+        return document
+    nested = {key: nest_estimators(value) for key, value in document.items()}
+    if document.get("type") != "residual" or not nested.keys() & _ESTIMATOR.keys():
+        return nested
+    kind = nested.get("log_det", "auto")
+    if isinstance(kind, dict) and not kind.keys() & {"$var", "$item"}:
+        return nested  # no version 1: validation says what is wrong, if anything is
+    nested.pop("log_det", None)
+    unused = _UNUSED.get(kind, set()) if isinstance(kind, str) else set()
+    options = {key: nested.pop(key) for key in list(nested) if key in _ESTIMATOR}
+    nested["log_det"] = {"type": kind, **{key: value for key, value in options.items() if key not in unused}}
+    return nested
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: nest_estimators}
 """Version n -> a pure function that makes of a document of version n the same document in version n + 1.
 
 It returns a new document and leaves its argument as it is; entries it does not know it hands on, for validation to
@@ -18,19 +48,44 @@ judge. Errors still point into the text that the user wrote, as long as their pa
 """
 
 
+def version_of(source: Source) -> int | None:
+    """The version that a document declares; None if it declares none, or one that is no version."""
+    version = source.data.get("spec_version")
+    return version if isinstance(version, int) and not isinstance(version, bool) and version >= 1 else None
+
+
 def migrate(source: Source, migrations: Mapping[int, Migration] = MIGRATIONS, current: int = SPEC_VERSION) -> Source:
-    """The document in the current version of the language; a document that names none is of version 1.
+    """The document in the current version of the language; one that declares none is taken to be of version 1.
 
     Raises:
         SpecError: a version newer than the library.
     """
     data = source.data
-    version = data.get("spec_version", 1)
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if "spec_version" in data and version_of(source) is None:
         return source  # validation says so, together with whatever else is wrong
+    version = version_of(source) or 1
     if version > current:
         message = f"spec_version {version} is newer than this invflow reads (up to {current}); upgrade invflow"
         raise source.error([Problem(("spec_version",), message)])
     for step in range(version, current):
         data = {**migrations[step](data), "spec_version": step + 1}
     return Source(data, source.name, source.text)
+
+
+def in_version_1(canonical: Any, expanded: Any) -> Any:
+    """What decided the function of a document by the rules of version 1, from what does so now.
+
+    Args:
+        canonical: the canonical document in version 2.
+        expanded: the document as it stands, in version 1, without repeat and references.
+    """
+    if isinstance(canonical, list):
+        return [in_version_1(*pair) for pair in zip(canonical, expanded, strict=True)]
+    if not isinstance(canonical, dict) or not isinstance(expanded, dict):
+        return canonical
+    found = {key: in_version_1(value, expanded.get(key)) for key, value in canonical.items()}
+    if canonical.get("type") == "residual" and not isinstance(expanded.get("log_det"), dict):
+        found.pop("log_det", None)
+        said = ((key, expanded.get(key, default), default) for key, default in _ESTIMATOR.items())
+        found.update((key, value) for key, value, default in said if value != default)
+    return found

@@ -201,8 +201,9 @@ def _json_values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.Sear
         return st.sampled_from(schema["enum"])
     if "const" in schema:
         return st.just(schema["const"])
-    if "anyOf" in schema:
-        return st.one_of(*(_json_values(option, definitions) for option in schema["anyOf"]))
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return st.one_of(*(_json_values(option, definitions) for option in schema[several]))
     match schema.get("type"):
         case "null":
             return st.none()
@@ -226,6 +227,10 @@ def _json_values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.Sear
             low = schema.get("minItems", 0)
             high = min(schema.get("maxItems", low + 2), low + 2)
             return st.lists(_json_values(schema["items"], definitions), min_size=low, max_size=high)
+        case "object" if "properties" in schema:
+            drawn = {name: _json_values(inner, definitions) for name, inner in schema["properties"].items()}
+            needed = {name: drawn.pop(name) for name in schema.get("required", ())}
+            return st.fixed_dictionaries(needed, optional=drawn)
         case _:
             raise TypeError(f"no strategy for a field with the schema {schema}: give its type a range or literals")
 

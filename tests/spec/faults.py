@@ -160,9 +160,9 @@ TOP_LEVEL = {
     "name": Fault(document(more='"name": §3'), "name", "input should be a valid string, got 3"),
     "$schema": Fault(document(more='"$schema": §true'), "$schema", "input should be a valid string, got true"),
     "version too new": Fault(
-        document(more='"spec_version": §2'),
+        document(more='"spec_version": §3'),
         "spec_version",
-        "spec_version 2 is newer than this invflow reads (up to 1); upgrade invflow",
+        "spec_version 3 is newer than this invflow reads (up to 2); upgrade invflow",
     ),
     "version 0": Fault(
         document(more='"spec_version": §0'), "spec_version", "input should be greater than or equal to 1, got 0"

@@ -45,3 +45,44 @@ def test_a_version_that_is_none(version):
 def test_a_newer_version_says_what_to_do():
     with pytest.raises(SpecError, match=f"newer than this invflow reads .up to {SPEC_VERSION}.; upgrade invflow"):
         migrate(Source({"spec_version": SPEC_VERSION + 1}))
+
+
+class TestEstimators:
+    """Version 2 nests what version 1 had in five fields of a residual block."""
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ({}, {}),
+            ({"log_det": "exact"}, {"log_det": {"type": "exact"}}),
+            ({"probes": 2}, {"log_det": {"type": "auto", "probes": 2}}),
+            ({"log_det": "exact", "probes": 2}, {"log_det": {"type": "exact"}}),
+            ({"log_det": "roulette", "terms": 3}, {"log_det": {"type": "roulette", "terms": 3}}),
+            ({"log_det": "power_series", "continuation": 0.9}, {"log_det": {"type": "power_series"}}),
+            ({"log_det": {"$var": "how"}}, {"log_det": {"type": {"$var": "how"}}}),
+        ],
+    )
+    def test_what_becomes_of_them(self, old, new):
+        def documents(fields):
+            block = {"type": "residual", **fields}
+            inner = {"type": "inverse", "layer": {"type": "sequential", "layers": [block]}}
+            more = {"kept": block} if "$var" not in str(block) else {}
+            top = {"vars": {"how": "exact", **more}, "input": {"shape": [3]}}
+            again = [{"$var": "kept"}] if more else []
+            return {**top, "layers": [block, {"type": "repeat", "times": 2, "layers": [inner, *again]}]}
+
+        migrated = migrate(Source({"spec_version": 1, **documents(old)})).data
+        assert migrated == {"spec_version": 2, **documents(new)}
+        assert load_spec({"spec_version": 1, **documents(old)}).hash == load_spec(documents(new)).hash
+
+    def test_a_document_that_declares_no_version(self):
+        def document(**fields):
+            return {"input": {"shape": [3]}, "layers": [{"type": "residual", **fields}]}
+
+        assert load_spec(document(log_det="exact")).hash == load_spec(document(log_det={"type": "exact"})).hash
+        with pytest.raises(SpecError, match=r"log_det.probes: input should be greater than 0"):
+            load_spec(document(log_det={"type": "auto", "probes": 0}))
+        with pytest.raises(SpecError, match=r"layers.0.log_det"):
+            load_spec({"spec_version": 2, **document(log_det="exact")})
+        with pytest.raises(SpecError, match=r"layers.0: unknown layer type 'residul'"):
+            load_spec({"input": {"shape": [3]}, "layers": [{"type": "residul", "probes": 2}]})
