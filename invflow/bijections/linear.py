@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..errors import ShapeError
+from ..numerics.precision import own_precision
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
 
@@ -51,7 +50,7 @@ class Linear1x1(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         columns = self._columns(x)
         lower, upper = self._factors()
-        with _own_precision(x):
+        with own_precision(x):
             mixed = lower @ (upper @ columns)
         return self._shaped(mixed.index_select(0, self.order), x)
 
@@ -103,8 +102,3 @@ class Linear1x1(Bijection):
     def _shaped(columns: Tensor, like: Tensor) -> Tensor:
         """The inverse of `_columns`."""
         return columns.reshape(like.movedim(1, 0).shape).movedim(0, 1)
-
-
-def _own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """No autocast: a state in bfloat16 would have lost what the inverse needs. The meta device knows no autocast."""
-    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

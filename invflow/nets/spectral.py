@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from .._torch import transforms_active
 from ..errors import ShapeError
+from ..numerics.precision import own_precision
 from ..state import TensorShape, shape_of
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
@@ -355,11 +355,6 @@ def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
     roundings = 1 + 10 * matrices.shape[-1] * torch.finfo(gram.real.dtype).eps
     bound: Tensor = largest * log_norm.max().exp() * roundings
     return bound
-
-
-def own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """No autocast: a norm in bfloat16 is off by half a percent. The meta device knows no autocast."""
-    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _bias_of(layer: nn.Linear | nn.Conv2d) -> Tensor:

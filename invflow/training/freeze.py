@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..diagnostics.exactness import images_back
+from ..diagnostics.images_back import images_back
 from ..errors import RunError
 from ..models import Classifier
 from ..models.freeze import freeze

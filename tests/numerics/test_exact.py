@@ -21,7 +21,7 @@ from invflow.nets import MLP, Conv
 from invflow.nets.orderfree import make_order_free
 from invflow.numerics import Exact, Float, Grid, backend
 from invflow.numerics.integer import SUM_BITS, FixedPoint, Quantize, Requantize, Table
-from invflow.numerics.verify import computed_otherwise, without_onednn
+from invflow.numerics.verify import computed_otherwise, onednn_off
 from tests.testing.faults.numerics import honest, integer_weights
 
 EXACT = Exact(mode="exact")
@@ -153,7 +153,7 @@ def test_nnpack_is_kept_off():
         integer_weights(), torch.zeros(2), torch.zeros(2, dtype=int), 1023, nn.Conv2d(2, 2, 3, padding=1)
     )
     q = torch.randint(-1023, 1024, (64, 2, 8, 8)).float()
-    with torch.no_grad(), without_onednn():
+    with torch.no_grad(), onednn_off():
         found = layer(q)
         plain = nn.functional.conv2d(q, layer.weight, padding=1)
     wide = copy.deepcopy(layer).double()(q.double())

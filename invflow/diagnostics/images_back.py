@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 
 import torch
 from torch import Tensor
 
-from ..numerics.verify import threads, without_onednn
+from ..numerics.verify import Call, channels_last, in_parts, on_threads, without_onednn
 from ..sequential import Sequential
 
 FORWARD_BATCH = 64
@@ -31,24 +31,14 @@ def images_back(chain: Sequential, images: Tensor) -> dict[str, int]:
     found = {f"batches of {FORWARD_BATCH}, the same both ways": same}
     if chain.exactness != "exact":
         return found
-    whole = torch.cat(features)
-
-    def back(size: int, convert: Callable[[Tensor], Tensor] = lambda z: z) -> int:
-        pairs = zip(torch.split(whole, size), torch.split(images, size), strict=True)
-        return sum(_equal(chain.inverse(convert(z)), part) for z, part in pairs)
-
-    for size in INVERSE_BATCHES:
-        found[f"batches of {size}"] = back(size)
-    largest = INVERSE_BATCHES[-1]
-    found["channels last"] = back(largest, lambda z: z.contiguous(memory_format=torch.channels_last))
-    with threads(2):
-        found["2 threads"] = back(largest)
-    with without_onednn():
-        found["without oneDNN"] = back(largest)
-    dtype = images.dtype
-    chain.double()
-    found["float64"] = back(largest, torch.Tensor.double)
-    chain.to(dtype)
+    whole, large = torch.cat(features), in_parts(INVERSE_BATCHES[-1])
+    ways: dict[str, Call] = {f"batches of {size}": in_parts(size)(chain.inverse) for size in INVERSE_BATCHES}
+    others = {"channels last": channels_last, "2 threads": on_threads(2), "without oneDNN": without_onednn}
+    ways |= {name: large(way(chain.inverse)) for name, way in others.items()}
+    for name, back in ways.items():
+        found[name] = _equal(back(whole, None), images)
+    double = copy.deepcopy(chain).double()
+    found["float64"] = _equal(large(double.inverse)(whole.double(), None), images)
     return found
 
 
