@@ -4,25 +4,43 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TRAINS := $(VENV)/.trains
 DEMO_OPTIONS ?=
+QUICK := tests/test_contract.py tests/test_wires.py tests/test_sequential.py tests/test_registry.py tests/test_nets.py \
+	tests/test_psi.py tests/test_elementwise.py tests/test_flow.py tests/test_docs.py tests/test_specs.py tests/spec/test_errors.py \
+	tests/spec/test_versions.py tests/spec/test_schema.py tests/golden
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench proof clean
+.PHONY: help demo test quick count lint format docs bench proof clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# A new pyproject.toml installs again; an interrupted installation leaves no stamp.
-$(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,test,lint,docs,bench]'
-	touch $(READY)
+# A new pyproject.toml installs again; an interrupted installation leaves no stamp. What tests need is enough for all.
+INSTALL = test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-demo: $(READY)  ## train an i-RevNet on handwritten digits, run it backwards, draw it
+$(TRAINS): pyproject.toml
+	@echo "installing invflow with PyTorch and Lightning into $(VENV): minutes, this once"
+	@$(INSTALL) '.[train]'
+	@touch $(TRAINS)
+
+$(READY): pyproject.toml
+	@echo "installing invflow with all that tests, documentation and benchmarks need into $(VENV): minutes, this once"
+	@$(INSTALL) '.[train,test,lint,docs,bench]'
+	@touch $(TRAINS) $(READY)
+
+demo: $(TRAINS)  ## train an i-RevNet on handwritten digits, run it backwards, draw it
 	$(BIN)/invflow train specs/irevnet_digits.json $(DEMO_OPTIONS)
 
 test: $(READY)  ## all tests, doctests included
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+quick: $(READY)  ## a minute of tests: the contract, wires, specs, what 0.1 wrote
+	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(QUICK)
+
+count:  ## lines of code of the package, without blank lines, comments and docstrings
+	@$(PYTHON) .ci/count.py
 
 lint: $(READY)  ## style, types, and the floors that imports keep to
 	$(BIN)/ruff check .
