@@ -7,48 +7,35 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version as version_of
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from ..bijections.residual import NotConverged
 from ..errors import InvflowError
-from . import (
-    check,
-    compare,
-    diff,
-    evaluate,
-    freeze,
-    interpolate,
-    plot_psi,
-    plot_solver,
-    sample,
-    schema,
-    show,
-    train,
-)
+from . import check, compare, diff, evaluate, freeze, interpolate, plot_psi, plot_solver, sample, schema, show, train
 from .output import err, out
 
-VERBS: dict[Callable[..., None], str] = {
-    train.train: "Train a classifier or a flow, evaluate it, draw pictures.",
-    evaluate.evaluate: "Measure a trained run's scores and round trips.",
-    freeze.freeze: "Make a trained run exact, as a run of its own.",
-    compare.compare: "Train several specs with several seeds each.",
-    check.check: "Check that a spec's chain runs backwards.",
-    show.show: "Print a spec's layers, expansion or memory.",
-    diff.diff: "Print what differs between two specs.",
-    schema.schema: "Print the JSON Schema of specs.",
-    plot_psi.plot_psi: "Draw the channels that a psi layer makes.",
-    plot_solver.plot_solver: "Draw how residual blocks are inverted.",
-    interpolate.interpolate: "Draw walks between images in feature space.",
-    sample.sample: "Draw samples from a trained flow.",
-}
-"""The verbs, in the order of ``invflow --help``, with what it says of each on one line."""
+VERBS: tuple[Callable[..., None], ...] = (
+    train.train,
+    evaluate.evaluate,
+    freeze.freeze,
+    compare.compare,
+    check.check,
+    show.show,
+    diff.diff,
+    schema.schema,
+    plot_psi.plot_psi,
+    plot_solver.plot_solver,
+    interpolate.interpolate,
+    sample.sample,
+)
+"""The verbs as ``invflow --help`` lists them: each with the first sentence of its docstring, 61 characters at most."""
 
 app = typer.Typer(name="invflow", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for verb, summary in VERBS.items():
-    app.command(short_help=summary)(verb)
+for verb in VERBS:
+    app.command()(verb)
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,19 +70,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _warn(
-    otherwise: Callable[..., None],
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: object, **more: object
 ) -> None:
     """Prints a warning of this library as one line, without the place in the code that it came from."""
     if issubclass(category, NotConverged):
         _complain(str(message))
     else:
-        otherwise(message, category, filename, lineno, file, line)
+        otherwise(message, category, *where, **more)
 
 
 def _complain(message: str) -> int:

@@ -20,19 +20,16 @@ if TYPE_CHECKING:
 
 def check(
     spec: SpecPath,
-    thorough: Annotated[
-        bool, typer.Option("--thorough", help="Check every property of every layer and of the chain.")
-    ] = False,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Measure how well constant-memory training reconstructs its inputs.")
-    ] = False,
-    conditioning: Annotated[
-        bool, typer.Option("--conditioning", help="Measure Lipschitz constants and the condition number.")
-    ] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Check every property of every layer, too.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure how well backward reconstructs inputs.")] = False,
+    conditioning: Annotated[bool, typer.Option("--conditioning", help="Measure Lipschitz constants.")] = False,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Print shapes, parameters and round-trip error of every layer; exit status 1 if one does not run backwards."""
+    """Check that a spec's chain runs backwards, layer by layer.
+
+    Print the shapes, the parameters and the round-trip error of every layer; exit status 1 if the chain fails.
+    """
     from ..diagnostics.check import chain_of
     from ..diagnostics.check import check as run_check
     from ..diagnostics.memory import reconstructions
@@ -82,21 +79,18 @@ def _measure_conditioning(chain: Sequential) -> Conditioning:
 
 
 def _print_report(report: Report) -> None:
+    def errors(found: dict[str, float]) -> list[str]:
+        return [f"{error:.1e}" for error in found.values()]
+
     rows = [
         (
-            layer.name.removeprefix("layers."),
-            layer.layer,
-            str(layer.input_shape),
-            str(layer.output_shape),
-            f"{layer.parameters:,}",
-            layer.exactness,
-            *(f"{error:.1e}" for error in layer.round_trip_error.values()),
+            *(layer.name.removeprefix("layers."), layer.layer, str(layer.input_shape), str(layer.output_shape)),
+            *(f"{layer.parameters:,}", layer.exactness, *errors(layer.round_trip_error)),
         )
         for layer in report.layers
     ]
-    errors = (f"{error:.1e}" for error in report.round_trip_error.values())
-    total = ("", "whole chain", "", "", f"{report.parameters:,}", report.exactness, *errors)
-    print_table(("", "layer", "in", "out", "parameters", "exactness", *report.round_trip_error), rows, [total])
+    whole = ("", "whole chain", "", "", f"{report.parameters:,}", report.exactness, *errors(report.round_trip_error))
+    print_table(("", "layer", "in", "out", "parameters", "exactness", *report.round_trip_error), rows, [whole])
 
 
 def _print_conditioning(found: Conditioning) -> None:
@@ -119,10 +113,7 @@ def _print_proofs(found: Thorough) -> None:
         held = f"{proof.checked - len(proof.failures)} of {proof.checked}"
         return proof.layer, held, f"{proof.worst['round trip']:.1e}"
 
-    rows = [
-        (str(position), *cells(layer), f"{found.error_by_depth[position]:.1e}")
-        for position, layer in enumerate(found.layers)
-    ]
+    rows = [(str(i), *cells(layer), f"{found.error_by_depth[i]:.1e}") for i, layer in enumerate(found.layers)]
     heads = ("", "layer", "properties", "worst round trip", "error by depth")
     print_table(heads, rows, [("", *cells(found.chain), "")])
     named = {str(position): layer for position, layer in enumerate(found.layers)} | {"chain": found.chain}

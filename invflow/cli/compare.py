@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import (
-    AsJson,
-    BatchSize,
-    DataRoot,
-    Device,
-    Download,
-    Epochs,
-    LearningRate,
-    Plugins,
-    TrainSize,
-    new_folder,
-)
+from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, TrainSize, new_folder
 from .output import err, out, print_json, print_table, stdout_for_the_answer
 
 if TYPE_CHECKING:
@@ -30,9 +19,7 @@ if TYPE_CHECKING:
 def compare(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="The specs' JSON files.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each spec: seeds 0, 1, ...")] = 3,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="The folder of the runs and the plot; default: runs/compare-TIME.")
-    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The folder; default: runs/compare-TIME.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
@@ -43,19 +30,23 @@ def compare(
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Train several specs with several seeds each, and compare them in a table and a plot."""
+    """Train several specs, several seeds each, and compare them.
+
+    The answer is a table and a plot.
+    """
     from ..diagnostics.pictures import comparison, write_figure
     from ..spec import load_spec
     from ..training.compare import compare as run_all
 
     loaded = [(str(path), load_spec(path)) for path in specs]
     folder = to or new_folder("compare")
+    overrides = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "train_size": train_size}
     with stdout_for_the_answer(as_json):
         found = run_all(
             loaded,
             seeds,
             folder,
-            overrides={"epochs": epochs, "batch_size": batch_size, "lr": lr, "train_size": train_size},
+            overrides=overrides,
             announce=err.print,
             data_root=data_root,
             download=download,

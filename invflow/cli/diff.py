@@ -16,7 +16,10 @@ def diff(
     new: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     plugin: Plugins = None,
 ) -> None:
-    """Print what differs between two specs, expanded, layer by layer; exit status 1 if anything does."""
+    """Print what differs between two specs, layer by layer.
+
+    The specs are expanded first. Exit status 1 if anything differs.
+    """
     from ..spec.diff import diff_specs
 
     lines = diff_specs(load_document(old), load_document(new))

@@ -6,13 +6,8 @@ from .options import AsJson, DataRoot, Plugins, RunPath
 from .output import evaluation_as_json, print_evaluation, print_json, stdout_for_the_answer
 
 
-def evaluate(
-    run: RunPath,
-    data_root: DataRoot = None,
-    as_json: AsJson = False,
-    plugin: Plugins = None,
-) -> None:
-    """Measure the test accuracy or likelihood of a trained run, and how exactly it runs backwards."""
+def evaluate(run: RunPath, data_root: DataRoot = None, as_json: AsJson = False, plugin: Plugins = None) -> None:
+    """Measure the test scores and the round trips of a trained run."""
     from ..training.evaluate import evaluate_run
     from ..training.run import Run
 

@@ -25,7 +25,10 @@ def freeze(
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Make a trained run exact: write another run, whose images come back without one wrong bit, and measure it."""
+    """Make a trained run exact, in a run folder of its own.
+
+    Its images come back without one wrong bit, which is measured.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     from ..fields import describe

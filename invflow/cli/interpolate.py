@@ -19,7 +19,10 @@ def interpolate(
     data_root: DataRoot = None,
     plugin: Plugins = None,
 ) -> None:
-    """Walk from one test image to another on a straight line in feature space; draw a strip and a GIF."""
+    """Draw walks between test images, straight in feature space.
+
+    A strip and a GIF show the way from one image to another, back in pixels.
+    """
     from ..training.data import load_data
     from ..training.illustrate import draw_interpolation
     from ..training.run import PICTURES, Run

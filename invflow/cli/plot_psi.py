@@ -20,7 +20,7 @@ def plot_psi(
     download: Download = False,
     plugin: Plugins = None,
 ) -> None:
-    """Draw images and the channels that the spec's first psi layer makes of them."""
+    """Draw the channels that a spec's first psi makes of images."""
     from ..diagnostics.check import chain_of
     from ..diagnostics.pictures import first_psi, psi_channels, write_figure
     from ..spec.training import Training

@@ -17,7 +17,10 @@ def plot_solver(
     to: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("solver.png"),
     plugin: Plugins = None,
 ) -> None:
-    """Draw how fast the spec's residual blocks are inverted: error against evaluations, for each method."""
+    """Draw how fast a spec's residual blocks are inverted.
+
+    The picture shows error against evaluations, for each method.
+    """
     from ..diagnostics.check import chain_of, inputs
     from ..diagnostics.pictures import write_figure
     from ..diagnostics.solver_plot import inverse_errors, solver_plot

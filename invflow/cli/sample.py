@@ -22,7 +22,10 @@ def sample(
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Draw samples from a trained flow: a picture of them or, with --json, the numbers and their log-densities."""
+    """Draw samples from a trained flow.
+
+    The answer is a picture or, with --json, the numbers and their log-densities.
+    """
     from ..diagnostics.pictures import write_figure
     from ..training.data import load_data
     from ..training.run import PICTURES, Run

@@ -6,10 +6,11 @@ from .options import Plugins
 from .output import err, print_json, stdout_for_the_answer
 
 
-def schema(
-    plugin: Plugins = None,
-) -> None:
-    """Print the JSON Schema of specs, for editors: with everything that is registered or installed."""
+def schema(plugin: Plugins = None) -> None:
+    """Print the JSON Schema of specs, for editors.
+
+    It knows everything that is registered or installed.
+    """
     from ..registry import REGISTRIES
     from ..spec.schema import json_schema
 

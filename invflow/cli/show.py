@@ -19,19 +19,13 @@ if TYPE_CHECKING:
 def show(
     spec: SpecPath,
     expanded: Annotated[bool, typer.Option("--expanded", help="Print the spec without repeat and variables.")] = False,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Print the activation memory of training, by layer and backprop policy.")
-    ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="With --memory: override the batch size of training.")
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="With --memory: also run a training step under each policy.")
-    ] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Print the activation memory of training.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="With --memory: override the batch size.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="With --memory: measure training steps, too.")] = False,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Print a spec's layers with their shapes, its expansion, or the memory that training takes."""
+    """Print a spec's layers, its expansion, or its memory."""
     from ..spec import build, build_model
     from ..spec.text import printable
 

@@ -8,18 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvflowError
-from .options import (
-    AsJson,
-    BatchSize,
-    DataRoot,
-    Device,
-    Download,
-    Epochs,
-    LearningRate,
-    Plugins,
-    TrainSize,
-    new_folder,
-)
+from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, TrainSize, new_folder
 from .output import err, evaluation_as_json, out, print_evaluation, print_json, stdout_for_the_answer
 
 
@@ -38,7 +27,10 @@ def train(
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Train the classifier or the flow that a spec describes, evaluate it, and draw pictures of what it does."""
+    """Train the classifier or the flow that a spec describes.
+
+    Then evaluate it, and draw pictures of what it does.
+    """
     from ..spec import load_spec
     from ..training import run as runs
     from ..training.illustrate import illustrate
