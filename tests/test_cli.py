@@ -82,12 +82,41 @@ def test_interpolate_writes_strip_and_gif(trained, call, tmp_path):
 
 
 def test_overrides_are_recorded(call, spec_file, tmp_path):
-    call("train", spec_file, "--out", tmp_path / "run", "--lr", 0.5, "--train-size", 32, "--seed", 7)
+    options = ("--lr", 0.5, "--train-size", 32, "--seed", 7, "--batch-size", 8)
+    call("train", spec_file, "--out", tmp_path / "run", *options)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["overrides"] == {
-        "seed": 7, "lr": 0.5, "train_size": 32,
+        "seed": 7, "lr": 0.5, "train_size": 32, "batch_size": 8,
     }  # fmt: skip
     training = invflow.load_spec(tmp_path / "run" / "spec.json").training
-    assert (training.seed, training.optimizer.lr, training.data.train_size) == (7, 0.5, 32)
+    found = (training.seed, training.optimizer.lr, training.data.train_size, training.batch_size)
+    assert found == (7, 0.5, 32, 8)
+
+
+@pytest.mark.parametrize(
+    ("device", "accelerator", "devices"),
+    [("auto", "auto", 1), ("cpu", "cpu", 1), ("cuda", "cuda", 1), ("cuda:1", "cuda", [1]), ("mps", "mps", 1)],
+)
+@pytest.mark.parametrize("verb", ["train", "compare"])
+def test_the_trainer_is_told_the_device(call, spec_file, monkeypatch, verb, device, accelerator, devices):
+    import lightning
+
+    class Told(Exception):
+        pass
+
+    def trainer(**options):
+        raise Told(options["accelerator"], options["devices"])
+
+    monkeypatch.setattr(lightning, "Trainer", trainer)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    with pytest.raises(Told) as told:
+        main([verb, str(spec_file), "--device", device])
+    assert told.value.args == (accelerator, devices)
+
+
+def test_a_run_is_trained_and_resumed_on_the_cpu(call, spec_file, tmp_path):
+    assert call("train", spec_file, "--out", tmp_path / "run", "--device", "cpu")[0] == 0
+    assert call("train", "--resume", tmp_path / "run", "--device", "cpu")[0] == 0
 
 
 @pytest.fixture
@@ -277,6 +306,15 @@ def test_a_fault_in_a_spec_is_one_line(call, tmp_path, change, message, verb):
         (("train", MNIST, "--data-root", "."), "mnist is not in . and may not be downloaded"),
         (("train", DIGITS, "--epochs", "-1"), "training.epochs: input should be greater than 0, got -1"),
         (("train", DIGITS, "--epochs", "many"), "Invalid value for '--epochs': Input should be a valid integer"),
+        (("train", DIGITS, "--batch-size", "0"), "training.batch_size: input should be greater than 0, got 0"),
+        (("train", DIGITS, "--batch-size", "few"), "Invalid value for '--batch-size'"),
+        (("compare", DIGITS, "--batch-size", "-3"), "training.batch_size: input should be greater than 0, got -3"),
+        (("show", DIGITS, "--memory", "--batch-size", "0"), "Invalid value for '--batch-size'"),
+        (("train", DIGITS, "--resume", ".", "--batch-size", "3"), "not both"),
+        (("train", "--resume", ".", "--batch-size", "3"), "no --out, --seed"),
+        (("train", DIGITS, "--device", "tpu"), "device 'tpu' is not available; expected auto or one of: cpu"),
+        (("train", DIGITS, "--device", "cuda:99"), "device 'cuda:99' is not available"),
+        (("train", "--resume", ".", "--device", "gpu"), "device 'gpu' is not available"),
         (("train", DIGITS, "--train-size", "99999"), "digits has 1348 training images"),
         (("plot-psi", DIGITS, "--images", "0"), "Invalid value for '--images'"),
         (("shwo",), "No such command 'shwo'"),

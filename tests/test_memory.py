@@ -88,7 +88,7 @@ class TestCommandLine:
         return ended.value.code, *capsys.readouterr()
 
     def test_show_memory(self, spec, capsys):
-        status, out, _ = self.run(capsys, "show", spec, "--memory", "--batch", 1000, "--measure")
+        status, out, _ = self.run(capsys, "show", spec, "--memory", "--batch-size", 1000, "--measure")
         assert status == 0
         for word in ("batch 1000", "AdditiveCoupling", "reversible", "whole chain", "kept, measured", "MiB"):
             assert word in out
@@ -101,7 +101,7 @@ class TestCommandLine:
         assert found["kept"] == {p: sum(layer["kept"][p] for layer in found["layers"]) for p in found["kept"]}
 
     def test_options_of_memory_alone(self, spec, capsys):
-        status, out, err = self.run(capsys, "show", spec, "--batch", 3)
+        status, out, err = self.run(capsys, "show", spec, "--batch-size", 3)
         assert (status, out) == (2, "")
         assert "go with --memory" in err
 

@@ -74,7 +74,7 @@ def compare(
         folder: where the runs go: ``folder/<spec's name>-<position>/seed-<seed>``.
         overrides: as in `train`.
         announce: called with a line before and after each training.
-        **options: as in `train`: data_root, download, progress.
+        **options: as in `train`: data_root, download, device, progress.
 
     Raises:
         InvflowError: the specs are not measured by the same score, as classifiers and flows are not.

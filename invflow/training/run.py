@@ -26,7 +26,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ..errors import DivergedError, RunError
+from ..errors import DivergedError, InvflowError, RunError
 from ..files import write_atomically
 from ..models import Classifier, Flow
 from ..models.freeze import freeze
@@ -141,6 +141,7 @@ def train(
     data_root: Path | None = None,
     download: bool = False,
     overrides: dict[str, Any] | None = None,
+    device: str = "auto",
     progress: bool = True,
 ) -> Run:
     """Trains the classifier or the flow that a spec describes.
@@ -150,7 +151,8 @@ def train(
         folder: the run folder to make; it must be empty or absent.
         data_root: see `load_data`.
         download: see `load_data`.
-        overrides: entries of the training block that replace the spec's: seed, epochs, lr, train_size.
+        overrides: entries of the training block that replace the spec's: seed, epochs, batch_size, lr, train_size.
+        device: auto, cpu, cuda, cuda:1, mps.
         progress: whether to show a progress bar.
 
     Raises:
@@ -158,7 +160,9 @@ def train(
         DataError: the data set is absent, or does not fit.
         SpecError: the spec is of a chain alone, or its shapes do not fit the data.
         DivergedError: the loss or a weight is no longer finite; the folder keeps the last weights that were.
+        InvflowError: this machine does not have the device.
     """
+    accelerator = _accelerator(device)
     require_empty(folder)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
@@ -171,7 +175,7 @@ def train(
     write_checkpoint(spec.document, task.model.state_dict(), folder)
     run = Run(folder, spec, {})
     run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions(), **to_freeze)
-    return _fit(run, task, progress, None)
+    return _fit(run, task, progress, None, accelerator)
 
 
 def require_empty(folder: Path) -> None:
@@ -180,7 +184,14 @@ def require_empty(folder: Path) -> None:
         raise RunError(f"{folder}: is there already; name another folder with --out, or go on with it by --resume")
 
 
-def resume(folder: Path, *, data_root: Path | None = None, download: bool = False, progress: bool = True) -> Run:
+def resume(
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    download: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+) -> Run:
     """Goes on with a run that was interrupted; the result is the one that it would have had.
 
     A run that is finished is returned as it is.
@@ -188,7 +199,9 @@ def resume(folder: Path, *, data_root: Path | None = None, download: bool = Fals
     Raises:
         RunError: no run, or one whose state cannot be read.
         DivergedError: it diverged, then or now.
+        InvflowError: this machine does not have the device.
     """
+    accelerator = _accelerator(device)
     run = Run.open(folder)
     if run.record.get("status") == "finished":
         return run
@@ -200,7 +213,7 @@ def resume(folder: Path, *, data_root: Path | None = None, download: bool = Fals
     last = folder / "resume" / _LAST
     if last.is_file():
         _require_readable(last)
-    return _fit(run, task, progress, last if last.is_file() else None)
+    return _fit(run, task, progress, last if last.is_file() else None, accelerator)
 
 
 def _require_readable(checkpoint: Path) -> None:
@@ -274,7 +287,17 @@ def _fitting_data(spec: Spec, options: Training, root: Path | None, download: bo
     return data
 
 
-def _fit(run: Run, task: Task[Any], progress: bool, checkpoint: Path | None) -> Run:
+def _accelerator(device: str) -> dict[str, Any]:
+    """A device in Lightning's words. Raises InvflowError if this machine does not have it."""
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    there += ["mps"] * torch.backends.mps.is_available()
+    if device not in ("auto", *there, *("cuda" for name in there if name == "cuda:0")):
+        raise InvflowError(f"device {device!r} is not available; expected auto or one of: {', '.join(there)}")
+    kind, _, index = device.partition(":")
+    return {"accelerator": kind, "devices": [int(index)] if index else 1}
+
+
+def _fit(run: Run, task: Task[Any], progress: bool, checkpoint: Path | None, accelerator: dict[str, Any]) -> Run:
     options = run.training
     logs = run.folder / "logs"
     callbacks: list[lightning.Callback] = [
@@ -293,7 +316,7 @@ def _fit(run: Run, task: Task[Any], progress: bool, checkpoint: Path | None) -> 
             check_val_every_n_epoch=options.evaluate_every,
             gradient_clip_val=options.clip_gradient,
             inference_mode=False,  # a log-determinant may take derivatives of its own
-            devices=1,
+            **accelerator,
             logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
             callbacks=callbacks,
             enable_progress_bar=progress,

@@ -1,0 +1,85 @@
+"""The command line, one verb a file. Heavy libraries load only in the verbs that use them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version as version_of
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from ..bijections.residual import NotConverged
+from ..errors import InvflowError
+from . import check, compare, diff, evaluate, freeze, interpolate, plot_psi, plot_solver, sample, schema, show, train
+from .output import err, out
+
+VERBS: tuple[Callable[..., None], ...] = (
+    train.train,
+    evaluate.evaluate,
+    freeze.freeze,
+    compare.compare,
+    check.check,
+    show.show,
+    diff.diff,
+    schema.schema,
+    plot_psi.plot_psi,
+    plot_solver.plot_solver,
+    interpolate.interpolate,
+    sample.sample,
+)
+"""The verbs as ``invflow --help`` lists them: each with the first sentence of its docstring, 61 characters at most."""
+
+app = typer.Typer(name="invflow", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"invflow {version_of('invflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Declarative invertible neural networks: check, train, invert."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command; ends the process with its exit status: 2 with one line for a user's mistake."""
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+        try:
+            status = app(arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
+        except TyperException as error:
+            status = _complain(error.format_message())
+        except InvflowError as error:
+            status = _complain(str(error))
+        except OSError as error:
+            where = "" if error.filename is None else f"{error.filename}: "
+            status = _complain(f"{where}{error.strerror or error}")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _warn(
+    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: object, **more: object
+) -> None:
+    """Prints a warning of this library as one line, without the place in the code that it came from."""
+    if issubclass(category, NotConverged):
+        _complain(str(message))
+    else:
+        otherwise(message, category, *where, **more)
+
+
+def _complain(message: str) -> int:
+    """Prints one line for a user's mistake and returns its exit status."""
+    err.print(f"invflow: {message}")
+    return 2

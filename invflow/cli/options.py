@@ -1,0 +1,55 @@
+"""The arguments and options that verbs share, and what they stand for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..plugins import load_plugin
+
+if TYPE_CHECKING:
+    from ..spec import Spec
+
+
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    for path in paths or ():
+        load_plugin(path)
+    return paths
+
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec's JSON file, or the folder of a run.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as 'invflow train' writes it.")]
+DataRoot = Annotated[Path | None, typer.Option(help="The torchvision root of the data; default: INVFLOW_DATA.")]
+Download = Annotated[bool, typer.Option("--download", help="Download a missing data set into the data root.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout, all else on stderr.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        callback=_load_plugins,
+        is_eager=True,
+        help="A Python file that registers layers, nets, heads or priors; repeat the option for several.",
+    ),
+]
+Epochs = Annotated[int | None, typer.Option(help="Override the number of epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Override the batch size.")]
+LearningRate = Annotated[float | None, typer.Option(help="Override the learning rate.")]
+TrainSize = Annotated[int | None, typer.Option(help="Override the number of training samples.")]
+Device = Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:1 or mps.")]
+
+
+def load_document(source: Path) -> Spec:
+    """The spec in a file, or of a run or checkpoint folder."""
+    from ..spec import load_spec
+    from ..spec.checkpoint import SPEC_FILE
+
+    return load_spec(source / SPEC_FILE if source.is_dir() else source)
+
+
+def new_folder(name: str) -> Path:
+    """Where a training goes if the user names no folder."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
