@@ -23,7 +23,7 @@ class DataError(InvflowError):
 
 
 class RunError(InvflowError):
-    """A run folder that is none, or that cannot be gone on with."""
+    """A folder that holds no run, or a run that cannot be resumed."""
 
 
 class DivergedError(RunError):

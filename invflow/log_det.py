@@ -38,7 +38,7 @@ class ExactLogDet(Options):
     type: Literal["exact"]
 
     def is_exact(self, size: int) -> bool:
-        """Whether the log-determinant of a state with so many numbers is no estimate."""
+        """Whether the log-determinant of a state of this size is exact, not an estimate."""
         return True
 
     def check(self, coefficient: float) -> None:
@@ -203,7 +203,7 @@ def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor,
 
 
 def truncation_error(coefficient: float, terms: int, size: int) -> float:
-    """How far the series is from ``log det(1 + J)`` at most after so many terms, for ``||J|| <= coefficient``.
+    """How far the series is from ``log det(1 + J)`` at most after this number of terms, for ``||J|| <= coefficient``.
 
     ``|tr(J^k)| <= size * coefficient^k``, so the rest is at most
     ``size * sum_(k > terms) coefficient^k / k <= size * coefficient^(terms+1) / ((terms+1) (1 - coefficient))``.

@@ -32,13 +32,13 @@ it may have won that losses are set against: old gains are no reason to go on lo
 PROGRESS = 0.9
 PATIENCE = 3
 """A residual near the roundings is at its floor when it has not fallen by `PROGRESS` in as many evaluations as Picard's
-method takes for that at worst, and so many more."""
+method takes for that at worst, plus this number."""
 
 ROUNDING = 0.25
 """In units of eps, the root mean square of what one rounding of each number leaves off."""
 
 NEAR = 1e3
-"""Points that are nearer than so many roundings tell nothing of the contraction."""
+"""Points that are nearer than this number of roundings tell nothing of the contraction."""
 
 MOST_EVALUATIONS = 10_000
 
@@ -116,7 +116,7 @@ def solve(
         method: "anderson" or "picard".
         tolerance: the relative error at which to stop, which ``residual / (1 - L)`` bounds; None goes on until
             roundings keep the residual from falling.
-        max_evaluations: at most so many for each sample; by default as many as Picard's method takes at worst.
+        max_evaluations: the limit for each sample; by default as many as Picard's method takes at worst.
 
     >>> solution = solve(lambda x, rows: 1 + x / 2, torch.zeros(3, 1), contraction=0.5)
     >>> solution.x.flatten().tolist(), solution.report.failed

@@ -252,7 +252,7 @@ class TestRuns:
         run.update(status="training")
         last = tmp_path / "run" / "resume" / "last.ckpt"
         last.write_bytes(last.read_bytes()[:1000])
-        with pytest.raises(RunError, match=r"last\.ckpt: cannot be gone on from"):
+        with pytest.raises(RunError, match=r"last\.ckpt: cannot be resumed"):
             runs.resume(tmp_path / "run", progress=False)
 
     @pytest.mark.parametrize("name", ["../../escape", "/absolute", "..", "a/b", "", None, "x" * 500])

@@ -220,7 +220,7 @@ class Exchange(Bijection):
 
 
 def _parts(who: str, whole: Any, count: int) -> tuple[Any, ...]:
-    """A state or a shape that is a tuple of so many."""
+    """A state or a shape, checked to be a tuple of this length."""
     if isinstance(whole, tuple) and not is_tensor_shape(whole) and len(whole) == count:
         return whole
     raise ShapeError(f"{who} expects a tuple of {count} states, got one {described(whole)}")

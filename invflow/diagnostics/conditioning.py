@@ -158,7 +158,7 @@ def singular_values(
         bijection: it stays as it is.
         x: a batch of one sample.
         context: likewise, where there is one.
-        dense: up to so many numbers in the sample all singular values are computed from the Jacobian itself.
+        dense: up to this number of numbers in the sample, all singular values are computed from the Jacobian itself.
 
     >>> from invflow.bijections import Affine
     >>> layer = Affine(shape=(2,)).double()

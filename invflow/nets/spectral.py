@@ -27,7 +27,7 @@ LOOSE = 5e-4
 """A residual above this, relative to the norm, is no estimate: the certified bound takes its place."""
 
 STEPS = 60
-"""Lanczos steps before a restart: so many vectors are held."""
+"""Lanczos steps before a restart: one vector is held for each."""
 
 RESTARTS = 5
 

@@ -61,7 +61,7 @@ def repeated(times: int) -> Way:
 
 
 def on_threads(number: int) -> Way:
-    """On so many of PyTorch's threads."""
+    """On this number of PyTorch's threads."""
 
     def threaded(call: Call, state: Any, context: Tensor | None) -> Any:
         before = torch.get_num_threads()

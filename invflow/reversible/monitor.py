@@ -21,9 +21,9 @@ MONITORS = ("off", "warn", "raise", "anchor")
 
 SAMPLES = 64
 """Numbers kept of a channel. A channel that is zero but for a fifth of its numbers, as in pictures of digits, looks
-constant to so many once in a million."""
+constant in a sample of that size once in a million."""
 CHANNELS = 64
-"""Channels that numbers are kept of; of more, so many evenly chosen ones. 16 KiB a tensor in float32, at most."""
+"""Channels that numbers are kept of; of more, that number, evenly chosen. 16 KiB a tensor in float32, at most."""
 LEAST = 8
 """Fewer numbers in a channel, as in a small batch of vectors, say nothing of its spread: there the whole tensor's
 counts."""

@@ -153,7 +153,7 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str,
         if name not in tensors:
             raise CheckpointError(f"{path}: {name!r} is missing, which the spec's model has")
         if name not in expected:
-            raise CheckpointError(f"{path}: {name!r} is none of the spec's model's weights")
+            raise CheckpointError(f"{path}: {name!r} is no weight of the spec's model")
         if tensors[name].shape != expected[name].shape:
             shapes = f"{tuple(expected[name].shape)}, got {tuple(tensors[name].shape)}"
             raise CheckpointError(f"{path}: {name!r} is expected to have shape {shapes}")

@@ -112,7 +112,7 @@ def examine(
 
 
 def chosen(only: Collection[str] | None = None, skip: Collection[str] = ()) -> list[Property]:
-    """The properties of these names. Raises ValueError for a name that is none."""
+    """The properties of these names. Raises ValueError for an unknown name."""
     names = {prop.name for prop in PROPERTIES}
     unknown = sorted({*(only or ()), *skip} - names)
     if unknown:

@@ -42,7 +42,7 @@ dense Jacobian by autodiff, relative to max(1, |log-determinant|). Allowed for o
 
 
 def worst_values(strategy: st.SearchStrategy[Case], examples: int) -> tuple[dict[str, float], set[str]]:
-    """The worst value in each column over so many examples, and the names of the properties that failed."""
+    """The worst value in each column over a number of examples, and the names of the properties that failed."""
     worst = dict.fromkeys(COLUMNS, 0.0)
     failed: set[str] = set()
 

@@ -181,7 +181,7 @@ def train(
 def require_empty(folder: Path) -> None:
     """Raises RunError where a folder holds something."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder}: is there already; name another folder with --out, or go on with it by --resume")
+        raise RunError(f"{folder}: exists already; name another folder with --out, or resume it with --resume")
 
 
 def resume(
@@ -220,7 +220,7 @@ def _require_readable(checkpoint: Path) -> None:
     try:
         torch.load(checkpoint, map_location="meta", weights_only=True)
     except Exception as error:  # truncated, altered, or another kind of file: each raises its own
-        raise RunError(f"{checkpoint}: cannot be gone on from ({type(error).__name__}); train the spec anew") from None
+        raise RunError(f"{checkpoint}: cannot be resumed ({type(error).__name__}); train the spec again") from None
 
 
 def folder_name(spec: Spec) -> str:

@@ -189,7 +189,7 @@ def no_safetensors(folder):
 
 REFUSALS = {
     missing_key: "'layers.3.net.0.bias' is missing, which the spec's model has",
-    other_key: "'layers.9.weight' is none of the spec's model's weights",
+    other_key: "'layers.9.weight' is no weight of the spec's model",
     other_shape: r"'layers.3.net.0.bias' is expected to have shape \(3,\), got \(4,\)",
     other_layers: "spec.json: the layers were changed after the weights were saved; build it instead",
     truncated: r"the weights are not those that were saved \(their digest differs\); copy them again",

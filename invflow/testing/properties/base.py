@@ -35,7 +35,7 @@ class Property:
         needs: what of a setting the property fixes: log-determinants are measured in float64, for example.
         kinds: the inputs it is tried on.
         start: which state of the trial it starts from: what a report shows as the failing input.
-        trials: at most so many in one check, for what is slow or the same for every input.
+        trials: the most in one check, for what is slow or the same for every input.
         about: which bijections it is about, by their numerics: where a map rounds, some properties have no meaning.
         dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
     """
@@ -92,7 +92,7 @@ def promised(
 
 
 def roundings(number: float) -> Callable[[Trial], float]:
-    """A tolerance of so many roundings a layer, in the trial's dtype."""
+    """A tolerance of this number of roundings a layer, in the trial's dtype."""
 
     def allowed(trial: Trial) -> float:
         return number * layer_count(trial.bijection) * eps(trial.setting.dtype)

@@ -7,7 +7,7 @@ from torch import nn
 
 from invflow.bijections import AdditiveCoupling
 from invflow.nets import Conv
-from invflow.numerics import Exact, Grid
+from invflow.numerics import NONE, Exact, Grid
 from invflow.numerics.integer import FixedPoint, Quantize, Requantize
 
 from .base import fault
@@ -21,8 +21,8 @@ class Claims(AdditiveCoupling):
     """Promises to be exact, whatever its net is."""
 
     @property
-    def level(self):
-        return "exact"
+    def limit(self):
+        return NONE
 
     @property
     def exactness(self):
@@ -147,13 +147,17 @@ def honest():
     return coupling
 
 
+class OffGrid(Grid):
+    """Adds what a net gives as it is."""
+
+    def _steps(self, made, dtype):
+        return made * 2.0**self.frac_bits
+
+
 @fault("round trip", IMAGES)
 class OffTheGrid(AdditiveCoupling):
     """A coupling on a grid adds what its net gives without rounding it."""
 
     def __init__(self):
         super().__init__(Conv(SHAPE, SHAPE))
-        self.set_numerics(Grid(mode="grid"))
-
-    def _steps(self, made, like):
-        return made * 2.0**16
+        self.set_numerics(OffGrid(mode="grid"))
