@@ -235,7 +235,7 @@ class TestRuns:
 
     def test_a_folder_that_holds_something_is_not_touched(self, tmp_path):
         (tmp_path / "precious").write_text("data")
-        with pytest.raises(RunError, match="is there already"):
+        with pytest.raises(RunError, match="exists already"):
             runs.train(tiny(), tmp_path)
         assert (tmp_path / "precious").read_text() == "data"
 
