@@ -92,6 +92,13 @@ def unsaved_buffers(module: nn.Module) -> set[str]:
     return module._non_persistent_buffers_set
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of what compiles it or runs it on several devices."""
+    while isinstance(inner := getattr(module, "_orig_mod", getattr(module, "module", None)), nn.Module):
+        module = inner
+    return module
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether it matters that the module is called, and not its parts."""
     return bool(

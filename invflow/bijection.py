@@ -201,7 +201,7 @@ class Bijection(nn.Module, ABC):
         super().__init_subclass__(**options)
         cls.tag = cls.__name__
         missing = [name for name in _LOG_DETS if getattr(cls, name) is getattr(Bijection, name)]
-        if missing and not cls.volume_preserving and not _is_abstract(cls):
+        if missing and cls.volume_preserving is not True and not _is_abstract(cls):
             raise TypeError(
                 f"{cls.__name__} has no {' and no '.join(missing)}: override both, or, if |det dy/dx| is 1 everywhere, "
                 "say volume_preserving = True in the class"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -18,18 +19,23 @@ def load_plugin(path: Path) -> None:
         InvflowError: there is no such file, or it raises.
     """
     if not path.is_file():
-        raise InvflowError(f"{path}: no such plug-in; expected a Python file that registers something")
-    name = f"invflow_plugin_{path.stem}"
+        what = "is a folder" if path.is_dir() else "no such plug-in"
+        raise InvflowError(f"{path}: {what}; expected a Python file that registers something")
+    # Two files of one name are two modules, and the same file again is the same one.
+    name = f"invflow_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
         raise InvflowError(f"{path}: a plug-in is expected to be a Python file, its name ending in .py")
     module = importlib.util.module_from_spec(found)
     before = sys.modules.get(name)
     sys.modules[name] = module  # so that what it defines can be pickled
+    sys.path.insert(0, str(path.resolve().parent))  # for what it imports from beside it
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
         raise InvflowError(f"{path}: the plug-in does not load: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))

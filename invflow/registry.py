@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 import types
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
+from pydantic.errors import PydanticInvalidForJsonSchema
 from torch import nn
 
 from .bijection import Bijection
@@ -79,7 +81,13 @@ class Registry(Generic[M]):
             if cls in self._fields:
                 raise ValueError(f"{_name(cls)} is registered as {self.tag_of(cls)!r} already")
             fields = FieldSet(cls)
-            _ = fields.values  # a type that no document can hold is refused here, before it spoils the schema
+            try:  # a type that no document can hold is refused here, before it spoils the schema
+                json.dumps(fields.values.model_json_schema(), allow_nan=False)
+            except (PydanticInvalidForJsonSchema, ValueError) as error:
+                raise TypeError(f"{_name(cls)} cannot be registered: a field has no JSON schema: {error}") from None
+            parts = [name for name, field in fields.fields.items() if field.kind != "value"]
+            if parts and self.noun != "layer":
+                raise TypeError(f"{_name(cls)}: a {self.noun} has plain fields only; {parts[0]!r} is a layer or a net")
             cls.__init__ = checked_constructor(cls, fields)  # type: ignore[method-assign]
             if held is not None:
                 del self._fields[held]
@@ -136,7 +144,7 @@ class Registry(Generic[M]):
                 loaded = entry_point.load()
                 if tag not in self._classes:
                     self.register(tag)(loaded)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise UnknownTag(
                     f"{self.noun} type {tag!r}: the plug-in {entry_point.value!r} of the distribution {owner!r} does "
                     f"not load: {type(error).__name__}: {error}"

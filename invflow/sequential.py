@@ -64,6 +64,7 @@ class Sequential(Wired):
         ),
     ]
 
+    _is_its_wires = True  # the loops below do what wires do, and name the layer that complains
     declared_shape: Shape | None = None
     declared_context_shape: TensorShape | None = None
 
@@ -102,10 +103,6 @@ class Sequential(Wired):
     @property
     def inverts(self) -> bool:
         return self.backprop != "checkpoint"
-
-    @property
-    def domain(self) -> str:
-        return self[0].domain if len(self) else "reals"
 
     @property
     def limit(self) -> Limit:
@@ -204,16 +201,26 @@ class Sequential(Wired):
                 one that the chain was built for; a chain of nothing but layers and chains needs none.
             backwards: whether these are to be the steps of the inverse.
         """
-        if shape is None and self.declared_shape is not None:
-            shape = self.output_shape(self.declared_shape) if backwards else self.declared_shape
-        found = steps_inside(self, shape, backwards=backwards, invertible=self.backprop == "reversible")
+        if not self._is_its_wires:  # a subclass that does more
+            return [Step("", self, (), backwards, self.cheap_inverse)]
+        return self._steps(shape, backwards)
+
+    def _steps(self, shape: Shape | None, backwards: bool) -> list[Step]:
+        invertible = self.backprop == "reversible"
+        if backwards and self.declared_shape is not None:
+            # Read off the forward, which asks the layers for no more than they had to tell when the chain was built.
+            forwards = steps_inside(self, self.declared_shape, backwards=False, invertible=invertible)
+            found = [step.turned(invertible and step.reversible) for step in reversed(forwards)]
+        else:
+            told = self.declared_shape if shape is None else shape
+            found = steps_inside(self, told, backwards=backwards, invertible=invertible)
         for step in found if self.reconstruction.anchors else ():
             step.reversible = step.reversible and step.name not in self.reconstruction.anchors
         return found
 
     def _recomputed(self, x: Any, context: Tensor | None, *, log_det: bool, backwards: bool = False) -> tuple[Any, Any]:
         """The chain, or its inverse, under a policy that does not keep all states."""
-        steps = self.steps(shape_of(x), backwards=backwards)
+        steps = self._steps(shape_of(x), backwards)
         return run_chain(steps, x, context, log_det=log_det, monitor=self.monitor, record=self.reconstruction)
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:

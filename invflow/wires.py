@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ._torch import is_hooked
+from .arguments import one_line
 from .bijection import Bijection
 from .errors import ShapeError
 from .numerics.modes import LEVELS, NONE, Level, Limit, Mode, least
@@ -60,9 +61,9 @@ class Wired(Bijection):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = vars(cls)
-        if "wiring" in own:
-            cls._is_its_wires = True
-        elif own.keys() & {"forward", "inverse", "forward_and_log_det", "inverse_and_log_det"}:
+        if "_is_its_wires" not in own and own.keys() & {
+            *("forward", "inverse", "forward_and_log_det", "inverse_and_log_det")
+        }:
             cls._is_its_wires = False  # it does something besides
 
     # --------------------------------------------------------------- The wires
@@ -81,7 +82,8 @@ class Wired(Bijection):
         Args:
             count: how many layers there are.
             shape: tells the shape of the state.
-            fields: the bijection's own fields by name.
+            fields: the bijection's own plain fields by name: in a spec the JSON fields, in a module its attributes,
+                which have to be kept under the same names.
 
         Raises:
             ShapeError: no state of this shape is taken.
@@ -186,6 +188,15 @@ class Wired(Bijection):
         return all(layer.cheap_inverse for _, layer in self.named_layers())
 
     @property
+    def domain(self) -> str:
+        return next((layer.domain for _, layer in self.named_layers()), "reals")
+
+    @property
+    def codomain(self) -> str | None:
+        ends = {end for _, layer in self.named_layers() for end in (layer.domain, layer.codomain)}
+        return "reals" if ends <= {"reals"} else None
+
+    @property
     def traceable(self) -> bool:
         return all(layer.traceable for _, layer in self.named_layers())
 
@@ -238,7 +249,17 @@ class Step:
     @property
     def title(self) -> str:
         """What the step does, on one line."""
-        return f"{'the inverse of ' if self.backwards else ''}{self.layer!r}"
+        return f"{'the inverse of ' if self.backwards else ''}{one_line(self.layer)}"
+
+    def checked(self) -> Step:
+        """The step; its input is kept if it is a left inverse, which many inputs have in common."""
+        self.reversible = self.reversible and (self.layer.surjective or not self.backwards)
+        return self
+
+    def turned(self, invertible: bool) -> Step:
+        """The same step of the inverse."""
+        reversible = invertible and self.layer.cheap_inverse
+        return Step(self.name, self.layer, self.path, not self.backwards, reversible).checked()
 
     def forward(self, state: Any, context: Tensor | None, log_det: bool) -> Outcome:
         """The whole state after the step, and the log-determinant if it is asked for."""
@@ -309,7 +330,7 @@ def _inside(bijection: Wired, name: str, path: Path, backwards: bool, invertible
             further = invertible and layer.inverts
             yield from _inside(layer, inner, path + place, against, further, flow.asked(position))
         else:
-            yield Step(inner, layer, path + place, against, invertible and layer.cheap_inverse)
+            yield Step(inner, layer, path + place, against, invertible and layer.cheap_inverse).checked()
 
 
 class _Flow:

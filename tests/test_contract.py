@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from invflow.bijections import AdditiveCoupling, Affine, Each, Merge, On, Parall
 from invflow.diagnostics.check import check
 from invflow.diagnostics.conditioning import conditioning
 from invflow.models import StandardNormal
-from invflow.nets import MLP, takes_context
+from invflow.nets import MLP, Conditioned, takes_context
 from invflow.numerics import NONE
 from invflow.state import leaves
 from invflow.testing import BijectionError, check_bijection, property_tests
@@ -101,6 +103,53 @@ class TestVolume:
         assert Flow(Sequential(Child()), StandardNormal((2,))).log_prob(torch.zeros(1, 2)) == pytest.approx(
             2 * 0.6931471805599453 - 1.8378770664093453
         )
+
+    def test_a_property_says_nothing_when_a_class_is_defined(self):
+        with pytest.raises(TypeError, match="Maybe has no forward_and_log_det"):
+
+            class Maybe(Bijection):
+                factor = 3
+
+                @property
+                def volume_preserving(self):
+                    return self.factor == 1
+
+                forward = Doubling.forward
+                inverse = Doubling.inverse
+
+    @pytest.mark.parametrize("wrong", [lambda log_det: log_det[:, None], lambda log_det: log_det.sum()])
+    def test_log_determinants_of_another_shape(self, wrong):
+        class Wrong(Doubling):
+            def forward_and_log_det(self, x, context=None):
+                y, log_det = super().forward_and_log_det(x)
+                return y, wrong(log_det)
+
+        if wrong(torch.zeros(5)).dim():  # one number for all counts for each
+            with pytest.raises(ShapeError, match=r"log-determinants of shape \(batch,\)"):
+                Flow(Sequential(Wrong()), StandardNormal((2,))).log_prob(torch.zeros(5, 2))
+        invflow.register("acme.wrong")(Wrong)
+        with pytest.raises(SpecError, match=r"layers.0: acme.wrong has to return log-determinants of shape \(batch,\)"):
+            invflow.build(spec_of({"type": "acme.wrong"}))
+
+    def test_a_subclass_with_another_map_is_not_retraced_as_its_base(self):
+        class Scaled(AdditiveCoupling):
+            def forward(self, x, context=None):
+                u, a = super().forward(x, context)
+                return 2 * u, a
+
+            def inverse(self, y, context=None):
+                return super().inverse((y[0] / 2, y[1]), context)
+
+        torch.manual_seed(0)
+        layers = [Scaled(MLP((2,), (2,), hidden=[4], activation="tanh")) for _ in range(3)]
+        x = torch.randn(5, 2).double(), torch.randn(5, 2).double()
+
+        def gradients(policy):
+            chain = Sequential(*copy.deepcopy(layers), backprop=policy).double()
+            sum(leaf.square().sum() for leaf in chain(x)).backward()
+            return torch.cat([weight.grad.flatten() for weight in chain.parameters()])
+
+        assert (gradients("reversible") - gradients("stored")).abs().max() < 1e-10
 
 
 class TestShapes:
@@ -242,6 +291,34 @@ class TestInjections:
         x = torch.randint(256, (6, 2, 4, 4)) / 256
         assert torch.equal(chain.inverse(chain(x)), x)
         assert check(chain).ok == (mode != "snap") or mode == "snap"
+
+    def test_an_inverse_of_what_is_no_image_has_the_right_gradient(self):
+        coupling = {"type": "affine_coupling", "net": {"type": "mlp", "hidden": [4]}}
+        part = [{"type": "split"}, *[coupling] * 2, {"type": "merge"}]
+        torch.manual_seed(0)
+        chain = invflow.build(spec_of(*part, {"type": "acme.pad"}, *part)).double()
+        z = torch.randn(5, 6, dtype=torch.float64)
+
+        def gradients(policy):
+            one = copy.deepcopy(chain)
+            one.backprop = policy
+            given = z.clone().requires_grad_()
+            one.inverse(given).square().sum().backward()
+            return torch.cat([tensor.grad.flatten() for tensor in (given, *one.parameters())])
+
+        assert (gradients("reversible") - gradients("stored")).abs().max() < 1e-10
+
+    def test_one_that_loses_numbers(self):
+        @invflow.register("acme.lossy")
+        class Lossy(Pad):
+            def forward(self, x, context=None):
+                return x[:, :1]
+
+            def output_shape(self, shape):
+                return (1,)
+
+        with pytest.raises(SpecError, match=r"layers.0: acme.lossy turns 4 numbers into 1"):
+            invflow.build(spec_of({"type": "acme.lossy"}))
 
     def test_it_trains_in_constant_memory(self):
         chain = invflow.build(self.document()).double().train()
@@ -388,6 +465,27 @@ class TestNets:
         nets = (nn.Linear(2, 2), nn.Sequential(), Masked(), Needing(), Optional(), Any(), Built(), MLP((2,), (2,)))
         assert [takes_context(net) for net in nets] == [False, False, False, True, True, True, True, True]
 
+    def test_a_context_in_another_place_is_refused(self):
+        class Late(nn.Module):
+            def forward(self, a, weight=None, context=None):
+                return a
+
+        with pytest.raises(ValueError, match="Late: a net is called with the context behind the state"):
+            AdditiveCoupling(Late())
+
+    def test_what_wraps_a_net_is_looked_through(self):
+        inner = nn.Linear(2, 2)
+        pair, context = (torch.randn(3, 2), torch.randn(3, 2)), torch.randn(3, 1)
+        for net in (torch.compile(inner, backend="eager"), nn.DataParallel(inner)):
+            assert not takes_context(net)
+            torch.testing.assert_close(AdditiveCoupling(net)(pair, context), AdditiveCoupling(inner)(pair))
+
+    def test_conditioned_comes_first(self):
+        with pytest.raises(TypeError, match="Wrong: put Conditioned before the other classes"):
+
+            class Wrong(Bijection, Conditioned):
+                pass
+
     def test_a_net_that_maps_to_another_shape_is_refused_at_its_place(self):
         @invflow.register_net("acme.same")
         class Same(nn.Module):
@@ -398,7 +496,7 @@ class TestNets:
                 return a
 
         coupling = {"type": "additive_coupling", "net": {"type": "acme.same"}}
-        with pytest.raises(SpecError, match=r"layers.1: additive_coupling expects its net to return the shape"):
+        with pytest.raises(SpecError, match=r"layers.1.net: acme.same has to map \(2,\) to \(3,\), and returns \(2,\)"):
             invflow.build(spec_of({"type": "split"}, coupling, shape=(5,)))
 
     def test_registering_a_net_breaks_no_property_tests(self):
@@ -430,6 +528,125 @@ class TestNets:
     def test_zeros_before_an_activation_are_refused(self):
         with pytest.raises(ValueError, match="mlp with zero_last expects final_activation false"):
             MLP((2,), (2,), final_activation=True, zero_last=True)
+
+
+class TestAuthorsMistakes:
+    """Each is one sentence at its place, and no traceback."""
+
+    @pytest.mark.parametrize(
+        ("method", "message"),
+        [
+            (lambda self, shape: shape[1], "IndexError"),
+            (lambda self, shape: dict([shape]), "ValueError|TypeError"),
+            (lambda self, shape: 4, "expected the shape of a state"),
+            (lambda self, shape: [4], "expected the shape of a state"),
+            (lambda self, shape: None, "expected the shape of a state"),
+        ],
+    )
+    def test_in_output_shape(self, method, message):
+        @invflow.register("acme.shapes")
+        class Shapes(Doubling):
+            output_shape = method
+
+        with pytest.raises(SpecError, match=rf"layers.0: .*({message})"):
+            invflow.build(spec_of({"type": "acme.shapes"}))
+
+    @pytest.mark.parametrize(
+        ("method", "message"),
+        [
+            (lambda cls, shape: {"net": (shape, shape)}, "TypeError"),
+            (lambda cls, shape, fields: {"net": shape}, "a pair of shapes"),
+            (lambda cls, shape, fields: (shape, shape), "has to return a dict, got tuple"),
+            (lambda cls, shape, fields: fields["bins"], "KeyError"),
+        ],
+    )
+    def test_in_net_shapes(self, method, message):
+        @invflow.register("acme.nets")
+        class Nets(Doubling):
+            def __init__(self, net: nn.Module) -> None:
+                super().__init__()
+                self.net = net
+
+            net_shapes = classmethod(method)
+
+        with pytest.raises(SpecError, match=rf"layers.0: .*({message})"):
+            invflow.build(spec_of({"type": "acme.nets", "net": {"type": "mlp"}}))
+
+    def test_in_a_nets_constructor(self):
+        @invflow.register_net("acme.images")
+        class Images(nn.Module):
+            def __init__(self, in_shape: tuple[int, ...]) -> None:
+                super().__init__()
+                self.size = in_shape[1]
+
+        @invflow.register_net("acme.conditional")
+        class Conditional(nn.Module):
+            def __init__(self, context_shape: tuple[int, ...]) -> None:
+                super().__init__()
+                self.size = context_shape[0]
+
+        for tag, message in (("acme.images", "IndexError"), ("acme.conditional", "TypeError")):
+            coupling = {"type": "additive_coupling", "net": {"type": tag}}
+            with pytest.raises(SpecError, match=rf"layers.1.net: {tag} cannot be made: {message}"):
+                invflow.build(spec_of({"type": "split"}, coupling))
+
+    def test_a_net_that_broadcasts(self):
+        @invflow.register_net("acme.narrow")
+        class Narrow(nn.Module):
+            def __init__(self, in_shape: tuple[int, ...]) -> None:
+                super().__init__()
+
+            def forward(self, a):
+                return a[:, :1]
+
+        coupling = {"type": "additive_coupling", "net": {"type": "acme.narrow"}}
+        with pytest.raises(SpecError, match=r"layers.1.net: acme.narrow has to map \(2,\) to \(2,\), and"):
+            invflow.build(spec_of({"type": "split"}, coupling))
+
+    def test_nets_and_heads_with_parts(self):
+        class Wrapping(nn.Module):
+            def __init__(self, inner: nn.Module) -> None:
+                super().__init__()
+
+        for register in (invflow.register_net, invflow.register_head):
+            with pytest.raises(TypeError, match="has plain fields only; 'inner' is a layer or a net"):
+                register("acme.wrapping")(Wrapping)
+
+    def test_a_field_without_a_json_schema(self):
+        class Function(Doubling):
+            def __init__(self, f: Callable[..., int] = len) -> None:
+                super().__init__()
+
+        class Endless(Doubling):
+            def __init__(self, f: float = math.inf) -> None:
+                super().__init__()
+
+        for cls in (Function, Endless):
+            with pytest.raises(TypeError, match=r"cannot be registered: a field has no JSON schema|has no JSON form"):
+                invflow.register("acme.field")(cls)
+
+    def test_wires_that_leave_a_layer_out(self):
+        @invflow.register("acme.lonely")
+        class Lonely(Parallel):
+            @classmethod
+            def wiring(cls, count, shape, fields):
+                return [(0, (0,))]
+
+        layers = [{"type": "affine"}, {"type": "affine"}]
+        with pytest.raises(SpecError, match=r"layers.0: wiring of acme.lonely has to place each of its 2 layers"):
+            invflow.build(spec_of({"type": "acme.lonely", "layers": layers}, shape=((2,), (2,))))
+
+    def test_a_domain_check_does_not_stop_saving(self, tmp_path):
+        @invflow.register("acme.checked")
+        class Checked(Doubling):
+            def forward(self, x, context=None):
+                if (x < 0).any():
+                    raise ValueError("acme.checked expects positive numbers")
+                return super().forward(x)
+
+        chain = invflow.build(spec_of({"type": "acme.checked"}))
+        invflow.save(chain, tmp_path / "chain")
+        assert isinstance(invflow.load(tmp_path / "chain")[0], Checked)
 
 
 class TestInnerLayers:

@@ -19,6 +19,7 @@ from invflow.bijections import (
     Each,
     Exchange,
     Linear1x1,
+    Logit,
     Merge,
     On,
     Parallel,
@@ -33,7 +34,7 @@ from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.nets import MLP
 from invflow.state import leaf_paths, leaves, map_state, part_of, shape_of, with_part
 from invflow.testing.thorough import check_thoroughly
-from invflow.wires import steps_of
+from invflow.wires import Wired, steps_of
 
 GRADIENT = 1e-10
 """Relative, float64: inverting loses some units of eps per layer, times the gain of a dozen layers."""
@@ -207,10 +208,67 @@ class TestHooksAndSubclasses:
                 return super().inverse(y / 2, context)
 
         louder = Louder(Affine((3,)), Permute(order=[2, 0, 1]))
+        assert torch.equal(louder.trace(torch.ones(1, 3))[-1], louder(torch.ones(1, 3)))
         outer = Sequential(louder, Affine((3,)), backprop="reversible")
         x = torch.randn(2, 3)
         assert torch.equal(outer(x), 2 * Sequential(*louder)(x))
         assert [step.layer for step in outer.steps((3,))] == [louder, outer[1]]
+
+    def test_a_wired_class_that_does_more_is_not_taken_apart_either(self):
+        class Louder(Wired):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+
+            def named_layers(self):
+                return [("layer", self.layer)]
+
+            @classmethod
+            def wiring(cls, count, shape, fields):
+                return [(0, ())]
+
+            def forward(self, x, context=None):
+                return 2 * super().forward(x, context)
+
+            def inverse(self, y, context=None):
+                return super().inverse(y / 2, context)
+
+        chain = Sequential(Louder(Sequential(Affine((3,)), Permute(order=[2, 0, 1]))), Affine((3,)))
+        x = torch.randn(2, 3)
+        assert torch.equal(chain.trace(x)[-1], chain(x))
+        stored = chain(x)
+        chain.backprop = "reversible"
+        assert torch.equal(chain(x), stored)
+
+
+def test_domains_of_what_is_made_of_others():
+    ends = Inverse(Logit())
+    assert (ends.domain, ends.codomain) == ("reals", "unit")
+    for layer in (Sequential(ends), Each(ends), Parallel(ends, ends), On(ends)):
+        assert (layer.domain, layer.codomain) == ("reals", None)
+    for layer in (Sequential(Logit()), Each(Logit()), Parallel(Logit(), Affine((2,))), On(Logit())):
+        assert (layer.domain, layer.codomain) == ("unit", None)
+    assert Sequential(Affine((2,)), Permute(order=[1, 0])).codomain == "reals"
+
+
+def test_the_inverse_of_a_built_chain_asks_no_layer_for_its_input_shape():
+    class Asking(Affine):
+        def input_shape(self, shape):
+            raise ShapeError("it does not know")
+
+    inner = {"type": "sequential", "layers": [{"type": "affine"}]}
+    chain = invflow.build({"input": {"shape": [[3], [3]]}, "layers": [{"type": "each", "layer": inner}]})
+    chain.layers.append(Parallel(Asking((3,)), Affine((3,))))
+    chain.backprop = "reversible"
+    x = (torch.randn(2, 3), torch.randn(2, 3))
+    assert len(chain.steps(backwards=True)) == 4
+    for one, other in zip(chain.inverse(chain(x)), x, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_state_of_too_many_tensors():
+    with pytest.raises(invflow.SpecError, match="a state of 2000 tensors, the limit is 1024"):
+        invflow.build({"input": {"shape": [[1]] * 2000}, "layers": []})
 
 
 class TestParallel:

@@ -59,10 +59,6 @@ class Each(Wrapper):
             )
         return [(0, path) for path in leaf_paths(of_state)]
 
-    @property
-    def domain(self) -> str:
-        return self.layer.domain
-
     def lipschitz_bounds(self) -> tuple[float, float]:
         return self.layer.lipschitz_bounds()
 

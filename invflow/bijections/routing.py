@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
+from ..fields import shortened
 from ..numerics.modes import NONE
 from ..registry import register
 from ..state import Path, Shape, State, described, is_tensor_shape, shape_of
@@ -66,12 +67,12 @@ class Parallel(_Several):
 
     def __init__(self, *layers: Bijection) -> None:
         super().__init__(*layers)
-        if len(layers) < 2:
-            raise ShapeError(f"parallel expects at least two layers, one for each part of a tuple, got {len(layers)}")
+        _require_several(len(layers))
 
     @classmethod
     def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
         """Layer i on part i."""
+        _require_several(count)
         of_state = shape()
         if is_tensor_shape(of_state) or len(of_state) != count:
             raise ShapeError(f"parallel with {count} layers expects a tuple of {count} states, got shape {of_state}")
@@ -87,6 +88,11 @@ class Parallel(_Several):
         """The largest ones of the layers: the parts are orthogonal."""
         forward, inverse = zip(*(layer.lipschitz_bounds() for _, layer in self.named_layers()), strict=True)
         return max(forward), max(inverse)
+
+
+def _require_several(count: int) -> None:
+    if count < 2:
+        raise ShapeError(f"parallel expects at least two layers, one for each part of a tuple, got {count}")
 
 
 @register("on")
@@ -124,10 +130,6 @@ class On(_Several):
         if not -len(of_state) <= index < len(of_state):
             raise ShapeError(f"on expects a tuple with a part {index}, got one of {len(of_state)}, shape {of_state}")
         return [(position, (index % len(of_state),)) for position in range(count)]
-
-    @property
-    def domain(self) -> str:
-        return next((layer.domain for _, layer in self.named_layers()), "reals")
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """The products of the layers', and 1 for the parts that stay."""
@@ -181,7 +183,9 @@ class Exchange(Bijection):
         super().__init__()
         named = [part for entry in order for part in (entry if isinstance(entry, list) else [entry])]
         if sorted(named) != list(range(len(named))):
-            raise InvflowError(f"exchange expects an order that holds each of 0 .. {len(named) - 1} once, got {order}")
+            raise InvflowError(
+                f"exchange expects an order that holds each of 0 .. {len(named) - 1} once, got {shortened(order)}"
+            )
         self.order = order
         self.count = len(named)
 

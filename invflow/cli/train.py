@@ -55,7 +55,8 @@ def train(
         except KeyboardInterrupt:
             if folder is None or not (folder / runs.RUN_FILE).is_file():
                 raise
-            err.print(f"interrupted; resume with: invflow train --resume {folder}")
+            plugins = "".join(f" --plugin {path}" for path in plugin or ())
+            err.print(f"interrupted; resume with: invflow train --resume {folder}{plugins}")
             raise typer.Exit(130) from None
     if as_json:
         answer = {"run": str(run.folder), **evaluation_as_json(found), "seconds": run.record["seconds"]}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models import Classifier, Flow
 from ..sequential import Sequential
-from ..spec import build, load
+from ..spec import build, build_model, load, load_spec
 from ..state import Shape, State, flat_size, make_state, part_of, shape_of
 from .roundtrip import RoundTrip, round_trips
 
@@ -61,10 +61,12 @@ def chain_of(source: Path) -> Sequential:
     """The chain of a spec's file, freshly initialised from seed 0, or of a run or checkpoint folder, as trained."""
     if source.is_dir():
         model: Any = load(source)
-        return model.bijection if isinstance(model, Classifier | Flow) else model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build(source)
+    else:
+        document = load_spec(source)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = (build_model if document.head or document.prior else build)(document)
+    return model.bijection if isinstance(model, Classifier | Flow) else model
 
 
 def check(chain: Sequential) -> Report:

@@ -47,6 +47,8 @@ class Flow(nn.Module):
         """The log-density of each sample, in nats, ``(batch,)``."""
         z, log_det = self.bijection.forward_and_log_det(x, context)
         _require_equal_sizes(x, z)
+        if log_det.dim() != 1:
+            raise ShapeError(f"a flow expects log-determinants of shape (batch,), got {tuple(log_det.shape)}")
         return self.prior.log_prob(z) + log_det
 
     def sample(self, count: int, context: Tensor | None = None, *, temperature: float = 1.0) -> Any:

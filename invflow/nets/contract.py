@@ -13,6 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from .._torch import unwrapped
+from ..errors import InvflowError
+
 
 @runtime_checkable
 class Lipschitz(Protocol):
@@ -35,22 +38,35 @@ class Stack(nn.Sequential):
 
 
 def takes_context(net: nn.Module) -> bool:
-    """Whether a net is called with the context too.
+    """Whether a net is called with the context too, behind the state.
 
-    It is if its constructor has a ``context_shape``, or its ``forward`` a parameter ``context``, a second one that has
-    to be given, or any number of them.
+    It is if its constructor has a ``context_shape``, or its ``forward`` a second parameter that is named ``context`` or
+    has to be given, or any number of them. What wraps another module, as `torch.compile` does, is looked through.
+
+    Raises:
+        InvflowError: its ``forward`` has a parameter ``context`` that is not the second.
     """
-    if "context_shape" in inspect.signature(type(net).__init__).parameters:
+    try:
+        constructor = inspect.signature(type(net).__init__).parameters
+        _, *parameters = inspect.signature(type(net).forward).parameters.values()
+    except (AttributeError, TypeError, ValueError):  # a scripted module has no signature: it is given what there is
         return True
-    _, *parameters = inspect.signature(type(net).forward).parameters.values()
-    if any(one.name == "context" or one.kind is one.VAR_POSITIONAL for one in parameters):
-        return True
-    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.KEYWORD_ONLY]
-    return len(needed) > 1
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if any(one.name == "context" for one in parameters) and [one.name for one in positional[1:2]] != ["context"]:
+        raise InvflowError(
+            f"{type(net).__name__}: a net is called with the context behind the state; make context the second "
+            "parameter of its forward"
+        )
+    needed = [one for one in positional if one.default is one.empty]
+    any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    if any_number and (inner := unwrapped(net)) is not net:
+        return takes_context(inner)
+    named = any(one.name == "context" for one in positional)
+    return "context_shape" in constructor or named or any_number or len(needed) > 1
 
 
 class Conditioned:
-    """What a bijection inherits besides that holds a net.
+    """What a bijection inherits, before `Bijection`, that holds a net under the name ``net``.
 
     Attributes:
         net: it may be replaced.
@@ -60,10 +76,15 @@ class Conditioned:
     net: nn.Module
     net_takes_context: bool
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__setattr__ is not Conditioned.__setattr__:
+            raise TypeError(f"{cls.__name__}: put Conditioned before the other classes that it inherits")
+
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "net":
-            self.net_takes_context = takes_context(value)
+            self.net_takes_context = value is not None and takes_context(value)
 
     def conditioned(self, a: Any, context: Tensor | None) -> Any:
         """``net(a)``, or ``net(a, context)`` if there is a context and the net takes one."""

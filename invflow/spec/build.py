@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,12 +13,24 @@ from torch import nn
 
 from ..bijection import Bijection
 from ..errors import InvflowError, NumericsError, ShapeError, SpecError
-from ..fields import quoted
+from ..fields import quoted, shortened
 from ..models import Classifier, Flow, Prior
+from ..nets.contract import takes_context
 from ..numerics.modes import FLOAT
 from ..registry import bijections, nets
 from ..sequential import Sequential
-from ..state import Path, Shape, TensorShape, flat_size, make_state, part_of, shape_of, with_part
+from ..state import (
+    Path,
+    Shape,
+    TensorShape,
+    flat_size,
+    is_tensor_shape,
+    leaf_paths,
+    make_state,
+    part_of,
+    shape_of,
+    with_part,
+)
 from ..wires import Wired, shape_after
 from .document import Node, Spec, SpecSource, load_spec
 from .limits import DEFAULT_LIMITS, Limits
@@ -159,6 +172,8 @@ class _Builder:
         if issubclass(node.cls, Wired):
             every = list(itertools.chain.from_iterable(fields.values()))
             wiring = self._shape(node.cls.wiring, path, len(every), lambda: shape, _fields(node))
+            if {i for i, _ in wiring} != set(range(len(every))):
+                raise self.spec.error(path, f"wiring of {node.tag} has to place each of its {len(every)} layers")
             against = backwards is not node.cls.runs_backwards
             layers = iter(self._along(wiring, every, path, shape, against))
         else:
@@ -183,7 +198,7 @@ class _Builder:
         for i, part in reversed(wiring) if backwards else wiring:
             before = self._shape(part_of, path, shape, part)
             if i in built:
-                after = self._shape(shape_after, path, built[i], before, backwards)
+                after = self._shape(shape_after, documents[i][1], built[i], before, backwards)
             else:
                 built[i], after = self._layer(*documents[i], before, backwards)
             shape = with_part(shape, part, after)
@@ -196,36 +211,60 @@ class _Builder:
         if not nodes:
             return {}
         shapes = self._shape(node.cls.net_shapes, path, shape, _fields(node))  # type: ignore[attr-defined]
+        if not isinstance(shapes, Mapping):
+            raise self.spec.error(path, f"net_shapes of {node.tag} has to return a dict, got {type(shapes).__name__}")
         known = {name for name, field in bijections.fields(node.cls).fields.items() if field.kind == "net"}
         for name in sorted(shapes.keys() - known):
             raise self.spec.error(path, f"net_shapes of {node.tag} names {quoted(name)}, which is none of its nets")
         found = {}
         for name, child in nodes.items():
-            shape_in, shape_out = shapes.get(name, (shape, shape))
+            mapped = shapes.get(name, (shape, shape))
+            if not (isinstance(mapped, tuple) and len(mapped) == 2 and all(map(_is_shape, mapped))):
+                message = f"net_shapes of {node.tag} has to give {name!r} a pair of shapes, got {shortened(mapped)}"
+                raise self.spec.error(path, message)
+            shape_in, shape_out = mapped
             filled = {"in_shape": shape_in, "out_shape": shape_out, "context_shape": self.spec.context_shape}
             found[name] = self._construct(child, (*path, name), filled, {})
+            self._check_net(child, (*path, name), found[name], shape_in, shape_out)
         return found
+
+    def _check_net(self, node: Node, path: JsonPath, net: nn.Module, shape_in: Shape, shape_out: Shape) -> None:
+        """Refuses somebody else's net that returns another shape: arithmetic would broadcast what it returns."""
+        if self.count or torch.empty(0).is_meta or _ships(type(net)) or not is_tensor_shape(shape_in):
+            return
+        context_shape = self.spec.context_shape if takes_context(net) else None
+        given = [_middling(shape_in), *([] if context_shape is None else [_middling(context_shape)])]
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                found = shape_of(copy.deepcopy(net).eval()(*given))
+        except Exception:
+            return  # the layer will be tried, and says more
+        if found != shape_out:
+            raise self.spec.error(path, f"{node.tag} has to map {shape_in} to {shape_out}, and returns {found}")
 
     def _check_map(self, node: Node, path: JsonPath, layer: Bijection, shape: Shape, after: Shape) -> None:
         """Refuses a layer that does not do what it says: keep the number of numbers, run, and return that shape."""
         numbers, made = flat_size(shape), flat_size(after)
-        if layer.surjective and made != numbers:
+        if made != numbers and (layer.surjective or made < numbers):
             raise self.spec.error(
                 path,
                 f"{node.tag} turns {numbers} numbers into {made}, {shape} into {after}: that is no bijection; a layer "
                 "that adds dimensions is an invflow.Injection",
             )
-        if not (self.count or isinstance(layer, Wired) or (id(node), shape) in self._tried or _ships(layer)):
+        trusted = isinstance(layer, Wired) or all(_ships(type(part)) for part in layer.modules())
+        if not (self.count or trusted or torch.empty(0).is_meta or (id(node), shape) in self._tried):
             self._tried.add((id(node), shape))
             self._try(node, path, layer, shape, after)
 
     def _try(self, node: Node, path: JsonPath, layer: Bijection, shape: Shape, after: Shape) -> None:
         """Runs a layer, or one with a net, that somebody else wrote: a mistake shows here, and not in its first use."""
         x, context_shape = make_state(_middling, shape), self.spec.context_shape
-        probe = copy.deepcopy(layer).eval()  # so that nothing of what is built moves
+        context = None if context_shape is None else _middling(context_shape)
         try:
+            probe = copy.deepcopy(layer).eval()  # so that nothing of what is built moves
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                found = shape_of(probe(x, None if context_shape is None else _middling(context_shape)))
+                found = shape_of(probe(x, context))
+                log_det = probe.forward_and_log_det(x, context)[1] if probe.surjective else torch.zeros(2)
         except InvflowError as error:
             raise self.spec.error(path, error) from error
         except Exception as error:
@@ -234,6 +273,9 @@ class _Builder:
         if found != after:
             message = f"{node.tag} says that it turns {shape} into {after}, and returns {found}; override output_shape"
             raise self.spec.error(path, message)
+        if tuple(log_det.shape) != (2,):
+            came = f"{tuple(log_det.shape)} for a batch of 2"
+            raise self.spec.error(path, f"{node.tag} has to return log-determinants of shape (batch,), got {came}")
 
     def _numerics(self, node: Node, path: JsonPath) -> Any:
         """The numerics of the layers inside a layer: its own, or those of the chain around it."""
@@ -264,14 +306,33 @@ class _Builder:
             raise self.spec.error(path, error) from error
         except _REFUSALS as error:
             raise self.spec.error(path, f"{node.tag} cannot be made of these fields: {error}") from error
+        except Exception as error:
+            if _ships(node.cls):
+                raise
+            raise self.spec.error(path, f"{node.tag} cannot be made: {type(error).__name__}: {error}") from error
 
     def _shape(self, find: Callable[..., T], path: JsonPath, *arguments: Any) -> T:
         try:
             return find(*arguments)
         except ShapeError as error:
             raise self.spec.error(path, error) from error
+        except Exception as error:
+            raise self._foreign(error, path, find) from error
+
+    def _foreign(self, error: Exception, path: JsonPath, find: Callable[..., Any]) -> Exception:
+        """What somebody else's class raised, at its place; a bug of this library's stays what it is."""
+        frames = traceback.walk_tb(error.__traceback__)
+        names = [find.__module__, *(str(frame.f_globals.get("__name__")) for frame, _ in frames)]
+        modules = {name.partition(".")[0] for name in names}
+        return error if modules <= {"invflow", "torch"} else self.spec.error(path, f"{type(error).__name__}: {error}")
 
     def _check_state(self, shape: Shape, path: JsonPath) -> None:
+        if not _is_shape(shape):
+            message = f"expected the shape of a state, a tuple of whole numbers or of shapes, got {shortened(shape)}"
+            raise self.spec.error(path, message)
+        tensors = len(leaf_paths(shape))
+        if tensors > self.limits.tensors:
+            raise self.spec.error(path, f"a state of {tensors} tensors, the limit is {self.limits.tensors}")
         if flat_size(shape) > self.limits.state:
             message = f"a state of shape {shape} holds {flat_size(shape)} numbers, the limit is {self.limits.state}"
             raise self.spec.error(path, message)
@@ -295,9 +356,15 @@ def _size(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 
-def _ships(layer: Bijection) -> bool:
-    """Whether a layer and all in it come with this library or with PyTorch: these are tested."""
-    return {type(part).__module__.partition(".")[0] for part in layer.modules()} <= {"invflow", "torch"}
+def _ships(cls: type) -> bool:
+    """Whether a class comes with this library or with PyTorch: these are tested."""
+    return cls.__module__.partition(".")[0] in ("invflow", "torch")
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, tuple) and (
+        all(isinstance(size, int) for size in shape) or all(_is_shape(part) for part in shape)
+    )
 
 
 def _middling(shape: TensorShape) -> torch.Tensor:

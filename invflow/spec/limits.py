@@ -16,6 +16,7 @@ class Limits:
         values: how many JSON values there may be once every variable is substituted.
         parameters: how many numbers all weights and buffers may hold together.
         state: how many numbers one sample may hold in any state.
+        tensors: how many tensors a state may be made of.
     """
 
     text_bytes: int = 2**20
@@ -24,6 +25,7 @@ class Limits:
     values: int = 1_000_000
     parameters: int = 10**9
     state: int = 2**28
+    tensors: int = 1024
 
 
 DEFAULT_LIMITS = Limits()

@@ -61,9 +61,13 @@ class Property:
             return dataclasses.replace(adapted, batch=2)  # batch statistics of one number are none
         return adapted
 
+    def is_too_large(self, subject: Subject) -> bool:
+        """Whether the property is promised, and the shape is too large for the Jacobian that it takes."""
+        return self.dense and self.name not in subject.unpromised and flat_size(subject.shape) > LARGEST_JACOBIAN
+
     def applies_to(self, subject: Subject) -> bool:
         """Whether there is anything to check: a context, a Jacobian, what the layers themselves promise."""
-        if self.name in subject.unpromised or (self.dense and flat_size(subject.shape) > LARGEST_JACOBIAN):
+        if self.name in subject.unpromised or self.is_too_large(subject):
             return False
         if not self.about(subject.bijection):
             return False
