@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 TRAINS := $(VENV)/.trains
 DEMO_OPTIONS ?=
 QUICK := tests/test_contract.py tests/test_wires.py tests/test_sequential.py tests/test_registry.py tests/test_nets.py \
-	tests/test_psi.py tests/test_elementwise.py tests/test_flow.py tests/test_docs.py tests/test_specs.py tests/spec/test_errors.py \
-	tests/spec/test_versions.py tests/spec/test_schema.py tests/golden
+	tests/test_psi.py tests/test_elementwise.py tests/test_flow.py tests/test_docs.py tests/spec/test_errors.py \
+	tests/spec/test_versions.py tests/golden
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick count lint format docs bench proof clean

@@ -153,7 +153,13 @@ def test_whatever_looks_into_a_chain_sees_every_coupling(how):
     assert [layer.name for layer in check(chain).layers] == names
     assert list(reconstruction_errors(chain.train(), x)) == names
     assert len(memory(chain, 2).layers) == len(names)
-    assert len(check_thoroughly(chain).layers) == len(check_thoroughly(chain).error_by_depth) - 1 == len(names)
+
+
+def test_the_thorough_check_looks_inside_too():
+    chain = invflow.build({**wrapped("parallel", 1), "backprop": "stored"})
+    found = check_thoroughly(chain)
+    assert found.ok
+    assert len(found.layers) == len(found.error_by_depth) - 1 == len(chain.steps()) == 6
 
 
 def test_conditioning_looks_inside_too():

@@ -65,3 +65,5 @@ def train(
     print_evaluation(run.folder, found)
     for picture in pictures:
         out.print(f"  wrote {picture}")
+    if pictures:
+        out.print(f"open {next((one for one in pictures if one.endswith('interpolation.png')), pictures[0])}")
