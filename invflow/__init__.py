@@ -3,6 +3,8 @@
 A JSON spec becomes a checked chain of bijections that trains, runs backwards, and proves how exactly it does.
 """
 
+from importlib.metadata import version
+
 from . import bijections, models, nets, numerics
 from .bijection import Bijection, Injection
 from .bijections import Inverse
@@ -11,6 +13,8 @@ from .models import Classifier, Flow
 from .registry import register, register_head, register_net, register_prior, registered
 from .sequential import Sequential
 from .spec import Limits, Spec, build, build_model, load, load_spec, save, to_spec
+
+__version__ = version("invflow")
 
 __all__ = [
     "Bijection",
@@ -26,6 +30,7 @@ __all__ = [
     "ShapeError",
     "Spec",
     "SpecError",
+    "__version__",
     "bijections",
     "build",
     "build_model",

@@ -45,3 +45,11 @@ def test_building_and_checking_loads_no_compiler():
     code = f"import sys, invflow; invflow.build_model({spec!r}); print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_version_is_that_of_the_installed_package():
+    from importlib.metadata import version
+
+    import invflow
+
+    assert invflow.__version__ == version("invflow")

@@ -6,12 +6,12 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version as version_of
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+from .. import __version__
 from ..bijections.residual import NotConverged
 from ..errors import InvflowError
 from . import check, compare, diff, evaluate, freeze, interpolate, plot_psi, plot_solver, sample, schema, show, train
@@ -40,7 +40,7 @@ for verb in VERBS:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"invflow {version_of('invflow')}")
+        out.print(f"invflow {__version__}")
         raise typer.Exit
 
 
