@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import invflow
-from invflow import Bijection, Inverse, Sequential, ShapeError
+from invflow import Bijection, Inverse, Sequential, ShapeError, SpecError
 from invflow.bijections import (
     ActNorm,
     AdditiveCoupling,
@@ -513,6 +513,30 @@ def test_steps_of_what_is_no_chain():
     assert first.backwards
     with pytest.raises(ShapeError, match="depend on the shape of the state"):
         Sequential(Each(Sequential(psi))).steps()
+
+
+class TestEachOverSeveralShapes:
+    """One layer for parts of several shapes: built for the first of them, it has to fit every other."""
+
+    @staticmethod
+    def build(first, second, net):
+        layers = [{"type": "split"}, {"type": "additive_coupling", "net": net}, {"type": "merge"}]
+        layer = {"type": "each", "layer": {"type": "sequential", "layers": layers}}
+        return invflow.build({"input": {"shape": [first, second]}, "layers": [layer]})
+
+    def test_weights_that_fit_one_part_only_are_refused_at_their_place(self):
+        with pytest.raises(SpecError, match=r"layers.0.layer: .* \(2, 4, 4\) and \(2, 2, 4\).* a layer of its own"):
+            self.build([2, 4, 4], [2, 2, 4], {"type": "mlp"})
+
+    def test_weights_that_fit_every_part_are_shared(self):
+        torch.manual_seed(0)
+        chain = self.build([4, 6, 6], [4, 3, 5], {"type": "conv", "hidden": [3]}).double().eval()
+        x = torch.randn(3, 4, 6, 6, dtype=torch.float64), torch.randn(3, 4, 3, 5, dtype=torch.float64)
+        back = chain.inverse(chain(x))
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(back, x, strict=True))
+
+    def test_parts_of_one_shape_share_any_layer(self):
+        assert self.build([4], [4], {"type": "mlp"}).output_shape(((4,), (4,))) == ((4,), (4,))
 
 
 def test_context_reaches_every_layer():

@@ -195,14 +195,38 @@ class _Builder:
     ) -> list[Bijection]:
         """Layers, each built for the part of the state that reaches it first."""
         built: dict[int, Bijection] = {}
+        served: dict[int, dict[Shape, Shape]] = {}  # by layer: the shapes that it takes, with what it returns
         for i, part in reversed(wiring) if backwards else wiring:
             before = self._shape(part_of, path, shape, part)
-            if i in built:
-                after = self._shape(shape_after, documents[i][1], built[i], before, backwards)
-            else:
+            if i not in built:
                 built[i], after = self._layer(*documents[i], before, backwards)
+                served[i] = {before: after}
+            elif before not in served[i]:
+                served[i][before] = self._shape(shape_after, documents[i][1], built[i], before, backwards)
+                self._check_shared(*documents[i], built[i], next(iter(served[i])), before, backwards)
+            after = served[i][before]
             shape = with_part(shape, part, after)
         return [built[i] for i in range(len(documents))]
+
+    def _check_shared(
+        self, node: Node, path: JsonPath, layer: Bijection, first: Shape, other: Shape, backwards: bool
+    ) -> None:
+        """Refuses a layer whose weights, made for the first shape, do not fit the other that reaches it as well."""
+        if not self.count:
+            return  # the pass that counts has asked
+        second, _ = self._layer(node, path, other, backwards)
+        sizes, wanted = (
+            {name: tuple(tensor.shape) for name, tensor in itertools.chain(one.named_parameters(), one.named_buffers())}
+            for one in (layer, second)
+        )
+        if sizes != wanted:
+            name = next(name for name in {**sizes, **wanted} if sizes.get(name) != wanted.get(name))
+            raise self.spec.error(
+                path,
+                f"{node.tag} acts on parts of shapes {first} and {other}, and its weights fit one of them only: "
+                f"{name} is {sizes.get(name)} for the first and {wanted.get(name)} for the other; "
+                "give each part a layer of its own",
+            )
 
     def _inner_nets(self, node: Node, path: JsonPath, shape: Shape) -> dict[str, Any]:
         """The nets that a layer holds, by field."""

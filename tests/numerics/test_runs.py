@@ -73,7 +73,7 @@ def test_mistakes_get_one_line(float_run, tmp_path, capsys):
     for arguments, message in [
         (["--mode", "gird"], "invflow: freeze: input tag 'gird' found using 'mode' does not match"),
         (["--frac-bits", "99"], "invflow: freeze: input should be less than or equal to 52, got 99"),
-        (["--out", str(float_run.folder)], "is there already"),
+        (["--out", str(float_run.folder)], "exists already"),
     ]:
         with pytest.raises(SystemExit) as ended:
             main(["freeze", str(float_run.folder), *arguments])
@@ -123,5 +123,5 @@ def test_a_walk_in_feature_space_stays_on_the_grid(float_run, tmp_path):
 
 def test_a_folder_that_holds_something_is_left_alone(float_run, tmp_path):
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(RunError, match="is there already"):
+    with pytest.raises(RunError, match="exists already"):
         freeze_run(float_run, tmp_path, Exact(mode="exact"))
