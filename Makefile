@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRAINS := $(VENV)/.trains
 DEMO_OPTIONS ?=
-QUICK := tests/test_contract.py tests/test_wires.py tests/test_sequential.py tests/test_registry.py tests/test_nets.py \
+QUICK := tests/test_contract.py tests/test_injections.py tests/test_net_contract.py tests/test_wires.py tests/test_sequential.py tests/test_registry.py tests/test_nets.py \
 	tests/test_psi.py tests/test_elementwise.py tests/test_flow.py tests/test_docs.py tests/spec/test_errors.py \
 	tests/spec/test_versions.py tests/golden
 

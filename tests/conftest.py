@@ -1,4 +1,4 @@
-"""Hypothesis profiles, and where the data lie."""
+"""Hypothesis profiles, where the data lie, and a fixture for what a test registers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from invflow import registry
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("dev", max_examples=15, **COMMON)
@@ -26,3 +28,11 @@ def mnist_root() -> Path:
     if root is None or not (Path(root) / "MNIST" / "raw").is_dir():
         pytest.skip("needs MNIST: set INVFLOW_DATA to a torchvision root that holds it")
     return Path(root).resolve()
+
+
+@pytest.fixture
+def forget_what_a_test_registers(monkeypatch):
+    """Leaves the registries as they were."""
+    for one in registry.REGISTRIES:
+        monkeypatch.setattr(one, "_classes", dict(one._classes))
+        monkeypatch.setattr(one, "_fields", dict(one._fields))
