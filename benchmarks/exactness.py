@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 import invflow
-from invflow.models.freeze import freeze
+from invflow.models.freezing import freeze
 from invflow.numerics import Exact, Grid
 
 SPECS = Path(__file__).parent.parent / "specs"

@@ -215,14 +215,15 @@ def shortened(value: Any, limit: int = 60) -> str:
 def argument_descriptions(docstring: str) -> dict[str, str]:
     """What the ``Args:`` section of a docstring says of each parameter.
 
-    >>> argument_descriptions('''Scales.
-    ...
-    ... Args:
-    ...     factor: what to multiply by,
-    ...         not zero.
-    ...     *layers: the chain.
-    ... ''')
-    {'factor': 'what to multiply by, not zero.', 'layers': 'the chain.'}
+    Examples:
+        >>> argument_descriptions('''Scales.
+        ...
+        ... Args:
+        ...     factor: what to multiply by,
+        ...         not zero.
+        ...     *layers: the chain.
+        ... ''')
+        {'factor': 'what to multiply by, not zero.', 'layers': 'the chain.'}
     """
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, re.MULTILINE)
     if section is None:

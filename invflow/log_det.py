@@ -152,8 +152,9 @@ AUTO = Auto(type="auto")
 def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
     """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian: as many products as x has numbers.
 
-    >>> exact_log_det(lambda x, context: x / 2, torch.zeros(1, 3), None)  # 3 log 1.5
-    tensor([1.2164])
+    Examples:
+        >>> exact_log_det(lambda x, context: x / 2, torch.zeros(1, 3), None)  # 3 log 1.5
+        tensor([1.2164])
     """
     size = x[:1].numel()
     identity = torch.eye(size, dtype=x.dtype, device=x.device)
@@ -208,8 +209,9 @@ def truncation_error(coefficient: float, terms: int, size: int) -> float:
     ``|tr(J^k)| <= size * coefficient^k``, so the rest is at most
     ``size * sum_(k > terms) coefficient^k / k <= size * coefficient^(terms+1) / ((terms+1) (1 - coefficient))``.
 
-    >>> round(truncation_error(0.5, terms=9, size=10), 4)
-    0.002
+    Examples:
+        >>> round(truncation_error(0.5, terms=9, size=10), 4)
+        0.002
     """
     return size * coefficient ** (terms + 1) / ((terms + 1) * (1 - coefficient))
 
@@ -228,8 +230,9 @@ def roulette_weights(number: int, certain: int, continuation: float) -> list[flo
     The estimate's variance is a sum of ``(coefficient^2 / continuation)^k``: finite only for a continuation above
     ``coefficient^2``.
 
-    >>> roulette_weights(4, certain=2, continuation=0.5)
-    [1.0, 1.0, 2.0, 4.0]
+    Examples:
+        >>> roulette_weights(4, certain=2, continuation=0.5)
+        [1.0, 1.0, 2.0, 4.0]
     """
     return [continuation ** -max(0, k - certain) for k in range(1, number + 1)]
 
@@ -237,8 +240,9 @@ def roulette_weights(number: int, certain: int, continuation: float) -> list[flo
 def default_continuation(coefficient: float) -> float:
     """A third of the way from ``coefficient^2``, where the variance becomes infinite, to 1, where the cost does.
 
-    >>> default_continuation(0.5)
-    0.5
+    Examples:
+        >>> default_continuation(0.5)
+        0.5
     """
     return (1 + 2 * coefficient**2) / 3
 

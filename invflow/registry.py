@@ -159,10 +159,11 @@ class Registry(Generic[M]):
 def did_you_mean(word: str, known: set[str]) -> str:
     """``; did you mean 'x'?``, or what there is, as far as a reader wants to know, where nothing comes close.
 
-    >>> did_you_mean("spilt", {"split", "merge"})
-    "; did you mean 'split'?"
-    >>> did_you_mean("zzz", {"split", "merge"})
-    "; there is 'merge', 'split'"
+    Examples:
+        >>> did_you_mean("spilt", {"split", "merge"})
+        "; did you mean 'split'?"
+        >>> did_you_mean("zzz", {"split", "merge"})
+        "; there is 'merge', 'split'"
     """
     few = sorted(known)[:_MOST_HINTS]  # documents come from strangers, and comparing words takes time
     close = difflib.get_close_matches(word[:_LONGEST_WORD], few, n=1)

@@ -41,12 +41,13 @@ class Sequential(Wired):
         declared_context_shape: likewise the shape of the context.
         own_numerics: the numerics it was made with; ``numerics`` may be those of a chain around it.
 
-    >>> from invflow.bijections import Psi, Split
-    >>> chain = Sequential(Psi(2), Split())
-    >>> chain.output_shape((1, 4, 4))
-    ((2, 2, 2), (2, 2, 2))
-    >>> chain[::-1].output_shape(((2, 2, 2), (2, 2, 2)))
-    (1, 4, 4)
+    Examples:
+        >>> from invflow.bijections import Psi, Split
+        >>> chain = Sequential(Psi(2), Split())
+        >>> chain.output_shape((1, 4, 4))
+        ((2, 2, 2), (2, 2, 2))
+        >>> chain[::-1].output_shape(((2, 2, 2), (2, 2, 2)))
+        (1, 4, 4)
     """
 
     examples = [

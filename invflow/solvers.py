@@ -1,4 +1,4 @@
-"""Fixed points of contractions, each sample on its own, with a report of how well they were found."""
+"""Fixed points of contractions, each sample on its own, with an account of how well they were found."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FLOOR = 64
 
 
 @dataclass(frozen=True)
-class Report:
+class Convergence:
     """How a fixed point was found, each entry of shape ``(batch,)``.
 
     Attributes:
@@ -86,7 +86,7 @@ class Solution:
     """A fixed point and how it was found."""
 
     x: Tensor
-    report: Report
+    convergence: Convergence
 
 
 @torch.no_grad()
@@ -118,13 +118,14 @@ def solve(
             roundings keep the residual from falling.
         max_evaluations: the limit for each sample; by default as many as Picard's method takes at worst.
 
-    >>> solution = solve(lambda x, rows: 1 + x / 2, torch.zeros(3, 1), contraction=0.5)
-    >>> solution.x.flatten().tolist(), solution.report.failed
-    ([2.0, 2.0, 2.0], [])
+    Examples:
+        >>> solution = solve(lambda x, rows: 1 + x / 2, torch.zeros(3, 1), contraction=0.5)
+        >>> solution.x.flatten().tolist(), solution.convergence.failed
+        ([2.0, 2.0, 2.0], [])
     """
     if not start.numel():
         nothing = start.new_zeros(start.shape[0])
-        return Solution(start.clone(), Report(nothing.long(), nothing, nothing, nothing, nothing == 0))
+        return Solution(start.clone(), Convergence(nothing.long(), nothing, nothing, nothing, nothing == 0))
     solver = _Solver(step, start, contraction, method, tolerance, max_evaluations)
     while len(solver.at_work.rows):
         solver.advance()
@@ -217,8 +218,8 @@ class _Solver:
 
     def solution(self) -> Solution:
         error = (self.residual + ROUNDING * self.eps) / (1 - self.contraction.clamp(max=self.limit))
-        report = Report(self.evaluations, self.residual, self.contraction, error, error <= self.allowed)
-        return Solution(self.x.reshape(self.shape), report)
+        convergence = Convergence(self.evaluations, self.residual, self.contraction, error, error <= self.allowed)
+        return Solution(self.x.reshape(self.shape), convergence)
 
     def advance(self) -> None:
         """One evaluation for each sample at work."""

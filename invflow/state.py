@@ -24,8 +24,9 @@ Path: TypeAlias = tuple[int, ...]
 def is_tensor_shape(shape: Any) -> TypeGuard[TensorShape]:
     """Whether ``shape`` describes a single tensor (and not a tuple state).
 
-    >>> is_tensor_shape((1, 28, 28)), is_tensor_shape(((8,), (8,)))
-    (True, False)
+    Examples:
+        >>> is_tensor_shape((1, 28, 28)), is_tensor_shape(((8,), (8,)))
+        (True, False)
     """
     # The first entry tells: this runs in every forward of some layers.
     return isinstance(shape, tuple) and (len(shape) == 0 or isinstance(shape[0], int))
@@ -34,8 +35,9 @@ def is_tensor_shape(shape: Any) -> TypeGuard[TensorShape]:
 def shape_of(state: State) -> Shape:
     """The shape of a state, without its batch.
 
-    >>> shape_of((torch.zeros(5, 2), torch.zeros(5, 3)))
-    ((2,), (3,))
+    Examples:
+        >>> shape_of((torch.zeros(5, 2), torch.zeros(5, 3)))
+        ((2,), (3,))
     """
     if isinstance(state, tuple):
         return tuple(shape_of(part) for part in state)
@@ -56,8 +58,9 @@ def leaf_shapes(shape: Shape) -> Iterator[TensorShape]:
 def leaf_paths(shape: Shape) -> list[Path]:
     """Where the tensors of a state of this shape are, in order.
 
-    >>> leaf_paths(((8,), ((2,), (3,))))
-    [(0,), (1, 0), (1, 1)]
+    Examples:
+        >>> leaf_paths(((8,), ((2,), (3,))))
+        [(0,), (1, 0), (1, 1)]
     """
     if is_tensor_shape(shape):
         return [()]
@@ -83,8 +86,9 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
 def part_of(state: Any, path: Path) -> Any:
     """The part of a state, or of a shape, at a path.
 
-    >>> part_of(((8,), ((2,), (3,))), (1, 0))
-    (2,)
+    Examples:
+        >>> part_of(((8,), ((2,), (3,))), (1, 0))
+        (2,)
 
     Raises:
         ShapeError: the path leads into a tensor, or beyond a tuple.
@@ -100,8 +104,9 @@ def part_of(state: Any, path: Path) -> Any:
 def with_part(state: Any, path: Path, part: Any) -> Any:
     """A state, or a shape, with another part at a path, at which there is one.
 
-    >>> with_part(((8,), ((2,), (3,))), (1, 0), (5,))
-    ((8,), ((5,), (3,)))
+    Examples:
+        >>> with_part(((8,), ((2,), (3,))), (1, 0), (5,))
+        ((8,), ((5,), (3,)))
     """
     if not path:
         return part
@@ -129,8 +134,9 @@ def zeros(
 ) -> State:
     """A state of zeros.
 
-    >>> [tuple(leaf.shape) for leaf in leaves(zeros(((2, 4), (3,)), batch=5))]
-    [(5, 2, 4), (5, 3)]
+    Examples:
+        >>> [tuple(leaf.shape) for leaf in leaves(zeros(((2, 4), (3,)), batch=5))]
+        [(5, 2, 4), (5, 3)]
     """
     return make_state(lambda leaf: torch.zeros((batch, *leaf), dtype=dtype, device=device), shape)
 

@@ -31,7 +31,7 @@ def test_the_library_loads_nothing_that_it_may_not_need():
     assert loaded_by("invflow") == []
 
 
-@pytest.mark.parametrize("module", ["training.illustrate", "diagnostics.conditioning", "models.freeze"])
+@pytest.mark.parametrize("module", ["training.illustrate", "diagnostics.conditioning", "models.freezing"])
 def test_only_the_checker_loads_hypothesis(module):
     assert "hypothesis" not in loaded_by(f"invflow.{module}")
 

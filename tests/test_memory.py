@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import invflow
-from invflow.diagnostics.memory import memory, reconstructions
+from invflow.diagnostics.memory import activation_memory, reconstructions
 from invflow.errors import InvflowError
 
 FLOAT = 4
@@ -25,7 +25,7 @@ def document(couplings, **top):
 def test_counted_by_hand():
     batch, positions = 5, 36
     half, hidden = 2 * positions * batch * FLOAT, 3 * positions * batch * FLOAT
-    found = memory(invflow.build(document(4)), batch)
+    found = activation_memory(invflow.build(document(4)), batch)
     first, *others = [layer.kept for layer in found.layers[1:-1]]
     # Its conditioner's input, which for the first one is a view of the batch, and the ReLU's output.
     assert first["stored"] == 2 * half + hidden
@@ -48,22 +48,22 @@ def test_what_is_predicted_is_what_is_kept(log_det):
     layers = [{"type": "psi", "block_size": 2}, inner, *[coupling] * 3, {"type": "merge"}, {"type": "affine"}]
     chain = invflow.build({"input": {"shape": [1, 8, 8]}, "layers": layers})
     before = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
-    found = memory(chain, 6, log_det=log_det, measure=True)
+    found = activation_memory(chain, 6, log_det=log_det, measure=True)
     assert found.measured == found.kept
     assert (found.measured_peak is None) == (not torch.accelerator.is_available())
     assert all(torch.equal(before[name], tensor) for name, tensor in chain.state_dict().items())
 
 
 def test_flat_in_depth():
-    shallow, deep = (memory(invflow.build(document(depth)), 8) for depth in (4, 64))
+    shallow, deep = (activation_memory(invflow.build(document(depth)), 8) for depth in (4, 64))
     assert deep.kept["reversible"] == shallow.kept["reversible"]
     assert deep.peak["reversible"] == shallow.peak["reversible"]
     assert deep.kept["stored"] > 12 * shallow.kept["stored"]
 
 
 def test_a_chain_of_unknown_shape():
-    with pytest.raises(InvflowError, match="memory expects a chain built from a spec"):
-        memory(invflow.Sequential(), 8)
+    with pytest.raises(InvflowError, match="activation_memory expects a chain built from a spec"):
+        activation_memory(invflow.Sequential(), 8)
 
 
 def test_reconstructions_of_a_spec():

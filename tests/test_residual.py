@@ -83,7 +83,7 @@ def test_a_solver_that_stops_short_warns_with_the_samples_or_raises(monkeypatch)
     block.on_failure = "raise"
     with pytest.raises(InvflowError, match=r"\(0, 1, 3\)"):
         block.inverse(y)
-    assert block.solve(y).report.failed == [0, 1, 2, 3]  # asked for, it only tells
+    assert block.solve(y).convergence.failed == [0, 1, 2, 3]  # asked for, it only tells
 
 
 @given(c=st.sampled_from([0.5, 0.9, 0.97]), seed=st.integers(0, 99), image=st.booleans())

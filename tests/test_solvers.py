@@ -70,8 +70,8 @@ def problem(made, batch=8, dtype=torch.float64):
 def test_anderson_needs_few_evaluations_where_few_directions_are_near_the_limit(name, c):
     step, y, x = problem(CLUSTERED[name](c))
     solution = solve(step, y, contraction=c, tolerance=TOLERANCE)
-    assert int(solution.report.evaluations.max()) <= CLUSTERED_EVALUATIONS
-    assert not solution.report.failed
+    assert int(solution.convergence.evaluations.max()) <= CLUSTERED_EVALUATIONS
+    assert not solution.convergence.failed
     assert float(((solution.x - x).norm(dim=1) / x.norm(dim=1)).max()) <= TOLERANCE
 
 
@@ -82,9 +82,9 @@ def test_anderson_never_takes_more_than_picard_and_two(name, c):
     picard, anderson = (
         solve(step, y, contraction=c, tolerance=TOLERANCE, method=method) for method in ("picard", "anderson")
     )
-    assert int((anderson.report.evaluations - picard.report.evaluations).max()) <= MORE_THAN_PICARD
+    assert int((anderson.convergence.evaluations - picard.convergence.evaluations).max()) <= MORE_THAN_PICARD
     for solution in (picard, anderson):
-        assert not solution.report.failed
+        assert not solution.convergence.failed
         unit = torch.maximum(x.norm(dim=1), y.norm(dim=1))
         assert float(((solution.x - x).norm(dim=1) / unit).max()) <= TOLERANCE
 
@@ -95,7 +95,7 @@ def test_anderson_never_takes_more_than_picard_and_two(name, c):
 @pytest.mark.parametrize("name", [*CLUSTERED, *ELSEWHERE])
 def test_without_a_tolerance_it_is_exact_or_names_the_samples(name, method, dtype, c):
     step, y, _ = problem({**CLUSTERED, **ELSEWHERE}[name](c), dtype=dtype)
-    report = (solution := solve(step, y, contraction=c, method=method)).report
+    report = (solution := solve(step, y, contraction=c, method=method)).convergence
     # The fixed point of these very numbers, found in float64.
     exact_step, exact_y, _ = problem({**CLUSTERED, **ELSEWHERE}[name](c))
     exact = solve(lambda x, rows: exact_step(x, rows) - exact_y[rows] + y[rows].double(), y.double(), contraction=c).x
@@ -114,9 +114,9 @@ def test_the_error_is_within_the_tolerance(seed, c, tolerance):
     y = x + torch.tanh(x @ matrix.T)
     solution = solve(lambda x, rows: y[rows] - torch.tanh(x @ matrix.T), y, contraction=c, tolerance=tolerance)
     unit = torch.maximum(x.norm(dim=1), y.norm(dim=1))
-    assert not solution.report.failed
+    assert not solution.convergence.failed
     assert float(((solution.x - x).norm(dim=1) / unit).max()) <= tolerance
-    assert float(solution.report.contraction.max()) <= c * (1 + 1e-9)
+    assert float(solution.convergence.contraction.max()) <= c * (1 + 1e-9)
 
 
 def test_the_report_says_what_was_done():
@@ -126,7 +126,7 @@ def test_the_report_says_what_was_done():
         calls.append(rows.tolist())
         return torch.tensor([[0.0], [0.5], [0.9]])[rows] * x + 1
 
-    report = solve(step, torch.zeros(3, 1), contraction=0.9, method="picard").report
+    report = solve(step, torch.zeros(3, 1), contraction=0.9, method="picard").convergence
     assert calls[0] == [0, 1, 2]
     assert calls[-1] == [2]  # who is done is evaluated no more
     assert report.evaluations.tolist() == [sum(i in rows for rows in calls) for i in range(3)]
@@ -150,8 +150,8 @@ def test_a_sample_that_is_not_a_number_disturbs_and_delays_nobody():
     y[1] = math.nan
     spoilt = solve(step, y, contraction=0.9)
     assert len(evaluations) <= count
-    assert spoilt.report.failed == [1]
-    assert spoilt.report.evaluations[1] == 1
+    assert spoilt.convergence.failed == [1]
+    assert spoilt.convergence.evaluations[1] == 1
     kept = [0, 2, 3]
     assert torch.equal(clean.x[kept], spoilt.x[kept])
 
@@ -159,9 +159,9 @@ def test_a_sample_that_is_not_a_number_disturbs_and_delays_nobody():
 def test_what_is_no_contraction_ends_and_says_so():
     solution = solve(lambda x, rows: 1 - 2 * x, torch.ones(2, 3), contraction=0.9, max_evaluations=50)
     picard = solve(lambda x, rows: 1 - 2 * x, torch.ones(2, 3), contraction=0.9, max_evaluations=50, method="picard")
-    assert picard.report.failed == [0, 1]
-    assert picard.report.evaluations.max() <= 50
-    assert float(picard.report.contraction.max()) == pytest.approx(2.0)
+    assert picard.convergence.failed == [0, 1]
+    assert picard.convergence.evaluations.max() <= 50
+    assert float(picard.convergence.contraction.max()) == pytest.approx(2.0)
     assert solution.x.shape == (2, 3)
 
 
@@ -169,4 +169,4 @@ def test_what_is_no_contraction_ends_and_says_so():
 def test_any_shape(shape):
     solution = solve(lambda x, rows: x / 2, torch.ones(shape), contraction=0.5)
     assert solution.x.shape == shape
-    assert not solution.report.failed
+    assert not solution.convergence.failed

@@ -29,7 +29,7 @@ from invflow.bijections import (
 )
 from invflow.diagnostics.check import check
 from invflow.diagnostics.conditioning import conditioning
-from invflow.diagnostics.memory import memory
+from invflow.diagnostics.memory import activation_memory
 from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.nets import MLP
 from invflow.state import leaf_paths, leaves, map_state, part_of, shape_of, with_part
@@ -105,7 +105,7 @@ def test_constant_memory_is_kept_within_wrappers(how):
     stored = copy.deepcopy(deep)
     stored.backprop = "stored"
     assert kept_bytes(stored, inputs(deep, dtype=torch.float32)) > 5 * kept[1]
-    tables = [memory(chain, 5).kept["reversible"] for chain in (shallow, deep)]
+    tables = [activation_memory(chain, 5).kept["reversible"] for chain in (shallow, deep)]
     assert tables[1] <= 1.1 * tables[0]
 
 
@@ -152,7 +152,7 @@ def test_whatever_looks_into_a_chain_sees_every_coupling(how):
     names = [step.name for step in steps]
     assert [layer.name for layer in check(chain).layers] == names
     assert list(reconstruction_errors(chain.train(), x)) == names
-    assert len(memory(chain, 2).layers) == len(names)
+    assert len(activation_memory(chain, 2).layers) == len(names)
 
 
 def test_the_thorough_check_looks_inside_too():

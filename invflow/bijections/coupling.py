@@ -144,11 +144,12 @@ class AdditiveCoupling(_Coupling):
         net: the conditioner, any module: called with ``a``, or with ``a`` and the context where there is one; it
             returns a tensor of b's shape.
 
-    >>> import torch
-    >>> coupling = AdditiveCoupling(torch.nn.Linear(2, 3))
-    >>> y = coupling((torch.ones(5, 2), torch.zeros(5, 3)))
-    >>> [tuple(part.shape) for part in y], coupling.inverse(y)[0].tolist()[0]
-    ([(5, 3), (5, 2)], [1.0, 1.0])
+    Examples:
+        >>> import torch
+        >>> coupling = AdditiveCoupling(torch.nn.Linear(2, 3))
+        >>> y = coupling((torch.ones(5, 2), torch.zeros(5, 3)))
+        >>> [tuple(part.shape) for part in y], coupling.inverse(y)[0].tolist()[0]
+        ([(5, 3), (5, 2)], [1.0, 1.0])
     """
 
     shifts = True
@@ -207,11 +208,12 @@ class AffineCoupling(_Coupling):
             returns b's shape with twice the channels, first r and then t.
         clamp: the bound of the log-scale.
 
-    >>> import torch
-    >>> coupling = AffineCoupling(torch.nn.Linear(2, 6))
-    >>> y, log_det = coupling.forward_and_log_det((torch.ones(5, 2), torch.zeros(5, 3)))
-    >>> log_det.shape
-    torch.Size([5])
+    Examples:
+        >>> import torch
+        >>> coupling = AffineCoupling(torch.nn.Linear(2, 6))
+        >>> y, log_det = coupling.forward_and_log_det((torch.ones(5, 2), torch.zeros(5, 3)))
+        >>> log_det.shape
+        torch.Size([5])
     """
 
     outputs = 2

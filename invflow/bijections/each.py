@@ -23,9 +23,10 @@ class Each(Wrapper):
     Args:
         layer: the bijection to apply.
 
-    >>> from invflow.bijections import Psi
-    >>> Each(Psi(2)).output_shape(((1, 4, 4), (3, 4, 4)))
-    ((4, 2, 2), (12, 2, 2))
+    Examples:
+        >>> from invflow.bijections import Psi
+        >>> Each(Psi(2)).output_shape(((1, 4, 4), (3, 4, 4)))
+        ((4, 2, 2), (12, 2, 2))
     """
 
     examples = [

@@ -69,8 +69,9 @@ class Affine(_ScaleAndShift):
     Args:
         shape: the incoming shape, channels first.
 
-    >>> Affine(shape=(3, 4, 4)).forward_and_log_det(torch.ones(1, 3, 4, 4))[1].tolist()
-    [0.0]
+    Examples:
+        >>> Affine(shape=(3, 4, 4)).forward_and_log_det(torch.ones(1, 3, 4, 4))[1].tolist()
+        [0.0]
     """
 
     examples = [({}, (3,)), ({}, (2, 3, 2))]
@@ -87,11 +88,12 @@ class ActNorm(_ScaleAndShift):
     Args:
         shape: the incoming shape, channels first.
 
-    >>> norm = ActNorm(shape=(2,))
-    >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    >>> norm.initialize(x)
-    >>> norm(x).tolist()
-    [[-1.0, 0.0], [1.0, 0.0]]
+    Examples:
+        >>> norm = ActNorm(shape=(2,))
+        >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> norm.initialize(x)
+        >>> norm(x).tolist()
+        [[-1.0, 0.0], [1.0, 0.0]]
     """
 
     examples = [({}, (3,)), ({}, (2, 3, 2))]
@@ -139,8 +141,9 @@ class Logit(Bijection):
     Args:
         alpha: keeps p away from 0 and 1: x between ``-alpha / (1 - 2 alpha)`` and 1 plus that has an image.
 
-    >>> Logit()(torch.tensor([[0.5]])).tolist()
-    [[0.0]]
+    Examples:
+        >>> Logit()(torch.tensor([[0.5]])).tolist()
+        [[0.0]]
     """
 
     domain = "unit"

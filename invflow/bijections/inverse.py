@@ -31,9 +31,10 @@ class Inverse(Wrapper, Retraces):
     Raises:
         ShapeError: the layer adds dimensions (an `Injection`, or a chain with one), so that it has a left inverse only.
 
-    >>> from invflow.bijections import Psi
-    >>> Inverse(Psi(2)).output_shape((4, 7, 7))
-    (1, 14, 14)
+    Examples:
+        >>> from invflow.bijections import Psi
+        >>> Inverse(Psi(2)).output_shape((4, 7, 7))
+        (1, 14, 14)
     """
 
     runs_backwards = True

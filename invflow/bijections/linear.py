@@ -25,8 +25,9 @@ class Linear1x1(Bijection):
     Args:
         shape: the incoming shape, channels first.
 
-    >>> Linear1x1(shape=(3, 4, 4))(torch.ones(2, 3, 4, 4)).shape
-    torch.Size([2, 3, 4, 4])
+    Examples:
+        >>> Linear1x1(shape=(3, 4, 4))(torch.ones(2, 3, 4, 4)).shape
+        torch.Size([2, 3, 4, 4])
     """
 
     cheap_inverse = True

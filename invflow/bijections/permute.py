@@ -25,9 +25,10 @@ class Permute(Bijection):
         seed: draws a random order, the same one wherever it is built; instead of ``order``.
         shape: the incoming shape, which a seed needs to know how many channels there are.
 
-    >>> import torch
-    >>> Permute(order=[2, 0, 1])(torch.tensor([[10, 11, 12]])).tolist()
-    [[12, 10, 11]]
+    Examples:
+        >>> import torch
+        >>> Permute(order=[2, 0, 1])(torch.tensor([[10, 11, 12]])).tolist()
+        [[12, 10, 11]]
     """
 
     volume_preserving = True

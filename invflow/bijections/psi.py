@@ -33,9 +33,10 @@ class Psi(Bijection):
         block_size: the side of a block, in pixels; it must divide height and width.
         layout: the order of the new channels: "block" or "channel".
 
-    >>> import torch
-    >>> Psi(2)(torch.arange(8).reshape(1, 2, 2, 2)).flatten().tolist()
-    [0, 4, 1, 5, 2, 6, 3, 7]
+    Examples:
+        >>> import torch
+        >>> Psi(2)(torch.arange(8).reshape(1, 2, 2, 2)).flatten().tolist()
+        [0, 4, 1, 5, 2, 6, 3, 7]
     """
 
     volume_preserving = True

@@ -61,10 +61,11 @@ class Residual(Conditioned, Bijection):
         shape: the incoming shape, from which the default net is made.
         context_shape: likewise of the context.
 
-    >>> block = Residual(shape=(2,))
-    >>> x = torch.randn(5, 2)
-    >>> bool((block.inverse(block(x)) - x).abs().max() < 1e-5)
-    True
+    Examples:
+        >>> block = Residual(shape=(2,))
+        >>> x = torch.randn(5, 2)
+        >>> bool((block.inverse(block(x)) - x).abs().max() < 1e-5)
+        True
     """
 
     examples = [
@@ -193,13 +194,13 @@ class Residual(Conditioned, Bijection):
 
     def _complain(self, what: str, start: Tensor, solution: Solution) -> None:
         finite = start.flatten(1).isfinite().all(1)
-        failed = [i for i in solution.report.failed if finite[i]]
+        failed = [i for i in solution.convergence.failed if finite[i]]
         if not failed:
             return
         shown = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
         message = (
             f"the {what} of residual did not converge for {len(failed)} of {len(start)} samples ({shown}): "
-            f"{solution.report}"
+            f"{solution.convergence}"
         )
         if self.on_failure == "raise":
             raise InvflowError(message)

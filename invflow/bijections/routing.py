@@ -47,9 +47,10 @@ class Parallel(_Several):
     Raises:
         ShapeError: fewer than two layers.
 
-    >>> from invflow.bijections import Psi, Split
-    >>> Parallel(Psi(2), Split()).output_shape(((1, 4, 4), (2, 3, 3)))
-    ((4, 2, 2), ((1, 3, 3), (1, 3, 3)))
+    Examples:
+        >>> from invflow.bijections import Psi, Split
+        >>> Parallel(Psi(2), Split()).output_shape(((1, 4, 4), (2, 3, 3)))
+        ((4, 2, 2), ((1, 3, 3), (1, 3, 3)))
     """
 
     examples = [
@@ -106,9 +107,10 @@ class On(_Several):
         *layers: the bijections, first applied first.
         index: which part, from 0; from the end if it is negative.
 
-    >>> from invflow.bijections import Psi
-    >>> On(Psi(2), index=-1).output_shape(((3,), (1, 4, 4))), On(Psi(2)).output_shape((1, 4, 4))
-    (((3,), (4, 2, 2)), (4, 2, 2))
+    Examples:
+        >>> from invflow.bijections import Psi
+        >>> On(Psi(2), index=-1).output_shape(((3,), (1, 4, 4))), On(Psi(2)).output_shape((1, 4, 4))
+        (((3,), (4, 2, 2)), (4, 2, 2))
     """
 
     examples = [
@@ -167,8 +169,9 @@ class Exchange(Bijection):
     Raises:
         InvflowError: an order that leaves a part out, or names one twice.
 
-    >>> Exchange(order=[[0, 2], 1]).output_shape(((1,), (2,), (3,)))
-    (((1,), (3,)), (2,))
+    Examples:
+        >>> Exchange(order=[[0, 2], 1]).output_shape(((1,), (2,), (3,)))
+        (((1,), (3,)), (2,))
     """
 
     volume_preserving = True

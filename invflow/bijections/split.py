@@ -94,9 +94,10 @@ class Split(Bijection):
         sizes: the sizes of the two parts; halves by default, the first being the smaller one of an odd count.
         dim: the dimension to cut along; 1 is the channel.
 
-    >>> import torch
-    >>> [part.tolist() for part in Split()(torch.tensor([[1, 2, 3]]))]
-    [[[1]], [[2, 3]]]
+    Examples:
+        >>> import torch
+        >>> [part.tolist() for part in Split()(torch.tensor([[1, 2, 3]]))]
+        [[[1]], [[2, 3]]]
     """
 
     volume_preserving = True
@@ -136,9 +137,10 @@ class Merge(Bijection):
         dim: the dimension to concatenate along; 1 is the channel.
         shape: the shape of the incoming pair, to take ``sizes`` from.
 
-    >>> import torch
-    >>> Merge()((torch.tensor([[1]]), torch.tensor([[2, 3]]))).tolist()
-    [[1, 2, 3]]
+    Examples:
+        >>> import torch
+        >>> Merge()((torch.tensor([[1]]), torch.tensor([[2, 3]]))).tolist()
+        [[1, 2, 3]]
     """
 
     volume_preserving = True

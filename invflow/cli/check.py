@@ -12,7 +12,7 @@ from .options import AsJson, Plugins, SpecPath
 from .output import err, out, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..diagnostics.check import Report
+    from ..diagnostics.check import CheckResult
     from ..diagnostics.conditioning import Conditioning, LayerConditioning
     from ..sequential import Sequential
     from ..testing.thorough import Proof, Thorough
@@ -46,7 +46,7 @@ def check(
         more |= {} if stretches is None else {"conditioning": dataclasses.asdict(stretches)}
         print_json({"spec": str(spec), **dataclasses.asdict(report), **more})
         raise typer.Exit(0 if sound else 1)
-    _print_report(report)
+    _print_result(report)
     if proofs is not None:
         _print_proofs(proofs)
     if rebuilt is not None:
@@ -78,7 +78,7 @@ def _measure_conditioning(chain: Sequential) -> Conditioning:
         return conditioning(chain, lambda line: status.update(f"measuring {line}"))
 
 
-def _print_report(report: Report) -> None:
+def _print_result(report: CheckResult) -> None:
     def errors(found: dict[str, float]) -> list[str]:
         return [f"{error:.1e}" for error in found.values()]
 

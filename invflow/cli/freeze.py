@@ -33,7 +33,7 @@ def freeze(
 
     from ..fields import describe
     from ..numerics import Numerics
-    from ..training.freeze import freeze_run
+    from ..training.frozen import freeze_run
     from ..training.run import Run
 
     said = {"mode": mode} | ({} if frac_bits is None else {"frac_bits": frac_bits})

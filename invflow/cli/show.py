@@ -12,7 +12,7 @@ from .options import AsJson, Plugins, SpecPath, load_document
 from .output import out, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..diagnostics.memory import Memory
+    from ..diagnostics.memory import ActivationMemory
     from ..spec import Spec
 
 
@@ -48,16 +48,16 @@ def show(
     out.print(repr(model))
 
 
-def _measure(document: Spec, batch_size: int | None, measure: bool) -> Memory:
-    from ..diagnostics.memory import memory
+def _measure(document: Spec, batch_size: int | None, measure: bool) -> ActivationMemory:
+    from ..diagnostics.memory import activation_memory
     from ..spec import build
     from ..spec.training import Training
 
     size = batch_size or (document.training or Training()).batch_size
-    return memory(build(document), size, log_det=document.prior is not None, measure=measure)
+    return activation_memory(build(document), size, log_det=document.prior is not None, measure=measure)
 
 
-def _print_memory(found: Memory) -> None:
+def _print_memory(found: ActivationMemory) -> None:
     totals = {
         "whole chain": found.kept,
         "and computed again, at most": found.peak,

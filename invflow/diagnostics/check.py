@@ -24,7 +24,7 @@ correctly loses a few per layer times the gain of the layers behind it; one that
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class LayerCheck:
     """One line of the table: a step of the chain, what it does to the shape of its part of the state, what it loses."""
 
     name: str
@@ -37,7 +37,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckResult:
     """The result of `check`.
 
     Attributes:
@@ -49,7 +49,7 @@ class Report:
         ok: whether every error is within the rounding of its dtype, and there is none where it has to be exact.
     """
 
-    layers: list[LayerReport]
+    layers: list[LayerCheck]
     round_trip_error: dict[str, float]
     parameters: int
     exactness: str
@@ -69,7 +69,7 @@ def chain_of(source: Path) -> Sequential:
     return model.bijection if isinstance(model, Classifier | Flow) else model
 
 
-def check(chain: Sequential) -> Report:
+def check(chain: Sequential) -> CheckResult:
     """Runs a chain there and back in float32 and float64, in eval and train mode, on numbers like pixels.
 
     Args:
@@ -80,7 +80,7 @@ def check(chain: Sequential) -> Report:
     found = round_trips(chain, x, context)
     shapes = chain.shapes(shape)
     layers = [
-        LayerReport(
+        LayerCheck(
             name=step.name,
             layer=step.title,
             input_shape=part_of(shapes[position], step.path),
@@ -96,7 +96,7 @@ def check(chain: Sequential) -> Report:
         ok = all(_within_rounding(dtype, result) for (dtype, _), result in found.items())
     else:
         ok = all(result.bit_equal == 1.0 for result in found.values())
-    return Report(layers, errors, _parameters(chain), chain.exactness, chain.surjective, ok)
+    return CheckResult(layers, errors, _parameters(chain), chain.exactness, chain.surjective, ok)
 
 
 def inputs(chain: Sequential) -> tuple[State, Tensor | None]:

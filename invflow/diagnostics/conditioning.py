@@ -160,12 +160,13 @@ def singular_values(
         context: likewise, where there is one.
         dense: up to this number of numbers in the sample, all singular values are computed from the Jacobian itself.
 
-    >>> from invflow.bijections import Affine
-    >>> layer = Affine(shape=(2,)).double()
-    >>> with torch.no_grad():
-    ...     _ = layer.log_scale.copy_(torch.tensor([2.0, 0.5]).log())
-    >>> [round(float(value), 6) for value in singular_values(layer, torch.zeros(1, 2).double()).all]
-    [2.0, 0.5]
+    Examples:
+        >>> from invflow.bijections import Affine
+        >>> layer = Affine(shape=(2,)).double()
+        >>> with torch.no_grad():
+        ...     _ = layer.log_scale.copy_(torch.tensor([2.0, 0.5]).log())
+        >>> [round(float(value), 6) for value in singular_values(layer, torch.zeros(1, 2).double()).all]
+        [2.0, 0.5]
     """
     if flat_size(shape_of(x)) <= dense:
         values = torch.linalg.svdvals(jacobian(with_context(bijection, context), x))

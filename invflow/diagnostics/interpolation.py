@@ -28,9 +28,10 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
     Raises:
         InvflowError: fewer than 2 steps, or ends of different shapes.
 
-    >>> from invflow.bijections import Psi
-    >>> interpolate(Psi(2), torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), steps=5)[0, :, 0, 0, 0].tolist()
-    [0.0, 0.25, 0.5, 0.75, 1.0]
+    Examples:
+        >>> from invflow.bijections import Psi
+        >>> interpolate(Psi(2), torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), steps=5)[0, :, 0, 0, 0].tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     if steps < 2:
         raise InvflowError(f"interpolate expects at least 2 steps, the ends of the walk, got {steps}")

@@ -34,8 +34,8 @@ class LayerMemory:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """The result of `memory`.
+class ActivationMemory:
+    """The result of `activation_memory`.
 
     Attributes:
         batch: how many samples.
@@ -55,7 +55,9 @@ class Memory:
     measured_peak: dict[str, int] | None = None
 
 
-def memory(chain: Sequential, batch: int, *, log_det: bool = False, measure: bool = False) -> Memory:
+def activation_memory(
+    chain: Sequential, batch: int, *, log_det: bool = False, measure: bool = False
+) -> ActivationMemory:
     """The activation memory of a training step of a chain; weights and head are not in it.
 
     Args:
@@ -65,14 +67,15 @@ def memory(chain: Sequential, batch: int, *, log_det: bool = False, measure: boo
         log_det: whether training asks for the log-determinant, as a flow's does.
         measure: whether to train a step under each policy as well.
 
-    >>> import invflow
-    >>> layers = [{"type": "split"}] + 4 * [{"type": "additive_coupling", "net": {"type": "mlp", "hidden": [8]}}]
-    >>> found = memory(invflow.build({"input": {"shape": [16]}, "layers": layers}), batch=1000)
-    >>> found.kept["stored"] > 2 * found.kept["reversible"]
-    True
+    Examples:
+        >>> import invflow
+        >>> layers = [{"type": "split"}] + 4 * [{"type": "additive_coupling", "net": {"type": "mlp", "hidden": [8]}}]
+        >>> found = activation_memory(invflow.build({"input": {"shape": [16]}, "layers": layers}), batch=1000)
+        >>> found.kept["stored"] > 2 * found.kept["reversible"]
+        True
     """
     if chain.declared_shape is None:
-        raise InvflowError("memory expects a chain built from a spec, which knows the shape of its input")
+        raise InvflowError("activation_memory expects a chain built from a spec, which knows the shape of its input")
     steps = chain.steps(chain.declared_shape)
     layers = {step.name: LayerMemory(step.title, dict.fromkeys(POLICIES, 0)) for step in steps}
     kept, peak = {}, {}
@@ -90,7 +93,7 @@ def memory(chain: Sequential, batch: int, *, log_det: bool = False, measure: boo
         last = max((i for i, part in enumerate(parts, start=1) if part.keeps != "activations"), default=0)
         peak[policy] = max(kept[policy], sum(sizes[:last]) + largest)
     if not measure:
-        return Memory(batch, list(layers.values()), kept, peak)
+        return ActivationMemory(batch, list(layers.values()), kept, peak)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     found, peaks = {}, {}
     for policy in POLICIES:
@@ -98,7 +101,7 @@ def memory(chain: Sequential, batch: int, *, log_det: bool = False, measure: boo
         found[policy] = sum(one.kept(one.parts()))
         if device is not None:
             peaks[policy] = one.peak()
-    return Memory(batch, list(layers.values()), kept, peak, found, peaks or None)
+    return ActivationMemory(batch, list(layers.values()), kept, peak, found, peaks or None)
 
 
 def reconstructions(chain: Sequential) -> dict[str, dict[str, float]]:

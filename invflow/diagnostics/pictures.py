@@ -238,10 +238,11 @@ def interpolation_frames(frames: Tensor) -> list[Image.Image]:
     Returns:
         ``2 * steps - 2`` pictures: played in a loop, each end shows once.
 
-    >>> import torch
-    >>> pictures = interpolation_frames(torch.zeros(2, 5, 1, 28, 28))
-    >>> len(pictures), pictures[0].size
-    (8, (280, 140))
+    Examples:
+        >>> import torch
+        >>> pictures = interpolation_frames(torch.zeros(2, 5, 1, 28, 28))
+        >>> len(pictures), pictures[0].size
+        (8, (280, 140))
     """
     there = _walks(frames).clamp(0, 1).transpose(0, 1)  # (steps, pairs, channels, height, width)
     factor = max(1, GIF_HEIGHT // there.shape[-2])

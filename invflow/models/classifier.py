@@ -22,10 +22,11 @@ class Classifier(nn.Module):
         linear_head: whether the logits are a linear function of the features, so that the whole model is invertible
             up to its last linear layer.
 
-    >>> import torch, invflow
-    >>> model = Classifier(invflow.Sequential(), invflow.models.LinearHead(classes=3, shape=(4,)))
-    >>> model(torch.zeros(2, 4)).shape
-    torch.Size([2, 3])
+    Examples:
+        >>> import torch, invflow
+        >>> model = Classifier(invflow.Sequential(), invflow.models.LinearHead(classes=3, shape=(4,)))
+        >>> model(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, bijection: Sequential, head: nn.Module) -> None:

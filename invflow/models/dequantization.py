@@ -23,9 +23,10 @@ def dequantize(pixels: Tensor, levels: int, generator: torch.Generator | None = 
         levels: the inverse of a grey level's width.
         generator: where u is drawn from; torch's global one by default.
 
-    >>> x = dequantize(torch.tensor([0.0, 0.25, 0.75]), levels=4)
-    >>> (x * 4).floor().tolist()
-    [0.0, 1.0, 3.0]
+    Examples:
+        >>> x = dequantize(torch.tensor([0.0, 0.25, 0.75]), levels=4)
+        >>> (x * 4).floor().tolist()
+        [0.0, 1.0, 3.0]
     """
     # Drawn in steps of 2^-24, so (k + u) / levels may round up to the next cell, at most to 1: no density minds.
     noise = torch.rand(pixels.shape, dtype=pixels.dtype, device=pixels.device, generator=generator)
@@ -42,7 +43,8 @@ def bits_per_dimension(log_prob: Tensor, dimensions: int, levels: int) -> Tensor
         dimensions: how many numbers a sample has.
         levels: as in `dequantize`.
 
-    >>> bits_per_dimension(torch.zeros(1), dimensions=784, levels=256)  # uniform: each pixel takes 8 bits
-    tensor([8.])
+    Examples:
+        >>> bits_per_dimension(torch.zeros(1), dimensions=784, levels=256)  # uniform: each pixel takes 8 bits
+        tensor([8.])
     """
     return math.log2(levels) - log_prob / (dimensions * math.log(2))

@@ -28,11 +28,12 @@ class Flow(nn.Module):
         ShapeError: the chain adds dimensions, so that images have no density; a call raises it if the chain does so
             without saying so.
 
-    >>> import torch
-    >>> from invflow.models import StandardNormal
-    >>> flow = Flow(Sequential(), StandardNormal(shape=(2,)))
-    >>> flow.log_prob(torch.zeros(3, 2)).shape, flow.sample(5).shape
-    (torch.Size([3]), torch.Size([5, 2]))
+    Examples:
+        >>> import torch
+        >>> from invflow.models import StandardNormal
+        >>> flow = Flow(Sequential(), StandardNormal(shape=(2,)))
+        >>> flow.log_prob(torch.zeros(3, 2)).shape, flow.sample(5).shape
+        (torch.Size([3]), torch.Size([5, 2]))
     """
 
     def __init__(self, bijection: Sequential, prior: Prior) -> None:

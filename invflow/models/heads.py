@@ -37,8 +37,9 @@ class LinearHead(Head):
         dropout: the probability with which each number of the state is left out in training.
         shape: the shape of the state, without the batch.
 
-    >>> LinearHead(classes=10, shape=((8, 7, 7), (8, 7, 7))).linear.weight.shape
-    torch.Size([10, 784])
+    Examples:
+        >>> LinearHead(classes=10, shape=((8, 7, 7), (8, 7, 7))).linear.weight.shape
+        torch.Size([10, 784])
     """
 
     linear_in_features = True
@@ -65,8 +66,9 @@ class ConvNetHead(Head):
         activation: what follows each convolution.
         shape: the shape of the state, without the batch.
 
-    >>> sum(p.numel() for p in ConvNetHead(10, [16] * 4, kernel_size=7, shape=(16, 7, 7)).parameters())
-    58090
+    Examples:
+        >>> sum(p.numel() for p in ConvNetHead(10, [16] * 4, kernel_size=7, shape=(16, 7, 7)).parameters())
+        58090
     """
 
     def __init__(

@@ -33,8 +33,9 @@ class StandardNormal(Prior):
     Args:
         shape: the shape of the state, without the batch.
 
-    >>> StandardNormal(shape=(2,)).log_prob(torch.zeros(1, 2))
-    tensor([-1.8379])
+    Examples:
+        >>> StandardNormal(shape=(2,)).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
     """
 
     origin: Tensor

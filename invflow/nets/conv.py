@@ -31,8 +31,9 @@ class Conv(Stack):
             outputs of either sign, log-scales for example, leave it off.
         zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
 
-    >>> Conv((2, 5, 5), (3, 5, 5), hidden=[8])(torch.zeros(1, 2, 5, 5)).shape
-    torch.Size([1, 3, 5, 5])
+    Examples:
+        >>> Conv((2, 5, 5), (3, 5, 5), hidden=[8])(torch.zeros(1, 2, 5, 5)).shape
+        torch.Size([1, 3, 5, 5])
     """
 
     def __init__(

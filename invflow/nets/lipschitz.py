@@ -144,8 +144,9 @@ class LipschitzConv(LipschitzNet):
         input_activation: whether it comes before the first convolution too.
         zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
 
-    >>> LipschitzConv((2, 5, 5), (2, 5, 5))(torch.zeros(1, 2, 5, 5)).shape
-    torch.Size([1, 2, 5, 5])
+    Examples:
+        >>> LipschitzConv((2, 5, 5), (2, 5, 5))(torch.zeros(1, 2, 5, 5)).shape
+        torch.Size([1, 2, 5, 5])
     """
 
     def __init__(
@@ -200,8 +201,9 @@ class LipschitzMLP(LipschitzNet):
         input_activation: whether it comes before the first layer too.
         zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
 
-    >>> LipschitzMLP((2, 3), (4,))(torch.zeros(5, 2, 3)).shape
-    torch.Size([5, 4])
+    Examples:
+        >>> LipschitzMLP((2, 3), (4,))(torch.zeros(5, 2, 3)).shape
+        torch.Size([5, 4])
     """
 
     def __init__(

@@ -27,8 +27,9 @@ class MLP(Stack):
         final_activation: whether the last layer is followed by norm and activation too.
         zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
 
-    >>> MLP((2, 3), (4,), hidden=[8])(torch.zeros(5, 2, 3)).shape
-    torch.Size([5, 4])
+    Examples:
+        >>> MLP((2, 3), (4,), hidden=[8])(torch.zeros(5, 2, 3)).shape
+        torch.Size([5, 4])
     """
 
     def __init__(

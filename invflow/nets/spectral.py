@@ -161,11 +161,12 @@ class SpectralLinear(_Spectral):
         in_features: the size of x.
         out_features: the size of y.
 
-    >>> layer = SpectralLinear(3, 4)
-    >>> with torch.no_grad():
-    ...     _ = layer.weight.mul_(100)
-    >>> f"{torch.linalg.matrix_norm(layer.normalized_weight().detach(), 2).item():.4f}"
-    '1.0000'
+    Examples:
+        >>> layer = SpectralLinear(3, 4)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.mul_(100)
+        >>> f"{torch.linalg.matrix_norm(layer.normalized_weight().detach(), 2).item():.4f}"
+        '1.0000'
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -201,8 +202,9 @@ class SpectralConv2d(_Spectral):
         stride: of the output's positions.
         padding: zeros on each side; by default as many as keep height and width for odd kernels and stride 1.
 
-    >>> SpectralConv2d(2, 3, 3, size=(5, 5))(torch.zeros(1, 2, 5, 5)).shape
-    torch.Size([1, 3, 5, 5])
+    Examples:
+        >>> SpectralConv2d(2, 3, 3, size=(5, 5))(torch.zeros(1, 2, 5, 5)).shape
+        torch.Size([1, 3, 5, 5])
     """
 
     def __init__(
@@ -339,8 +341,9 @@ def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
     Reference: Delattre, Barthelemy, Araujo, Allauzen: Efficient Bound of Lipschitz Constant for Convolutional Layers by
     Gram Iteration, 2023, https://arxiv.org/abs/2305.16173
 
-    >>> 3.0 <= gram_bound(torch.diag(torch.tensor([3.0, 1.0]))[None]) <= 3.01
-    tensor(True)
+    Examples:
+        >>> 3.0 <= gram_bound(torch.diag(torch.tensor([3.0, 1.0]))[None]) <= 3.01
+        tensor(True)
     """
     largest = matrices.abs().max()
     matrices = matrices / largest.clamp(min=torch.finfo(largest.dtype).tiny)  # no square overflows or vanishes

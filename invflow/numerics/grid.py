@@ -29,8 +29,9 @@ from ..state import State, map_state
 def limit(dtype: torch.dtype, frac_bits: int) -> float:
     """2^(p-k): a float of this dtype holds every multiple of 2^-frac_bits up to it.
 
-    >>> limit(torch.float32, 16), limit(torch.float64, 16) == 2.0**37
-    (256.0, True)
+    Examples:
+        >>> limit(torch.float32, 16), limit(torch.float64, 16) == 2.0**37
+        (256.0, True)
     """
     return 2.0 / torch.finfo(dtype).eps * 2.0**-frac_bits
 
@@ -55,8 +56,9 @@ def steps(x: Tensor, frac_bits: int, dtype: torch.dtype) -> Tensor:
 def snap(state: State, frac_bits: int) -> State:
     """The nearest state on the grid; the gradient is that of the identity.
 
-    >>> snap(torch.tensor([0.3, -0.9]), 2).tolist()
-    [0.25, -1.0]
+    Examples:
+        >>> snap(torch.tensor([0.3, -0.9]), 2).tolist()
+        [0.25, -1.0]
     """
     return map_state(lambda leaf: snapped(leaf, frac_bits), state)
 

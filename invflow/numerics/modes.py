@@ -43,8 +43,9 @@ NONE = Limit("exact")
 def least(levels: Iterable[Level]) -> Level:
     """The least of some levels; of none, the highest there is.
 
-    >>> least(["exact", "float"]), least([])
-    ('float', 'exact')
+    Examples:
+        >>> least(["exact", "float"]), least([])
+        ('float', 'exact')
     """
     return min(levels, key=LEVELS.index, default=LEVELS[-1])
 

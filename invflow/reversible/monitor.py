@@ -152,9 +152,10 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
         after: the same, reconstructed.
         by_spread: in units of each channel's spread; else of max(1, the largest magnitude).
 
-    >>> x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
-    >>> relative_errors(x, x + torch.tensor([[0.0, 0.75, 0.0], [0.0, 0.0, 0.0]])).item()  # 0.75 of 3
-    0.25
+    Examples:
+        >>> x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
+        >>> relative_errors(x, x + torch.tensor([[0.0, 0.75, 0.0], [0.0, 0.0, 0.0]])).item()  # 0.75 of 3
+        0.25
     """
     if before.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
         before, after = before.float(), after.float()

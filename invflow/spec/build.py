@@ -52,9 +52,10 @@ def build(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Sequential:
     Raises:
         SpecError: with the place of every fault.
 
-    >>> chain = build({"input": {"shape": [1, 4, 4]}, "layers": [{"type": "psi", "block_size": 2}]})
-    >>> chain.output_shape((1, 4, 4))
-    (4, 2, 2)
+    Examples:
+        >>> chain = build({"input": {"shape": [1, 4, 4]}, "layers": [{"type": "psi", "block_size": 2}]})
+        >>> chain.output_shape((1, 4, 4))
+        (4, 2, 2)
     """
     spec = load_spec(source, limits=limits)
     return _build(spec, limits)[0]

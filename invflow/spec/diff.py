@@ -25,11 +25,13 @@ def diff_specs(first: SpecSource, second: SpecSource) -> list[str]:
     Raises:
         SpecError: as `load_spec` does.
 
-    >>> spec = {"input": {"shape": [1, 8, 8]}, "layers": [{"type": "psi", "block_size": 2}]}
-    >>> diff_specs(spec, {**spec, "layers": [{"type": "psi", "block_size": 2, "layout": "block"}, {"type": "split"}]})
-    ['+ layers.1: {"type": "split"}']
-    >>> diff_specs(spec, {**spec, "layers": [{"type": "psi"}]})
-    ['layers.0.block_size: 2 -> 4']
+    Examples:
+        >>> spec = {"input": {"shape": [1, 8, 8]}, "layers": [{"type": "psi", "block_size": 2}]}
+        >>> longer = {**spec, "layers": [{"type": "psi", "block_size": 2, "layout": "block"}, {"type": "split"}]}
+        >>> diff_specs(spec, longer)
+        ['+ layers.1: {"type": "split"}']
+        >>> diff_specs(spec, {**spec, "layers": [{"type": "psi"}]})
+        ['layers.0.block_size: 2 -> 4']
     """
     old, new = load_spec(first), load_spec(second)
     return [

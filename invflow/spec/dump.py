@@ -27,9 +27,10 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     Raises:
         SpecError: a part that is not registered, or no input shape.
 
-    >>> from invflow.bijections import Psi
-    >>> to_spec(Sequential(Psi(2)), input_shape=(1, 4, 4))["layers"]
-    [{'type': 'psi', 'block_size': 2}]
+    Examples:
+        >>> from invflow.bijections import Psi
+        >>> to_spec(Sequential(Psi(2)), input_shape=(1, 4, 4))["layers"]
+        [{'type': 'psi', 'block_size': 2}]
     """
     chain = model.bijection if isinstance(model, Classifier | Flow) else model
     if not isinstance(chain, Sequential):

@@ -31,8 +31,9 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         plug_ins: loads every installed plug-in first, not only those that some spec asked for; broken ones are left
             out.
 
-    >>> sorted(json_schema()["$defs"]["layer.split"]["properties"])
-    ['dim', 'note', 'sizes', 'type']
+    Examples:
+        >>> sorted(json_schema()["$defs"]["layer.split"]["properties"])
+        ['dim', 'note', 'sizes', 'type']
     """
     if plug_ins:
         for registry in REGISTRIES:

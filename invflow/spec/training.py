@@ -29,7 +29,7 @@ def _in_order(scales: tuple[float, float]) -> tuple[float, float]:
     return scales
 
 
-class Affine(Options):
+class RandomAffine(Options):
     """Random rotation, shift, scale and shear of every training image."""
 
     degrees: NonNegativeFloat = Field(default=0.0, le=180, description="largest rotation either way, in degrees")
@@ -58,7 +58,7 @@ class Stroke(Options):
 class Augmentation(Options):
     """What happens to each training image each time it is seen."""
 
-    affine: Affine | None = Field(default=None, description="random affine map")
+    affine: RandomAffine | None = Field(default=None, description="random affine map")
     elastic: Elastic | None = Field(default=None, description="random smooth deformation")
     stroke: Stroke | None = Field(default=None, description="random thickness of the strokes")
 

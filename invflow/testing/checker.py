@@ -69,9 +69,10 @@ def check_bijection(
         BijectionError: an AssertionError that names each property that fails, what was expected, the worst value, the
             smallest failing input, and the seed.
 
-    >>> from invflow.bijections import Psi
-    >>> check_bijection(Psi(2), (1, 4, 4), examples=2, skip=["compiles"]).ok
-    True
+    Examples:
+        >>> from invflow.bijections import Psi
+        >>> check_bijection(Psi(2), (1, 4, 4), examples=2, skip=["compiles"]).ok
+        True
     """
     subject = Subject(bijection, shape, context_shape, domain, codomain)
     report = examine(subject, examples=examples, perturb=perturb, kinds=kinds, only=only, skip=skip, seed=seed)

@@ -90,9 +90,10 @@ def from_callables(
             on copies of it in several dtypes and modes.
         layer_count: how many layers are inside; the tolerance of roundings grows with it.
 
-    >>> from invflow.testing import check_bijection
-    >>> double = from_callables(lambda x: 2 * x, lambda y: y / 2)
-    >>> check_bijection(double, (3,), examples=2, skip=["compiles"]).ok
-    True
+    Examples:
+        >>> from invflow.testing import check_bijection
+        >>> double = from_callables(lambda x: 2 * x, lambda y: y / 2)
+        >>> check_bijection(double, (3,), examples=2, skip=["compiles"]).ok
+        True
     """
     return Foreign(forward, inverse, forward_log_det, inverse_log_det, module, layer_count)

@@ -30,7 +30,8 @@ def property_tests(*tags: str, skip: Collection[str] = ()) -> Callable[..., None
         *tags: the types to test, as in a spec; they are registered, or advertised by an installed package.
         skip: the names of properties to leave out.
 
-    >>> test_mine = property_tests("psi", "permute")  # in a test module, this line is all
+    Examples:
+        >>> test_mine = property_tests("psi", "permute")  # in a test module, this line is all
     """
     import pytest
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from ..spec.training import Affine, Augmentation, Elastic, Stroke
+from ..spec.training import Augmentation, Elastic, RandomAffine, Stroke
 
 _STROKE_BLUR = 0.85  # pixels: makes of three pixels about 1/4, 1/2, 1/4
 
@@ -30,7 +30,7 @@ class Augment(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Changes ``(batch, channels, height, width)``, drawing from torch's global generator."""
         count, _, height, width = images.shape
-        maps = _affine_maps(self.options.affine or Affine(), count)
+        maps = _affine_maps(self.options.affine or RandomAffine(), count)
         grid = nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
         if self.options.elastic is not None:
             grid = grid + _displacements(self.options.elastic, count, height, width)
@@ -38,7 +38,7 @@ class Augment(nn.Module):
         return changed if self.options.stroke is None else _restroked(changed, self.options.stroke)
 
 
-def _affine_maps(options: Affine, count: int) -> Tensor:
+def _affine_maps(options: RandomAffine, count: int) -> Tensor:
     """From where each image takes its pixels: maps of the square [-1, 1]^2, ``(count, 2, 3)``."""
 
     def uniform(low: float, high: float) -> Tensor:

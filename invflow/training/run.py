@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from ..errors import DivergedError, InvflowError, RunError
 from ..files import write_atomically
 from ..models import Classifier, Flow
-from ..models.freeze import freeze
+from ..models.freezing import freeze
 from ..numerics import Exact
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint

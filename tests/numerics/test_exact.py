@@ -16,7 +16,7 @@ from invflow import CheckpointError, Classifier, NumericsError, Sequential
 from invflow.bijections import AdditiveCoupling, Merge, Psi, Split
 from invflow.measures import same_bits
 from invflow.models import LinearHead
-from invflow.models.freeze import freeze
+from invflow.models.freezing import freeze
 from invflow.nets import MLP, Conv
 from invflow.nets.orderfree import make_order_free
 from invflow.numerics import Exact, Float, Grid, backend

@@ -15,7 +15,7 @@ from invflow.errors import RunError
 from invflow.numerics import Exact
 from invflow.spec import load_spec
 from invflow.training import run as runs
-from invflow.training.freeze import freeze_run
+from invflow.training.frozen import freeze_run
 
 SPEC = {
     "name": "small",

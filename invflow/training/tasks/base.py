@@ -55,8 +55,9 @@ class Score:
     def text(self, value: float) -> str:
         """The value as people read it.
 
-        >>> Score("accuracy", "accuracy", "%", 2, 100, True, 2).text(0.8512)
-        '85.12%'
+        Examples:
+            >>> Score("accuracy", "accuracy", "%", 2, 100, True, 2).text(0.8512)
+            '85.12%'
         """
         return f"{self.factor * value:.{self.digits}f}{self.unit}"
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..diagnostics.images_back import images_back
 from ..errors import RunError
 from ..models import Classifier
-from ..models.freeze import freeze
+from ..models.freezing import freeze
 from ..numerics import Mode
 from ..spec import to_spec
 from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint

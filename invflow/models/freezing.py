@@ -39,13 +39,14 @@ def freeze(model: M, data: State, numerics: Mode, context: Tensor | None = None)
     Raises:
         NumericsError: a layer cannot be as exact; or the model is exact already.
 
-    >>> import torch, invflow
-    >>> from invflow.bijections import AdditiveCoupling
-    >>> chain = Sequential(AdditiveCoupling(invflow.nets.MLP((2,), (2,), hidden=[4])))
-    >>> x = (torch.rand(8, 2).round(decimals=0), torch.zeros(8, 2))
-    >>> frozen = freeze(chain, x, invflow.numerics.Exact(mode="exact"))
-    >>> frozen.exactness, torch.equal(frozen.inverse(frozen(x))[1], x[1])
-    ('exact', True)
+    Examples:
+        >>> import torch, invflow
+        >>> from invflow.bijections import AdditiveCoupling
+        >>> chain = Sequential(AdditiveCoupling(invflow.nets.MLP((2,), (2,), hidden=[4])))
+        >>> x = (torch.rand(8, 2).round(decimals=0), torch.zeros(8, 2))
+        >>> frozen = freeze(chain, x, invflow.numerics.Exact(mode="exact"))
+        >>> frozen.exactness, torch.equal(frozen.inverse(frozen(x))[1], x[1])
+        ('exact', True)
     """
     frozen = copy.deepcopy(model).eval()
     chain = frozen.bijection if isinstance(frozen, Classifier | Flow) else frozen
