@@ -10,7 +10,7 @@ import pytest
 
 import invflow
 from invflow import registry
-from invflow.spec.training import RandomAffine, Augmentation, Data, Elastic, Stroke, Training
+from invflow.spec.training import Augmentation, Data, Elastic, RandomAffine, Stroke, Training
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/spec.md"]

@@ -16,12 +16,12 @@ from invflow.spec.training import (
     SGD,
     Adam,
     AdamW,
-    Affine,
     Augmentation,
     Cosine,
     Data,
     Elastic,
     OneCycle,
+    RandomAffine,
     Stroke,
     Training,
 )
@@ -90,7 +90,7 @@ class TestAugmentation:
 
     def test_each_image_has_its_own_change(self):
         image = torch.rand(1, 1, 28, 28)
-        for options in (Augmentation(affine=Affine(degrees=20)), Augmentation(elastic=Elastic())):
+        for options in (Augmentation(affine=RandomAffine(degrees=20)), Augmentation(elastic=Elastic())):
             first, second = Augment(options)(image.expand(2, -1, -1, -1))
             assert not torch.allclose(first, second, atol=1e-2)
 
@@ -110,13 +110,13 @@ class TestAugmentation:
     def test_a_right_angle_is_a_rotation(self, monkeypatch):
         image = torch.rand(1, 1, 8, 8)
         monkeypatch.setattr(torch, "rand", torch.ones)  # the largest of everything
-        turned = Augment(Augmentation(affine=Affine(degrees=90)))(image)
+        turned = Augment(Augmentation(affine=RandomAffine(degrees=90)))(image)
         torch.testing.assert_close(turned, image.rot90(-1, (2, 3)), atol=1e-5, rtol=0)
 
     def test_a_shift_moves_by_its_fraction(self, monkeypatch):
         image = torch.rand(1, 1, 8, 8)
         monkeypatch.setattr(torch, "rand", torch.ones)
-        moved = Augment(Augmentation(affine=Affine(translate=0.25)))(image)
+        moved = Augment(Augmentation(affine=RandomAffine(translate=0.25)))(image)
         torch.testing.assert_close(moved[..., 2:, 2:], image[..., :-2, :-2], atol=1e-5, rtol=0)
         assert moved[..., :2, :].abs().max() < 1e-5
 
