@@ -54,7 +54,7 @@ format: $(READY)  ## mend the style
 
 docs: $(READY)  ## the schema and the pages, into site/
 	$(BIN)/invflow schema > docs/spec.schema.json
-	$(BIN)/mkdocs build --quiet --config-file .ci/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
 
 bench: $(READY)  ## speed against hand-written PyTorch and FrEIA
 	$(BIN)/python benchmarks/overhead.py

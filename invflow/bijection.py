@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .arguments import one_line
 from .errors import NumericsError, ShapeError
-from .numerics.modes import FLOAT, REAL_ARITHMETIC, Level, Limit, Mode, least
+from .numerics.modes import FLOAT, NONE, REAL_ARITHMETIC, Level, Limit, Mode, least
 from .state import Shape, State, require_tensor, shape_of, zero_log_det, zeros
 
 _LOG_DETS = ("forward_and_log_det", "inverse_and_log_det")
@@ -29,14 +29,14 @@ class Bijection(nn.Module, ABC):
 
     A subclass overrides `forward` and `inverse`; then `forward_and_log_det` and `inverse_and_log_det`, both of them, or
     it says ``volume_preserving = True``; and `output_shape` if it takes anything but one tensor whose shape it keeps.
-    The rest has a default that is safe, and is overridden where the layer knows better.
+    Everything else has a safe default, which a layer overrides if it can say more.
 
-    What each subclass promises: no hidden state (no caches, and the caller's tensors stay as they are), forward and
-    inverse agree with the same weights in train mode too, and no lambdas or closures in attributes, so that every
-    model pickles.
+    Every subclass promises: no hidden state (no caches, no in-place change of the caller's tensors); forward and
+    inverse agree under the same weights, in train mode too; no lambdas or closures in attributes, so that every model
+    pickles.
 
     Raises:
-        TypeError: a class that is defined without log-determinants and does not preserve volume.
+        TypeError: the class defines no log-determinants and does not preserve volume.
     """
 
     # ---------------------------------------------------------------- The map
@@ -59,32 +59,32 @@ class Bijection(nn.Module, ABC):
         return self(x, context), zero_log_det(x)
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        """``(x, log |det dx/dy|)``: the second is the negative of the forward one at x."""
+        """``(x, log |det dx/dy|)``, the second the negative of the forward one at x."""
         return self.inverse(y, context), zero_log_det(y)
 
     @property
     def log_det_is_estimated(self) -> bool:
-        """Whether the log-determinant is an estimate, right in the mean and no better."""
+        """Whether the log-determinant is an unbiased or truncated estimate rather than its exact value."""
         return False
 
     # -------------------------------------------------------------- Its shape
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape of ``self(x)`` for an ``x`` of this shape; by default that of one tensor, which is kept.
+        """The shape of ``self(x)`` for an ``x`` of this shape. The default takes one tensor and keeps its shape.
 
         Raises:
-            ShapeError: there is none: the layer does not take such a state.
+            ShapeError: the layer does not take a state of this shape.
         """
         return require_tensor(self.tag, shape)
 
     def input_shape(self, shape: Shape) -> Shape:
         """The shape of ``self.inverse(y)`` for a ``y`` of this shape.
 
-        The default reads it off the inverse of zeros without a context, on a copy, so that nothing of this module
-        moves; a bijection that cannot run without its context overrides it.
+        The default runs the inverse of a copy on zeros, without a context; a bijection that cannot run without its
+        context overrides it.
 
         Raises:
-            ShapeError: there is none.
+            ShapeError: the inverse does not take a state of this shape.
         """
         if type(self).output_shape is Bijection.output_shape:
             return self.output_shape(shape)
@@ -104,49 +104,49 @@ class Bijection(nn.Module, ABC):
 
     @property
     def surjective(self) -> bool:
-        """Whether every state of the output's shape is an image; not of an `Injection`, nor of a chain with one."""
+        """Whether every state of the output's shape is an image: false for an `Injection` and a chain with one."""
         return True
 
     @classmethod
     def net_shapes(cls, shape: Shape, fields: Mapping[str, Any]) -> Mapping[str, tuple[Shape, Shape]]:
-        """What the nets of a layer map, from a spec: parameter -> (input shape, output shape).
+        """The shapes that a layer's nets map when it is built from a spec: parameter -> (input shape, output shape).
 
         Args:
             shape: the shape of the state that the layer takes.
             fields: the layer's own plain fields by name, defaults included.
 
         Returns:
-            One entry for each parameter that is a net; without one, that net keeps the state's shape.
+            One entry for each parameter that is a net; a net without an entry keeps the state's shape.
         """
         return {}
 
     # ---------------------------------------------------------- Its exactness
 
     numerics: Mode = FLOAT
-    """What it computes in, set by `set_numerics`."""
+    """The numerics it computes in, set by `set_numerics`."""
 
     @property
     def limit(self) -> Limit:
-        """How exact the inverse can be with the parameters that it has, and why it can be no more."""
+        """The best level that the inverse can reach with its present parameters, and the reason why it is no better."""
         return REAL_ARITHMETIC
 
     @property
     def exactness(self) -> Level:
-        """How exact the inverse is as it stands, in the numerics that were set; its limit, if they do not matter."""
+        """The level that the inverse reaches in the numerics that were set; its limit, if they make no difference."""
         return self.limit.level
 
     @property
     def inverse_tolerance(self) -> float | None:
-        """The relative error at which an iterative inverse stops; None goes on to the roundings."""
+        """The relative error at which an iterative inverse stops; None if it runs until rounding stops it."""
         return None
 
     def set_numerics(self, numerics: Mode) -> None:
-        """Computes in these numerics from now on: a chain asks this of each of its layers.
+        """Sets what the layer computes in; a chain calls this for each of its layers.
 
-        The default takes note; a bijection that has to compute otherwise to reach its limit asks ``numerics`` to.
+        The default stores ``numerics``; a bijection that computes differently on a grid calls their methods.
 
         Raises:
-            NumericsError: it cannot be as exact as they ask.
+            NumericsError: the layer's limit is below their level.
         """
         level, reason = self.limit
         if least([level, numerics.level]) != numerics.level:
@@ -156,46 +156,46 @@ class Bijection(nn.Module, ABC):
     # ------------------------------------------------------ What else is known
 
     tag: ClassVar[str]
-    """What specs and messages call it: written by `register`; the name of a class that is not registered."""
+    """The name in specs and messages, set by `register`; the class's name if it is not registered."""
 
     examples: ClassVar[Sequence[tuple[dict[str, Any], Shape]]] = ()
-    """``(fields, shape)`` pairs that documentation and property tests start from: the JSON fields of a layer document
-    without its type, and an input shape that they accept."""
+    """``(fields, shape)`` pairs that documentation and property tests start from: the JSON fields of a layer without
+    its type, and an input shape that it accepts."""
 
     @property
     def domain(self) -> str:
-        """Where inputs lie: ``"reals"``, ``"positive"``, ``"unit"`` (between 0 and 1), ``"symmetric"`` (-1 and 1)."""
+        """The set of inputs: ``"reals"``, ``"positive"``, ``"unit"`` for (0, 1), or ``"symmetric"`` for (-1, 1)."""
         return "reals"
 
     @property
     def codomain(self) -> str | None:
-        """What outputs fill, likewise; None if that is not known: then tests invert nothing but images."""
+        """The set of outputs, likewise; None if it is not known, and then tests invert images only."""
         return "reals" if self.domain == "reals" else None
 
     @property
     def cheap_inverse(self) -> bool:
-        """Whether inverting costs about as much as going forward, so that training may compute inputs again."""
+        """Whether the inverse costs about as much as the forward, so that training may recompute inputs with it."""
         return False
 
     @property
     def traceable(self) -> bool:
-        """Whether `torch.compile` can hold it in one graph: nothing in it depends on the numbers that come in."""
+        """Whether `torch.compile` can hold it in one graph: its control flow does not depend on the data."""
         return True
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """Upper bounds of the Lipschitz constants of the map and of its inverse, infinite if none is known.
+        """Upper bounds of the Lipschitz constants of the map and of its inverse; infinite if none is known.
 
-        Of a tuple state the distance is the Euclidean one of all its numbers together.
+        The norm of a tuple state is the Euclidean norm of all its numbers.
         """
         return math.inf, math.inf
 
     @property
     def awaits_data(self) -> bool:
-        """Whether `initialize` has something to do: an ActNorm that has seen no data, or a chain that holds one."""
+        """Whether `initialize` still has to run: true for an ActNorm that has seen no data and a chain with one."""
         return False
 
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
-        """Data-dependent initialisation from a batch of inputs, if the layer has any."""
+        """Initialises parameters from a batch of inputs, if the layer does so."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -213,11 +213,11 @@ class Bijection(nn.Module, ABC):
 
 
 class Injection(Bijection):
-    """A map that adds dimensions and loses none: ``inverse(forward(x))`` is x, but not every y is an image.
+    """A map that adds dimensions: ``inverse(forward(x))`` is x, but not every y is an image.
 
-    `inverse` is a left inverse: of a y that is no image it returns some x. It may stand in a trunk below a head, and be
-    trained in constant memory; it has no log-determinant, so no prior can stand on it, and it cannot be run backwards.
-    A subclass overrides `forward`, `inverse` and `output_shape`.
+    `inverse` is a left inverse; it returns some x even if y is not an image. An injection may stand in a trunk below a
+    head, and trains in constant memory. It has no log-determinant, so no prior can stand on it, and it cannot be run
+    backwards. A subclass overrides `forward`, `inverse` and `output_shape`.
     """
 
     surjective = False
@@ -233,3 +233,17 @@ class Injection(Bijection):
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         """Raises ShapeError: an injection's Jacobian is not square."""
         return self.forward_and_log_det(y, context)
+
+
+class Rearrangement(Bijection):
+    """A map that moves numbers and changes none: exact for every dtype, of log-determinant 0, an isometry.
+
+    A subclass overrides `forward` and `inverse`, and `output_shape` and `input_shape` if the shape changes.
+    """
+
+    volume_preserving = True
+    limit = NONE
+    cheap_inverse = True
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        return 1.0, 1.0

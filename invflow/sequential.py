@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .bijection import Bijection
 from .bijections.inverse import Inverse
@@ -16,30 +15,37 @@ from .numerics.modes import FLOAT, NONE, Level, Limit, Mode, Numerics, least
 from .registry import register
 from .reversible import Backprop, Monitor, Reconstruction, run_chain
 from .state import Path, Shape, State, TensorShape, shape_of, zero_log_det
-from .wires import Ask, Step, Wired, steps_inside
+from .wires import Ask, Several, Step, call, steps_inside
+
+_COUPLINGS = [
+    {"type": "split"},
+    {"type": "additive_coupling", "net": {"type": "mlp"}},
+    {"type": "additive_coupling", "net": {"type": "mlp", "hidden": [3]}},
+    {"type": "merge"},
+]
 
 
 @register("sequential")
-class Sequential(Wired):
+class Sequential(Several):
     """A chain in data order: ``Sequential(a, b, c)(x) == c(b(a(x)))``; its log-determinant is the sum of theirs.
 
-    Chains nest, and behave as sequences: ``len``, iteration, ``chain[2]``, ``chain[1:3]`` (a chain that shares its
+    Chains nest and behave as sequences: ``len``, iteration, ``chain[2]``, ``chain[1:3]`` (a chain that shares its
     layers with this one), ``chain[::-1]`` (the inverse chain).
 
     Args:
-        *layers: the bijections, first applied first; none of them is the identity.
-        backprop: what training keeps of the states in between: "stored" all of them, "reversible" none of those that
-            are cheap to compute again by inverting, "checkpoint" the inputs of the layers.
-        monitor: what "reversible" does where a layer's input comes back wrong, as some numbers kept of it tell:
-            "warn", "raise" an error, "anchor" (keep that input from then on); "off" keeps and compares nothing.
-        numerics: how exact the inverse has to be: ``{"mode": "float"}``, or "snap", "grid", "exact" with their options;
-            every layer is asked for it, and has to be able to give it. In "exact", conditioners become integer ones.
+        *layers: the bijections, first applied first; no layers make the identity.
+        backprop: what training keeps of the intermediate states: "stored" keeps all of them, "reversible" none that a
+            cheap inverse can recompute, "checkpoint" the inputs of the layers.
+        monitor: what "reversible" does if a layer's input comes back different from numbers kept of it: "warn", "raise"
+            an error, or "anchor" (keep that input from then on); "off" keeps and compares nothing.
+        numerics: how exact the inverse must be: ``{"mode": "float"}``, or "snap", "grid", "exact" with their options.
+            Every layer must be able to reach it. In "exact", conditioners become integer networks.
 
     Attributes:
-        reconstruction: what the monitor found in backward, layer by layer, and the anchors.
-        declared_shape: the input shape that the chain was built for from a spec, else None.
-        declared_context_shape: likewise the shape of the context.
-        own_numerics: the numerics it was made with; ``numerics`` may be those of a chain around it.
+        reconstruction: the errors that the monitor measured in backward, by layer, and the anchors.
+        declared_shape: the input shape of the spec that the chain was built from, or None.
+        declared_context_shape: likewise, the shape of the context.
+        own_numerics: the numerics it was constructed with; ``numerics`` may be those of a surrounding chain.
 
     Examples:
         >>> from invflow.bijections import Psi, Split
@@ -50,22 +56,7 @@ class Sequential(Wired):
         (1, 4, 4)
     """
 
-    examples = [
-        ({"layers": []}, (2, 3)),
-        (
-            {
-                "layers": [
-                    {"type": "split"},
-                    {"type": "additive_coupling", "net": {"type": "mlp"}},
-                    {"type": "additive_coupling", "net": {"type": "mlp", "hidden": [3]}},
-                    {"type": "merge"},
-                ]
-            },
-            (5,),
-        ),
-    ]
-
-    _is_its_wires = True  # the loops below do what wires do, and name the layer that complains
+    examples = [({"layers": []}, (2, 3)), ({"layers": _COUPLINGS}, (5,))]
     declared_shape: Shape | None = None
     declared_context_shape: TensorShape | None = None
 
@@ -76,11 +67,7 @@ class Sequential(Wired):
         monitor: Monitor = "warn",
         numerics: Numerics = FLOAT,
     ) -> None:
-        super().__init__()
-        for position, layer in enumerate(layers):
-            if not isinstance(layer, Bijection):
-                raise ShapeError(f"Sequential expects bijections, got {type(layer).__name__} at position {position}")
-        self.layers = nn.ModuleList(layers)
+        super().__init__(*layers)
         self.backprop = backprop
         self.own_numerics = numerics
         if numerics.on_grid:
@@ -88,9 +75,6 @@ class Sequential(Wired):
         self.numerics = numerics
         self.monitor = monitor
         self.reconstruction = Reconstruction()
-
-    def named_layers(self) -> list[tuple[str, Bijection]]:
-        return [(f"layers.{position}", layer) for position, layer in enumerate(self)]
 
     @classmethod
     def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
@@ -115,101 +99,56 @@ class Sequential(Wired):
         return least([self.numerics.limit.level, super().exactness])
 
     def set_numerics(self, numerics: Mode) -> None:
-        """Sets the numerics of every layer, as a chain around this one asks.
+        """Sets the numerics of every layer.
 
         Raises:
-            NumericsError: a layer cannot give them, or this chain has others of its own.
+            NumericsError: a layer cannot reach their level, or this chain has different numerics of its own.
         """
         if self.own_numerics not in (FLOAT, numerics):
             raise NumericsError(
                 f"sequential has numerics of its own, {self.own_numerics.model_dump()}, in a chain with "
-                f"{numerics.model_dump()}; name them once, at the chain outside"
+                f"{numerics.model_dump()}; set them once, on the outermost chain"
             )
-        for position, layer in enumerate(self):
-            try:
-                layer.set_numerics(numerics)
-            except NumericsError as error:
-                raise NumericsError(f"layer {position} of {len(self)}: {error}") from error
-        self.numerics = numerics
+        super().set_numerics(numerics)
 
     @property
     def cheap_inverse(self) -> bool:
         return not self.numerics.rounds and super().cheap_inverse
 
-    def forward(self, x: Any, context: Tensor | None = None) -> Any:
-        x = self.numerics.enter(x)
+    def _run(self, given: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+        state = self.numerics.enter(given)
         if self.backprop != "stored" and torch.is_grad_enabled():
-            return self._recomputed(x, context, log_det=False)[0]
-        try:
-            for layer in self.layers:
-                x = layer(x, context)
-        except NumericsError as error:
-            raise self._located(layer, error) from error
-        return x
-
-    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
-        y = self.numerics.enter(y)
-        if self.backprop != "stored" and torch.is_grad_enabled():
-            return self.numerics.leave(self._recomputed(y, context, log_det=False, backwards=True)[0])
-        try:
-            for layer in reversed(list(self)):
-                y = layer.inverse(y, context)
-        except NumericsError as error:
-            raise self._located(layer, error) from error
-        return self.numerics.leave(y)
-
-    def _located(self, layer: nn.Module, error: NumericsError) -> NumericsError:
-        position = next(i for i, other in enumerate(self.layers) if other is layer)
-        return NumericsError(f"layer {position} of {len(self)}: {error}")
-
-    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        x = self.numerics.enter(x)
-        if self.backprop != "stored" and torch.is_grad_enabled():
-            return self._recomputed(x, context, log_det=True)
-        total = zero_log_det(x)
-        try:
-            for layer in self:
-                x, log_det = layer.forward_and_log_det(x, context)
-                total = total + log_det
-        except NumericsError as error:
-            raise self._located(layer, error) from error
-        return x, total
-
-    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        y = self.numerics.enter(y)
-        if self.backprop != "stored" and torch.is_grad_enabled():
-            x, log_det = self._recomputed(y, context, log_det=True, backwards=True)
-            return self.numerics.leave(x), log_det
-        total = zero_log_det(y)
-        try:
-            for layer in reversed(list(self)):
-                y, log_det = layer.inverse_and_log_det(y, context)
-                total = total + log_det
-        except NumericsError as error:
-            raise self._located(layer, error) from error
-        return self.numerics.leave(y), total
-
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        """The products of the layers'."""
-        bounds = [layer.lipschitz_bounds() for layer in self]
-        return math.prod(forward for forward, _ in bounds), math.prod(inverse for _, inverse in bounds)
+            steps = self._steps(shape_of(state), backwards)
+            record = self.reconstruction
+            state, total = run_chain(steps, state, context, log_det=log_det, monitor=self.monitor, record=record)
+        else:
+            # The loop of `Wired` without its wires, because every layer acts on the whole state.
+            total = zero_log_det(state) if log_det else None
+            layers: Any = reversed(self.layers) if backwards else self.layers
+            try:
+                for layer in layers:
+                    state, change = call(layer, state, context, log_det, backwards)
+                    total = None if total is None or change is None else total + change
+            except (NumericsError, ShapeError) as error:
+                self._blame(layer, error)
+        return self.numerics.leave(state) if backwards else state, total
 
     def steps(self, shape: Shape | None = None, *, backwards: bool = False) -> list[Step]:
-        """The chain taken apart, each step with what constant-memory training does about its input.
+        """The steps that the chain consists of, each with what constant-memory training does with its input.
 
         Args:
-            shape: of the state that goes in; if ``backwards``, of the one that `inverse` is given. Without, it is the
-                one that the chain was built for; a chain of nothing but layers and chains needs none.
-            backwards: whether these are to be the steps of the inverse.
+            shape: of the input; of the input of `inverse` if ``backwards``. The default is the shape that the chain was
+                built for; a chain of plain layers and chains needs none.
+            backwards: whether to return the steps of the inverse.
         """
-        if not self._is_its_wires:  # a subclass that does more
+        if not self._is_its_wires:  # a subclass that may do more than its layers do
             return [Step("", self, (), backwards, self.cheap_inverse)]
         return self._steps(shape, backwards)
 
     def _steps(self, shape: Shape | None, backwards: bool) -> list[Step]:
         invertible = self.backprop == "reversible"
         if backwards and self.declared_shape is not None:
-            # Read off the forward, which asks the layers for no more than they had to tell when the chain was built.
+            # Derived from the forward steps, whose shapes every layer had to know when the chain was built.
             forwards = steps_inside(self, self.declared_shape, backwards=False, invertible=invertible)
             found = [step.turned(invertible and step.reversible) for step in reversed(forwards)]
         else:
@@ -219,36 +158,15 @@ class Sequential(Wired):
             step.reversible = step.reversible and step.name not in self.reconstruction.anchors
         return found
 
-    def _recomputed(self, x: Any, context: Tensor | None, *, log_det: bool, backwards: bool = False) -> tuple[Any, Any]:
-        """The chain, or its inverse, under a policy that does not keep all states."""
-        steps = self._steps(shape_of(x), backwards)
-        return run_chain(steps, x, context, log_det=log_det, monitor=self.monitor, record=self.reconstruction)
-
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
-        """Every intermediate state: the input, then what each of the `steps` makes of it."""
+        """Every intermediate state: the input, then the state after each of the `steps`."""
         states = [self.numerics.enter(x)]
         for step in self.steps(shape_of(x)):
             states.append(step.after(states[-1], context))
         return states
 
-    def output_shape(self, shape: Shape) -> Shape:
-        for position, layer in enumerate(self):
-            try:
-                shape = layer.output_shape(shape)
-            except ShapeError as error:
-                raise ShapeError(f"layer {position} of {len(self)}: {error}") from error
-        return shape
-
-    def input_shape(self, shape: Shape) -> Shape:
-        for position, layer in reversed(list(enumerate(self))):
-            try:
-                shape = layer.input_shape(shape)
-            except ShapeError as error:
-                raise ShapeError(f"layer {position} of {len(self)}: {error}") from error
-        return shape
-
     def shapes(self, shape: Shape) -> list[Shape]:
-        """The shape of every state of `trace`, for an input of this shape."""
+        """The shape of every state of `trace` for an input of this shape."""
         found = [shape]
         for step in self.steps(shape):
             found.append(step.shape_after(found[-1]))
@@ -271,7 +189,7 @@ class Sequential(Wired):
         if index.step not in (None, 1, -1):
             raise ShapeError(f"a slice of a Sequential expects step 1 or -1 (the inverse chain), got {index.step}")
         forwards = sorted(range(len(layers))[index])
-        # Data lie on their grid where the chain begins, and nowhere else.
+        # Data are on their grid only at the beginning of the chain.
         snaps = self.numerics.about_data and forwards[:1] == [0]
         numerics: Any = FLOAT if self.numerics.about_data and not snaps else self.numerics
         if index.step == -1 and not snaps:
@@ -282,7 +200,7 @@ class Sequential(Wired):
         return part if index.step != -1 else Sequential(Inverse(part), backprop=self.backprop, monitor=self.monitor)
 
     def __repr__(self) -> str:
-        """One layer a line, with the shapes as they flow where the input's is known."""
+        """One layer a line, with the shape after each if the input's shape is known."""
         lines = _lines(self, self.declared_shape)
         width = max(len(text) for text, _ in lines)
         return "\n".join(text if shape is None else f"{text:<{width}}  {shape}" for text, shape in lines)

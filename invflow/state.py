@@ -55,14 +55,14 @@ def leaf_shapes(shape: Shape) -> Iterator[TensorShape]:
             yield from leaf_shapes(part)  # type: ignore[arg-type]
 
 
-def leaf_paths(shape: Shape) -> list[Path]:
-    """Where the tensors of a state of this shape are, in order.
+def leaf_paths(shape: State | Shape) -> list[Path]:
+    """Where the tensors of a state, or of a state of this shape, are, in order.
 
     Examples:
         >>> leaf_paths(((8,), ((2,), (3,))))
         [(0,), (1, 0), (1, 1)]
     """
-    if is_tensor_shape(shape):
+    if not isinstance(shape, tuple) or is_tensor_shape(shape):
         return [()]
     return [(i, *path) for i, part in enumerate(shape) for path in leaf_paths(part)]  # type: ignore[arg-type]
 
@@ -193,11 +193,13 @@ def require_tensor(who: str, shape: Shape, dims: int | None = None) -> TensorSha
     return shape
 
 
-def require_channels(who: str, shape: Shape) -> TensorShape:
-    """``shape`` itself where it is one tensor's with a channel dimension, else a ShapeError."""
+def require_channels(who: str, shape: Shape, channels: int | None = None) -> TensorShape:
+    """``shape`` itself if it is one tensor's with a channel dimension (of ``channels``), else a ShapeError."""
     extents = require_tensor(who, shape)
     if not extents:
         raise ShapeError(f"{who} expects a channel dimension besides the batch, got {shape}")
+    if channels not in (None, extents[0]):
+        raise ShapeError(f"{who} expects {channels} channels, got {extents[0]} in {shape}")
     return extents
 
 

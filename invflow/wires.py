@@ -8,36 +8,37 @@ what its contents promise.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._torch import is_hooked
 from .arguments import one_line
 from .bijection import Bijection
-from .errors import ShapeError
+from .errors import NumericsError, ShapeError
 from .numerics.modes import LEVELS, NONE, Level, Limit, Mode, least
 from .state import Path, Shape, State, part_of, shape_of, with_part, zero_log_det
 
 Ask: TypeAlias = Callable[[], Shape]
-"""Tells the shape of a state; it is worked out only if somebody asks."""
+"""Returns the shape of a state; it is computed only if it is needed."""
 
 Outcome: TypeAlias = tuple[Any, Tensor | None]
-"""A state and a log-determinant, which is None if it was not asked for."""
+"""A state and a log-determinant; the latter is None if it was not requested."""
 
 
 class Wire(NamedTuple):
     """A layer and the part of the state that it acts on.
 
     Attributes:
-        name: of the layer within the bijection that it belongs to, as in its ``state_dict``; with ``@0``, ``@1``, ...
-            behind it if layers act several times.
+        name: of the layer within its bijection, as in the ``state_dict``; followed by ``@0``, ``@1``, ... if layers act
+            several times.
         layer: the layer.
-        path: where the part is.
+        path: the place of the part within the state.
     """
 
     name: str
@@ -46,12 +47,12 @@ class Wire(NamedTuple):
 
 
 class Wired(Bijection):
-    """A bijection that is nothing but its layers, each at work on its part of the state, one after the other.
+    """A bijection that consists of layers, each acting on its part of the state, one after another.
 
-    A subclass says which: `named_layers` and `wiring`. All else follows, and may be overridden.
+    A subclass defines `named_layers` and `wiring`; everything else follows from them, and may be overridden.
 
     Attributes:
-        runs_backwards: whether the layers are run, and built from a spec, backwards.
+        runs_backwards: whether the layers are run, and built from a spec, in the inverse direction.
     """
 
     runs_backwards: ClassVar[bool] = False
@@ -61,10 +62,9 @@ class Wired(Bijection):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = vars(cls)
-        if "_is_its_wires" not in own and own.keys() & {
-            *("forward", "inverse", "forward_and_log_det", "inverse_and_log_det")
-        }:
-            cls._is_its_wires = False  # it does something besides
+        overridden = own.keys() & {"forward", "inverse", "forward_and_log_det", "inverse_and_log_det"}
+        if overridden and "_is_its_wires" not in own:
+            cls._is_its_wires = False  # it may do more than its layers do
 
     # --------------------------------------------------------------- The wires
 
@@ -75,32 +75,32 @@ class Wired(Bijection):
     @classmethod
     @abstractmethod
     def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
-        """Which layer acts on which part, in the order of the forward: positions among the layers, and paths.
+        """The wires in forward order, each the position of a layer and the path of the part that it acts on.
 
-        The same wires are read off the shape of an input and off that of an output.
+        The wires must be the same whether ``shape`` describes an input or the output that belongs to it.
 
         Args:
-            count: how many layers there are.
-            shape: tells the shape of the state.
-            fields: the bijection's own plain fields by name: in a spec the JSON fields, in a module its attributes,
-                which have to be kept under the same names.
+            count: the number of layers.
+            shape: returns the shape of the state.
+            fields: the bijection's own plain fields by name: its JSON fields in a spec, its attributes in a module,
+                which must have the same names.
 
         Raises:
-            ShapeError: no state of this shape is taken.
+            ShapeError: the bijection takes no state of this shape.
         """
 
     @property
     def taken_apart(self) -> bool:
-        """Whether its steps may be taken in its place: nothing happens to the state but what its layers do."""
+        """Whether its steps may replace it: nothing but its layers acts on the state."""
         return self._is_its_wires and not is_hooked(self)
 
     @property
     def inverts(self) -> bool:
-        """Whether constant-memory training may invert the layers, and need not keep their inputs."""
+        """Whether constant-memory training may invert the layers rather than keep their inputs."""
         return True
 
     def wires(self, shape: Ask) -> list[Wire]:
-        """The layers with the parts that they act on, in the order of the forward."""
+        """The layers with the parts that they act on, in forward order."""
         named = self.named_layers()
         wiring = self.wiring(len(named), shape, vars(self))
         if len(wiring) <= len(named):
@@ -122,15 +122,27 @@ class Wired(Bijection):
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
         return self._run(y, context, log_det=True, backwards=True)
 
-    def _run(self, state: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
-        total = zero_log_det(state) if log_det else None
-        wires = self.wires(lambda: shape_of(state))
+    def _run(self, given: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+        """The state after all layers, and the log-determinant if ``log_det`` is set."""
+        state, total = given, zero_log_det(given) if log_det else None
+        wires = self.wires(lambda: shape_of(given))
         against = backwards is not self.runs_backwards
         for wire in reversed(wires) if against else wires:
-            made, change = call(wire.layer, part_of(state, wire.path), context, log_det=log_det, backwards=against)
+            try:
+                made, change = call(wire.layer, part_of(state, wire.path), context, log_det, against)
+            except (NumericsError, ShapeError) as error:
+                self._blame(wire.layer, error)
             state = with_part(state, wire.path, made)
             total = None if total is None or change is None else total + change
+        self._require_fit(given, state)
         return state, total
+
+    def _require_fit(self, given: Any, made: Any) -> None:
+        """Raises ShapeError if this bijection does not allow what its layers make of a state, or of a shape."""
+
+    def _blame(self, layer: Bijection, error: Exception) -> NoReturn:
+        """Raises the error of a layer, with its place if there are several."""
+        raise error
 
     def output_shape(self, shape: Shape) -> Shape:
         return self._shape(shape, backwards=False)
@@ -138,16 +150,20 @@ class Wired(Bijection):
     def input_shape(self, shape: Shape) -> Shape:
         return self._shape(shape, backwards=True)
 
-    def _shape(self, shape: Shape, *, backwards: bool) -> Shape:
-        wires = self.wires(lambda: shape)
+    def _shape(self, given: Shape, *, backwards: bool) -> Shape:
+        shape, wires = given, self.wires(lambda: given)
         against = backwards is not self.runs_backwards
         for wire in reversed(wires) if against else wires:
-            shape = with_part(shape, wire.path, shape_after(wire.layer, part_of(shape, wire.path), against))
+            try:
+                shape = with_part(shape, wire.path, shape_after(wire.layer, part_of(shape, wire.path), against))
+            except ShapeError as error:
+                self._blame(wire.layer, error)
+        self._require_fit(given, shape)
         return shape
 
     @torch.no_grad()
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
-        """Initialises each layer from what reaches it first, and runs no further than that takes."""
+        """Initialises each layer from the first input that reaches it, and stops after the last that needs it."""
         shape = shape_of(x)
         for wire in self.wires(lambda: shape) if self.awaits_data else ():
             part = part_of(x, wire.path)
@@ -156,11 +172,14 @@ class Wired(Bijection):
                 return
             x = with_part(x, wire.path, wire.layer(part, context))
 
-    # ---------------------------------------------------- What its layers are
+    # -------------------------------------------- What follows from its layers
 
     def set_numerics(self, numerics: Mode) -> None:
         for _, layer in self.named_layers():
-            layer.set_numerics(numerics)
+            try:
+                layer.set_numerics(numerics)
+            except NumericsError as error:
+                self._blame(layer, error)
         self.numerics = numerics
 
     @property
@@ -206,10 +225,10 @@ class Wired(Bijection):
 
 
 class Wrapper(Wired):
-    """A bijection that applies another one.
+    """A bijection that applies one other bijection.
 
     Attributes:
-        layer: the other one.
+        layer: the other bijection.
     """
 
     def __init__(self, layer: Bijection) -> None:
@@ -221,8 +240,39 @@ class Wrapper(Wired):
 
     @property
     def taken_apart(self) -> bool:
-        """Only if there is something inside: around a single layer it is one step."""
+        """Only if it wraps a bijection of several steps: around a single layer it is one step."""
         return super().taken_apart and isinstance(self.layer, Wired)
+
+
+class Several(Wired):
+    """A bijection that holds a list of other bijections.
+
+    Args:
+        *layers: the other bijections.
+
+    Attributes:
+        layers: the same, as an `nn.ModuleList`.
+    """
+
+    def __init__(self, *layers: Bijection) -> None:
+        super().__init__()
+        for position, layer in enumerate(layers):
+            if not isinstance(layer, Bijection):
+                raise ShapeError(f"{self.tag} expects bijections, got {type(layer).__name__} at position {position}")
+        self.layers = nn.ModuleList(layers)
+
+    def named_layers(self) -> list[tuple[str, Bijection]]:
+        return [(f"layers.{position}", layer) for position, layer in enumerate(self.layers)]  # type: ignore[misc]
+
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """The products of the layers' bounds, for layers that act one after another."""
+        bounds = [layer.lipschitz_bounds() for _, layer in self.named_layers()]
+        return math.prod(forward for forward, _ in bounds), math.prod(inverse for _, inverse in bounds)
+
+    def _blame(self, layer: Bijection, error: Exception) -> NoReturn:
+        position = next(i for i, other in enumerate(self.layers) if other is layer)
+        kind = ShapeError if isinstance(error, ShapeError) else NumericsError
+        raise kind(f"layer {position} of {len(self.layers)}: {error}") from error
 
 
 @dataclass(slots=True)
@@ -230,11 +280,11 @@ class Step:
     """A layer that is taken apart no further, with its place in a chain and its direction.
 
     Attributes:
-        name: where the layer stands, as in the chain's ``state_dict``: ``layers.3``, ``layers.1.layer@0.layers.2``.
+        name: the layer's name in the chain's ``state_dict``: ``layers.3``, ``layers.1.layer@0.layers.2``.
         layer: the bijection.
         path: the part of the chain's state that it acts on.
         backwards: whether the step is the layer's inverse.
-        reversible: whether training computes its input again by inverting it; else the input is kept.
+        reversible: whether training recomputes the input by inverting the layer; if not, the input is kept.
     """
 
     name: str
@@ -252,32 +302,32 @@ class Step:
         return f"{'the inverse of ' if self.backwards else ''}{one_line(self.layer)}"
 
     def checked(self) -> Step:
-        """The step; its input is kept if it is a left inverse, which many inputs have in common."""
+        """The step, not reversible if it is a left inverse, which maps many inputs to one output."""
         self.reversible = self.reversible and (self.layer.surjective or not self.backwards)
         return self
 
     def turned(self, invertible: bool) -> Step:
-        """The same step of the inverse."""
+        """The step of the inverse that undoes this one."""
         reversible = invertible and self.layer.cheap_inverse
         return Step(self.name, self.layer, self.path, not self.backwards, reversible).checked()
 
     def forward(self, state: Any, context: Tensor | None, log_det: bool) -> Outcome:
-        """The whole state after the step, and the log-determinant if it is asked for."""
+        """The whole state after the step, and the log-determinant if ``log_det`` is set."""
         made, change = self.of_part(part_of(state, self.path), context, log_det)
         return with_part(state, self.path, made), change
 
     def after(self, state: Any, context: Tensor | None) -> Any:
-        """The whole state after the step, alone."""
+        """The whole state after the step, without the log-determinant."""
         return self.forward(state, context, log_det=False)[0]
 
     def before(self, state: Any, context: Tensor | None) -> Any:
-        """The whole state before the step, from the one after it."""
+        """The whole state before the step, recovered from the state after it."""
         part = part_of(state, self.path)
         before, _ = call(self.layer, part, context, log_det=False, backwards=not self.backwards)
         return with_part(state, self.path, before)
 
     def of_part(self, part: Any, context: Tensor | None, log_det: bool) -> Outcome:
-        """What the step makes of its part of the state."""
+        """The step applied to its part of the state."""
         return call(self.layer, part, context, log_det, self.backwards)
 
     def shape_after(self, shape: Shape) -> Shape:
@@ -287,11 +337,11 @@ class Step:
 
 
 def steps_of(bijection: Bijection, shape: Shape) -> list[Step]:
-    """The steps that a bijection comes to; it is a single one if it is not made of others.
+    """The steps that a bijection consists of; a single one if it is not made of others.
 
     Args:
-        bijection: what is taken apart.
-        shape: of the state that goes in.
+        bijection: the bijection to take apart.
+        shape: of the input.
     """
     if isinstance(bijection, Wired) and bijection.taken_apart:
         return steps_inside(bijection, shape, backwards=False, invertible=True)
@@ -299,22 +349,22 @@ def steps_of(bijection: Bijection, shape: Shape) -> list[Step]:
 
 
 def steps_inside(bijection: Wired, shape: Shape | None, *, backwards: bool, invertible: bool) -> list[Step]:
-    """The steps that the layers of a bijection come to, in the order in which they are taken.
+    """The steps that the layers of a bijection consist of, in the order in which they run.
 
     Args:
-        bijection: what is taken apart, whatever else it does to the state.
-        shape: of the state that goes in; if ``backwards``, of the one that `inverse` is given. None will do if no layer
-            asks for it, as `each` does.
-        backwards: whether these are to be the steps of its inverse.
-        invertible: whether training may invert cheap layers, rather than keep their inputs.
+        bijection: the bijection to take apart, whatever else it does to the state.
+        shape: of the input; of the input of `inverse` if ``backwards``. None is enough unless a layer needs it, as
+            `each` does.
+        backwards: whether to return the steps of the inverse.
+        invertible: whether training may invert cheap layers rather than keep their inputs.
 
     Raises:
-        ShapeError: the shape is asked for and not given, or does not fit.
+        ShapeError: the shape is needed and missing, or does not fit.
     """
 
     def told() -> Shape:
         if shape is None:
-            raise ShapeError(f"the steps of {bijection.tag} depend on the shape of the state: name it")
+            raise ShapeError(f"the steps of {bijection.tag} depend on the shape of the state: pass it as shape")
         return shape
 
     return list(_inside(bijection, "", (), backwards, invertible, told))
@@ -334,7 +384,7 @@ def _inside(bijection: Wired, name: str, path: Path, backwards: bool, invertible
 
 
 class _Flow:
-    """The shape of a state on its way along wires, worked out as far as somebody asks."""
+    """The shape of a state as it passes along wires, computed only as far as it is needed."""
 
     def __init__(self, shape: Ask, wires: list[Wire], backwards: bool) -> None:
         self.wires = wires
@@ -344,7 +394,7 @@ class _Flow:
         self._passed = 0
 
     def asked(self, position: int) -> Ask:
-        """What tells the shape of the part that the wire at a position acts on."""
+        """A function that returns the shape of the part that the wire at a position acts on."""
         return lambda: part_of(self._before(position), self.wires[position].path)
 
     def _before(self, position: int) -> Shape:
@@ -356,14 +406,14 @@ class _Flow:
 
 
 def call(layer: Bijection, state: Any, context: Tensor | None, log_det: bool, backwards: bool) -> Outcome:
-    """What a bijection, or its inverse, makes of a state, with the log-determinant if it is asked for."""
+    """The output of a bijection, or of its inverse, and the log-determinant if ``log_det`` is set."""
     if backwards:
         return layer.inverse_and_log_det(state, context) if log_det else (layer.inverse(state, context), None)
     return layer.forward_and_log_det(state, context) if log_det else (layer(state, context), None)
 
 
 def shape_after(layer: Bijection, shape: Shape, backwards: bool) -> Shape:
-    """The shape of what a bijection, or its inverse, makes of a state of this shape."""
+    """The shape of the output of a bijection, or of its inverse, for a state of this shape."""
     return layer.input_shape(shape) if backwards else layer.output_shape(shape)
 
 

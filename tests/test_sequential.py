@@ -156,7 +156,7 @@ class TestSplitting:
             Split()(torch.zeros(1, 1, 4, 4))
 
     def test_merge_refuses_a_pair_that_its_inverse_would_not_return(self):
-        with pytest.raises(ShapeError, match=r"halves, the first the smaller along dim 1, got \[3, 1\]; name sizes"):
+        with pytest.raises(ShapeError, match=r"halves, the smaller first along dim 1, got \[3, 1\]; pass sizes"):
             Merge()((torch.zeros(1, 3), torch.zeros(1, 1)))
 
     def test_merge_takes_its_sizes_from_the_spec(self):
@@ -215,7 +215,7 @@ class TestEach:
     def test_a_layer_that_makes_tuples_is_refused(self):
         with pytest.raises(ShapeError, match="one tensor to one tensor"):
             Each(Split()).output_shape(((2,), (2,)))
-        with pytest.raises(ShapeError, match="one tensor to one tensor, got tuple"):
+        with pytest.raises(ShapeError, match="one tensor to one tensor, got a state of shape"):
             Each(Split())((torch.zeros(1, 2), torch.zeros(1, 2)))
 
     def test_one_tensor_is_refused(self):

@@ -25,17 +25,17 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 class _Coupling(Conditioned, Bijection, Retraces):
-    """``(a, b) -> (g(b; net(a)), a)``: what couplings share. The halves change places, and may differ in size.
+    """``(a, b) -> (g(b; net(a)), a)``: the base of couplings. The halves change places and may differ in size.
 
-    A coupling says what g is, and how far it stretches: `_transform` and `_untransform`.
+    A subclass defines g, its inverse and its derivative: `_transform` and `_untransform`.
     """
 
     cheap_inverse = True
     _is_stack = False
     outputs: ClassVar[int] = 1
-    """How many numbers the conditioner gives for each one of b, stacked along the channels."""
+    """The number of outputs of the conditioner for each number of b, stacked along the channels."""
     shifts: ClassVar[bool] = False
-    """Whether g(b; made) is b + made, so that the gradient of b is the one that came in."""
+    """Whether ``g(b; made)`` is ``b + made``, so that the gradient of b is that of u."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -43,11 +43,11 @@ class _Coupling(Conditioned, Bijection, Retraces):
 
     @abstractmethod
     def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``u = g(b; made)`` and the logarithms of ``du/db``, number by number; None if they are 0."""
+        """``u = g(b; made)`` and ``log(du/db)``, elementwise; None if that is 0."""
 
     @abstractmethod
     def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``b = g^-1(u; made)`` and the same logarithms, of ``du/db``."""
+        """``b = g^-1(u; made)`` and, likewise, ``log(du/db)``."""
 
     def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
         a, b = x if type(x) is tuple and len(x) == 2 else self._pair(x)
@@ -78,7 +78,7 @@ class _Coupling(Conditioned, Bijection, Retraces):
         undo, again = (self._transform, self._untransform) if backwards else (self._untransform, self._transform)
         before, _ = undo(changed, made.detach())
         passed = (0, 1) if backwards else (1, 0)
-        if self.shifts and not backwards and not self.numerics.integer_nets:  # which count steps
+        if self.shifts and not backwards and not self.numerics.integer_nets:  # integer nets return grid steps
             return Retraced((given, before), (made, None), _summed(None, before) if log_det else None, ((0, 1), passed))
         before.requires_grad_()
         after, log_scale = again(before, made)
@@ -89,7 +89,7 @@ class _Coupling(Conditioned, Bijection, Retraces):
 
     @classmethod
     def net_shapes(cls, shape: Shape, fields: Mapping[str, Any]) -> Mapping[str, tuple[Shape, Shape]]:
-        """The conditioner maps the first half to ``outputs`` numbers for each one of the second."""
+        """The conditioner maps the first half to ``outputs`` numbers for each number of the second."""
         first, second = (require_channels(cls.tag, half) for half in require_pair(cls.tag, shape))
         return {"net": (first, (cls.outputs * second[0], *second[1:]))}
 
@@ -107,9 +107,9 @@ class _Coupling(Conditioned, Bijection, Retraces):
         return state
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
-        """What the conditioner makes of a, checked to fit b."""
+        """The conditioner's output for a, checked to fit b."""
         made = self.numerics.condition(self.net, a, context if self.net_takes_context else None, self._is_stack)
-        # Arithmetic would broadcast what does not fit, and the map would still look like a bijection.
+        # Arithmetic would broadcast a wrong shape, and the map would still look like a bijection.
         expected = b.shape if self.outputs == 1 else (b.shape[0], self.outputs * b.shape[1], *b.shape[2:])
         if made.shape != expected:
             raise ShapeError(
@@ -118,7 +118,7 @@ class _Coupling(Conditioned, Bijection, Retraces):
         return made
 
     def _require_same_function(self) -> None:
-        """Refuses to invert by another function than the forward's, if that would break a promise."""
+        """Raises NumericsError if the net may differ from its forward self and the numerics promise exactness."""
         if self.training:
             self.numerics.require_same_function(self.tag, self.net)
 
@@ -134,15 +134,15 @@ class AdditiveCoupling(_Coupling):
 
     The halves change places, as in i-RevNet, so that a chain of couplings changes both; they may differ in size.
 
-    In `grid` numerics net(a) is rounded to the grid and the sum is exact or refused (`invflow.numerics.grid` has the
-    proof), so the inverse is bit-exact where the net answers with the same bits. In `exact` numerics the net becomes an
-    order-free one (`invflow.numerics.integer`), which always does.
+    In `grid` numerics ``net(a)`` is rounded to the grid and the sum is exact or refused (proof in
+    `invflow.numerics.grid`), so the inverse is bit-exact if the net returns the same bits. In `exact` numerics the net
+    becomes an order-free one (`invflow.numerics.integer`), which always does.
 
     Reference: Dinh, Krueger, Bengio: NICE, 2014, https://arxiv.org/abs/1410.8516
 
     Args:
-        net: the conditioner, any module: called with ``a``, or with ``a`` and the context where there is one; it
-            returns a tensor of b's shape.
+        net: the conditioner, any module: called with ``a``, or with ``a`` and the context if there is one; it returns
+            a tensor of b's shape.
 
     Examples:
         >>> import torch
@@ -163,9 +163,7 @@ class AdditiveCoupling(_Coupling):
     @property
     def limit(self) -> Limit:
         if conditioners.batch_norm_without_statistics(self.net):
-            return Limit(
-                "float", "its net's batch norm keeps no statistics, so that what it computes depends on the batch"
-            )
+            return Limit("float", "its net's batch norm keeps no statistics, so that its output depends on the batch")
         reason = obstacle(self.net)
         return NONE if reason is None else Limit("grid", reason)
 
@@ -180,7 +178,7 @@ class AdditiveCoupling(_Coupling):
             make_order_free(self.net, cast(Exact, numerics))
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of [[N, 1], [1, 0]] at most, where the net knows its l."""
+        """``(l + sqrt(l^2 + 4)) / 2`` both ways, the norm of ``[[N, 1], [1, 0]]``, if the net knows its bound l."""
         if not isinstance(self.net, Lipschitz):
             return math.inf, math.inf
         bound = float(self.net.lipschitz_bound())
@@ -204,8 +202,8 @@ class AffineCoupling(_Coupling):
     Reference: Dinh, Sohl-Dickstein, Bengio: Real NVP, 2016, https://arxiv.org/abs/1605.08803
 
     Args:
-        net: the conditioner, any module: called with ``a``, or with ``a`` and the context where there is one; it
-            returns b's shape with twice the channels, first r and then t.
+        net: the conditioner, any module: called with ``a``, or with ``a`` and the context if there is one; it returns
+            b's shape with twice the channels, first r and then t.
         clamp: the bound of the log-scale.
 
     Examples:
@@ -236,7 +234,7 @@ class AffineCoupling(_Coupling):
         return torch.exp(-log_scale) * (u - shift), log_scale
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
-        # Under autocast the net may answer in bfloat16, in which exp and sums would lose digits.
+        # Under autocast the net may return bfloat16, in which exp and sums would lose digits.
         return super()._condition(a, b, context).to(b.dtype)
 
     def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Maps of each number by itself: scales and shifts per channel, learned or read off the data; the logit."""
+"""Elementwise maps: scales and shifts per channel, learned or set from data; the logit."""
 
 from __future__ import annotations
 
@@ -42,10 +42,7 @@ class _ScaleAndShift(Bijection):
         return self.inverse(y, context), -self._log_det(y)
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        extents = require_channels(self.tag, shape)
-        if extents[0] != self.channels:
-            raise ShapeError(f"{self.tag} expects {self.channels} channels, got {extents[0]} in {shape}")
-        return extents
+        return require_channels(self.tag, shape, self.channels)
 
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)
@@ -81,7 +78,8 @@ class Affine(_ScaleAndShift):
 class ActNorm(_ScaleAndShift):
     """``y = exp(log_scale) * x + shift`` per channel, set by `initialize` so that y has mean 0 and variance 1.
 
-    The identity until then; learned from then on. The log-determinant is ``height * width * sum(log_scale)``.
+    It is the identity before `initialize`, and learned afterwards. The log-determinant is
+    ``height * width * sum(log_scale)``.
 
     Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
 
@@ -110,9 +108,9 @@ class ActNorm(_ScaleAndShift):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Sets scale and shift from a batch, once: a second call, also after loading, changes nothing.
+        """Sets scale and shift from a batch, once: a second call changes nothing, after loading either.
 
-        A channel that is constant in the batch, as every one is in a batch of one vector, is shifted only.
+        A channel that is constant in the batch is only shifted; in a batch of one vector every channel is.
         """
         self.output_shape(shape_of(x))
         if self.initialized:
@@ -121,7 +119,7 @@ class ActNorm(_ScaleAndShift):
             raise ShapeError("actnorm expects a batch of at least one sample to initialize from, got none")
         values = x.movedim(1, 0).flatten(1)
         mean, deviation = values.mean(1), values.std(1, correction=0)
-        # What is left of a constant channel is rounding: to divide by that would blow noise up.
+        # The deviation of a constant channel is rounding error, and dividing by it would amplify noise.
         constant = deviation <= mean.abs() * torch.finfo(x.dtype).eps ** 0.5
         scale = torch.where(constant, 1.0, 1.0 / deviation)
         self.log_scale.copy_(scale.log())
@@ -133,13 +131,13 @@ class ActNorm(_ScaleAndShift):
 class Logit(Bijection):
     """``y = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x``, elementwise: from pixels in [0, 1] to the reals.
 
-    The log-determinant is ``sum(log(1 - 2 alpha) - log(p) - log(1 - p))``. Densities of images are easier to fit there:
-    pixels crowd at both ends of their interval.
+    The log-determinant is ``sum(log(1 - 2 alpha) - log(p) - log(1 - p))``. Densities of images are easier to fit in
+    logits, because pixels crowd at both ends of their interval.
 
     Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
 
     Args:
-        alpha: keeps p away from 0 and 1: x between ``-alpha / (1 - 2 alpha)`` and 1 plus that has an image.
+        alpha: keeps p away from 0 and 1, so that x may exceed [0, 1] by less than ``alpha / (1 - 2 alpha)``.
 
     Examples:
         >>> Logit()(torch.tensor([[0.5]])).tolist()
@@ -170,7 +168,7 @@ class Logit(Bijection):
         return self.inverse(y, context), slope.flatten(1).sum(1)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """Of the inverse the slope at y = 0; the map itself is as steep as one likes near the ends of its domain."""
+        """Infinite for the map, arbitrarily steep near the ends of its domain; the slope at 0 for its inverse."""
         return math.inf, 1 / (4 * (1 - 2 * self.alpha))
 
     def _probability(self, x: Tensor) -> Tensor:
@@ -178,5 +176,5 @@ class Logit(Bijection):
 
 
 def _spread(per_channel: Tensor, x: Tensor) -> Tensor:
-    """One number per channel, shaped to be broadcast over the positions of x."""
+    """One number per channel, reshaped to broadcast over the positions of x."""
     return per_channel.reshape(-1, *(1,) * (x.dim() - 2))

@@ -1,4 +1,4 @@
-"""Any bijection with its directions exchanged."""
+"""Any bijection with its two directions exchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..wires import Ask, Step, Wrapper
 
 
 def directed(step: Step) -> Bijection:
-    """A step as a bijection of its part of the state: its layer, or the inverse of that."""
+    """A step as a bijection of its part of the state: its layer, or the layer's inverse."""
     return Inverse(step.layer) if step.backwards else step.layer
 
 
@@ -29,7 +29,7 @@ class Inverse(Wrapper, Retraces):
         layer: the bijection to run backwards.
 
     Raises:
-        ShapeError: the layer adds dimensions (an `Injection`, or a chain with one), so that it has a left inverse only.
+        ShapeError: the layer adds dimensions (an `Injection`, or a chain with one), and has a left inverse only.
 
     Examples:
         >>> from invflow.bijections import Psi
@@ -74,6 +74,6 @@ class Inverse(Wrapper, Retraces):
 
     @torch.no_grad()
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
-        """Refuses: what a layer is to be initialised from is the inverse's output, which does not exist yet."""
+        """Raises InvflowError: the layer's input is the output of this inverse, which does not exist yet."""
         if self.awaits_data:
             raise InvflowError("a layer run backwards cannot be initialised from data; initialise it, then invert it")

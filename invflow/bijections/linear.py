@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
-from ..errors import ShapeError
 from ..numerics.precision import own_precision
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
@@ -58,7 +57,7 @@ class Linear1x1(Bijection):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         columns = self._columns(y).index_select(0, self.order.argsort())
         lower, upper = self._factors()
-        if y.dtype in (torch.float16, torch.bfloat16):  # which the solver does not know
+        if y.dtype in (torch.float16, torch.bfloat16):  # the solver does not support them
             lower, upper, columns = lower.float(), upper.float(), columns.float()
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
         return self._shaped(torch.linalg.solve_triangular(upper, columns, upper=True).to(y.dtype), y)
@@ -70,10 +69,7 @@ class Linear1x1(Bijection):
         return self.inverse(y, context), -self._log_det(y)
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        extents = require_channels("linear_1x1", shape)
-        if extents[0] != len(self.order):
-            raise ShapeError(f"linear_1x1 expects {len(self.order)} channels, got {extents[0]} in {shape}")
-        return extents
+        return require_channels("linear_1x1", shape, len(self.order))
 
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)

@@ -9,21 +9,20 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from ..bijection import Bijection
-from ..errors import InvflowError, ShapeError
-from ..numerics.modes import NONE
+from ..bijection import Rearrangement
+from ..errors import InvflowError
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
 
 
 @register("permute")
-class Permute(Bijection):
+class Permute(Rearrangement):
     """Permutes the channels: ``y[:, i] = x[:, order[i]]``. Exact for every dtype, log-determinant 0.
 
     Args:
-        order: where each channel comes from, a permutation of ``0 .. channels - 1``.
-        seed: draws a random order, the same one wherever it is built; instead of ``order``.
-        shape: the incoming shape, which a seed needs to know how many channels there are.
+        order: the input channel of each output channel, a permutation of ``0 .. channels - 1``.
+        seed: draws a random order, the same on every machine; given instead of ``order``.
+        shape: the incoming shape, from which a seed takes the number of channels.
 
     Examples:
         >>> import torch
@@ -31,9 +30,6 @@ class Permute(Bijection):
         [[12, 10, 11]]
     """
 
-    volume_preserving = True
-    limit = NONE
-    cheap_inverse = True
     examples = [({"seed": 0}, (5,)), ({"seed": 1}, (4, 2, 3)), ({"order": [1, 2, 0]}, (3, 2))]
 
     order: Tensor
@@ -46,7 +42,7 @@ class Permute(Bijection):
     ) -> None:
         super().__init__()
         if (order is None) == (seed is None):
-            raise InvflowError("permute expects either an order or a seed, and not both")
+            raise InvflowError("permute expects either an order or a seed, not both")
         if order is None:
             if shape is None:
                 raise InvflowError(
@@ -59,9 +55,6 @@ class Permute(Bijection):
             raise InvflowError(f"permute expects an order that holds each of 0 .. {len(order) - 1} once, got {order}")
         self.register_buffer("order", torch.tensor(order))
 
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        return 1.0, 1.0
-
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.output_shape(shape_of(x))
         return x.index_select(1, self.order)
@@ -71,10 +64,7 @@ class Permute(Bijection):
         return y.index_select(1, self.order.argsort())
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        extents = require_channels("permute", shape)
-        if extents[0] != len(self.order):
-            raise ShapeError(f"permute expects {len(self.order)} channels, got {extents[0]} in {shape}")
-        return extents
+        return require_channels("permute", shape, len(self.order))
 
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)

@@ -7,20 +7,19 @@ from typing import Literal
 from pydantic import PositiveInt
 from torch import Tensor
 
-from ..bijection import Bijection
+from ..bijection import Rearrangement
 from ..errors import ShapeError
-from ..numerics.modes import NONE
 from ..registry import register
 from ..state import Shape, TensorShape, require_tensor, shape_of
 
-# Where (batch, channel, row, row in block, column, column in block) go: first the batch, then the three that become
-# the new channel, slowest first, then row and column.
+# Orders of (batch, channel, row, row in block, column, column in block): the batch first, then the three dimensions
+# that become the new channel, slowest first, then row and column.
 _TO_CHANNELS = {"block": (0, 3, 5, 1, 2, 4), "channel": (0, 1, 3, 5, 2, 4)}
 _FROM_CHANNELS = {"block": (0, 3, 4, 1, 5, 2), "channel": (0, 1, 4, 2, 5, 3)}
 
 
 @register("psi")
-class Psi(Bijection):
+class Psi(Rearrangement):
     """Moves each ``block_size`` x ``block_size`` block of pixels into the channels.
 
     ``y[(i * bl + j) * d + c, r, s] = x[c, r * bl + i, s * bl + j]`` in the block layout of i-RevNet,
@@ -39,9 +38,6 @@ class Psi(Bijection):
         [0, 4, 1, 5, 2, 6, 3, 7]
     """
 
-    volume_preserving = True
-    limit = NONE
-    cheap_inverse = True
     examples = [
         ({}, (1, 8, 4)),
         ({"block_size": 2}, (3, 4, 6)),
@@ -52,9 +48,6 @@ class Psi(Bijection):
         super().__init__()
         self.block_size = block_size
         self.layout = layout
-
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        return 1.0, 1.0
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         channels, height, width = self.output_shape(shape_of(x))

@@ -1,45 +1,31 @@
-"""Where layers act, and how the tensors of a tuple are arranged: what writes any graph of bijections."""
+"""The parts that layers act on, and the order of the tensors of a tuple: enough to write any graph of bijections."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, NonNegativeInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..bijection import Bijection
+from ..bijection import Bijection, Rearrangement
 from ..errors import InvflowError, ShapeError
 from ..fields import shortened
-from ..numerics.modes import NONE
 from ..registry import register
-from ..state import Path, Shape, State, described, is_tensor_shape, shape_of
-from ..wires import Ask, Wired
+from ..state import Path, Shape, described, is_tensor_shape, leaf_paths
+from ..wires import Ask, Several
 
 Group: TypeAlias = Annotated[list[NonNegativeInt], Field(min_length=2)]
 Order: TypeAlias = Annotated[list[NonNegativeInt | Group], Field(min_length=2)]
 
-
-class _Several(Wired):
-    """What bijections share that hold a list of layers."""
-
-    def __init__(self, *layers: Bijection) -> None:
-        super().__init__()
-        for position, layer in enumerate(layers):
-            if not isinstance(layer, Bijection):
-                raise ShapeError(f"{self.tag} expects bijections, got {type(layer).__name__} at position {position}")
-        self.layers = nn.ModuleList(layers)
-
-    def named_layers(self) -> list[tuple[str, Bijection]]:
-        return [(f"layers.{position}", layer) for position, layer in enumerate(self.layers)]  # type: ignore[misc]
+_HALVES = [{"type": "permute", "seed": 1}, {"type": "split"}]
 
 
 @register("parallel")
-class Parallel(_Several):
+class Parallel(Several):
     """One layer for each part of a tuple: ``(a, b, ...) -> (f(a), g(b), ...)``.
 
-    The log-determinant is the sum of theirs. A part may be a tuple itself, and a layer may make a tuple of a tensor.
+    The log-determinant is the sum of theirs. A part may be a tuple itself, and a layer may turn a tensor into a tuple.
 
     Args:
         *layers: the bijections, one for each part, at least two.
@@ -54,15 +40,7 @@ class Parallel(_Several):
     """
 
     examples = [
-        (
-            {
-                "layers": [
-                    {"type": "affine"},
-                    {"type": "sequential", "layers": [{"type": "permute", "seed": 1}, {"type": "split"}]},
-                ]
-            },
-            ((2,), (4,)),
-        ),
+        ({"layers": [{"type": "affine"}, {"type": "sequential", "layers": _HALVES}]}, ((2,), (4,))),
         ({"layers": [{"type": "psi", "block_size": 2}, {"type": "actnorm"}]}, ((1, 2, 4), (3, 2))),
     ]
 
@@ -81,12 +59,12 @@ class Parallel(_Several):
 
     @property
     def domain(self) -> str:
-        """The numbers that lie in the domains of all layers: there is one answer for the whole tuple."""
+        """The intersection of the layers' domains, since the whole tuple has one domain."""
         domains = {layer.domain for _, layer in self.named_layers()} - {"reals"}
         return "reals" if not domains else domains.pop() if len(domains) == 1 else "unit"
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """The largest ones of the layers: the parts are orthogonal."""
+        """The largest of the layers' bounds, since the parts are orthogonal."""
         forward, inverse = zip(*(layer.lipschitz_bounds() for _, layer in self.named_layers()), strict=True)
         return max(forward), max(inverse)
 
@@ -97,15 +75,15 @@ def _require_several(count: int) -> None:
 
 
 @register("on")
-class On(_Several):
-    """Layers, one after the other, on one part of a tuple: ``(a, b) -> (a, f(b))``; the other parts stay as they are.
+class On(Several):
+    """Layers, one after another, on one part of a tuple: ``(a, b) -> (a, f(b))``; the other parts stay unchanged.
 
-    A single tensor counts as the part itself, so that the same layers go on level after level, whether anything was
-    split off before or not; there they have to give one tensor back.
+    A single tensor counts as the part itself, so that the same layers serve every level of a multi-scale network,
+    whether anything was split off before or not; the layers must then return a single tensor.
 
     Args:
         *layers: the bijections, first applied first.
-        index: which part, from 0; from the end if it is negative.
+        index: the part, counted from 0, or from the end if negative.
 
     Examples:
         >>> from invflow.bijections import Psi
@@ -134,49 +112,35 @@ class On(_Several):
         return [(position, (index % len(of_state),)) for position in range(count)]
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """The products of the layers', and 1 for the parts that stay."""
-        bounds = [layer.lipschitz_bounds() for _, layer in self.named_layers()]
-        forward, inverse = math.prod(one for one, _ in bounds), math.prod(one for _, one in bounds)
+        """The products of the layers' bounds, and at least 1 for the parts that stay unchanged."""
+        forward, inverse = super().lipschitz_bounds()
         return max(1.0, forward), max(1.0, inverse)
 
-    def _run(self, state: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
-        made, total = super()._run(state, context, log_det=log_det, backwards=backwards)
-        if isinstance(state, Tensor) and not isinstance(made, Tensor):
-            raise _several_tensors(shape_of(made))
-        return made, total
-
-    def _shape(self, shape: Shape, *, backwards: bool) -> Shape:
-        found = super()._shape(shape, backwards=backwards)
-        if is_tensor_shape(shape) and not is_tensor_shape(found):
-            raise _several_tensors(found)
-        return found
-
-
-def _several_tensors(made: Shape) -> ShapeError:
-    return ShapeError(f"on expects its layers to turn a single tensor into one tensor, got a state of shape {made}")
+    def _require_fit(self, given: Any, made: Any) -> None:
+        if leaf_paths(given) == [()] != leaf_paths(made):
+            raise ShapeError(
+                f"on expects its layers to turn a single tensor into one tensor, got a state {described(made)}"
+            )
 
 
 @register("exchange")
-class Exchange(Bijection):
-    """Reorders and regroups the parts of a tuple: part i of the result is part ``order[i]`` of what comes in.
+class Exchange(Rearrangement):
+    """Reorders and regroups the parts of a tuple: part i of the output is part ``order[i]`` of the input.
 
-    A list within the order makes a tuple of several parts: ``[[0, 2], 1]`` turns (a, b, c) into ((a, c), b). What was
-    grouped is ungrouped by the inverse. Log-determinant 0.
+    A list within the order groups several parts: ``[[0, 2], 1]`` turns ``(a, b, c)`` into ``((a, c), b)``. The inverse
+    undoes the grouping. Log-determinant 0.
 
     Args:
         order: the parts from 0, each once.
 
     Raises:
-        InvflowError: an order that leaves a part out, or names one twice.
+        InvflowError: the order omits a part, or names one twice.
 
     Examples:
         >>> Exchange(order=[[0, 2], 1]).output_shape(((1,), (2,), (3,)))
         (((1,), (3,)), (2,))
     """
 
-    volume_preserving = True
-    limit = NONE
-    cheap_inverse = True
     examples = [
         ({"order": [1, 0]}, ((2,), (3, 2))),
         ({"order": [[2, 0], 1]}, ((1, 2), (2,), ((3,), (2,)))),
@@ -192,9 +156,6 @@ class Exchange(Bijection):
         self.order = order
         self.count = len(named)
 
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        return 1.0, 1.0
-
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
         return self._exchanged(x)
 
@@ -207,7 +168,7 @@ class Exchange(Bijection):
     def input_shape(self, shape: Shape) -> Shape:
         return self._put_back(shape)  # type: ignore[no-any-return]
 
-    # States and shapes are arranged alike.
+    # These serve states and shapes alike.
 
     def _exchanged(self, whole: Any) -> Any:
         parts = _parts("exchange", whole, self.count)

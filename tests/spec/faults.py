@@ -277,7 +277,7 @@ LAYER = {
     "fields that exclude each other": Fault(
         document('§{"type": "permute", "order": [0], "seed": 1}'),
         "layers.0",
-        "permute expects either an order or a seed, and not both",
+        "permute expects either an order or a seed, not both",
         in_schema=False,
     ),
     "no permutation": Fault(
@@ -411,7 +411,7 @@ SHAPES = {
     "split of one channel": Fault(
         document('§{"type": "split"}', shape="[1, 4, 4]"),
         "layers.0",
-        "split expects at least 2 channels along dim 1 to make two parts of, got 1 in (1, 4, 4); put a psi before",
+        "split expects at least 2 channels along dim 1 to make two parts of, got 1 in (1, 4, 4); put a psi before it",
         in_schema=False,
     ),
     "split sizes": Fault(
@@ -447,7 +447,7 @@ SHAPES = {
     "each on a tensor": Fault(
         document(f'§{{"type": "each", "layer": {PSI}}}'),
         "layers.0",
-        "each expects a tuple state, got one tensor; use the layer without each, or put a split before",
+        "each expects a tuple state, got one tensor; use the layer without each, or put a split before it",
         in_schema=False,
     ),
     "inverse psi": Fault(

@@ -285,6 +285,6 @@ def test_one_line_tests_the_bijections_of_another_package(run, tmp_path):
 
 
 def _pytest_in(site):
-    command = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(site), str(site)]
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(site)]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, timeout=300, check=False)
