@@ -10,18 +10,20 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
 from ..fields import FieldSet, JsonField
-from ..registry import REGISTRIES, Registry, bijections, heads, priors
+from ..registry import REGISTRIES, Registry, bijections
 from .document import MOST_DIMENSIONS, TopLevel
 
 Schema: TypeAlias = dict[str, Any]
+Members: TypeAlias = dict[str, tuple[str, str]]
+"""Tag -> the name of its definition, and its summary."""
 
 _NOTE = {"type": "string", "description": "a remark for people; it changes nothing"}
-_DROPPED = ("title", "discriminator", "description", "default")
 
 
 def json_schema(*, plug_ins: bool = False) -> Schema:
@@ -43,21 +45,23 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         "shape": _SHAPE,
         "repeat": _REPEAT,
         "layers": {"type": "array", "items": _ref("entry")},
-        "entry": _tagged("layer", _members(bijections), {"repeat": ("repeat", str(_REPEAT["description"]))}),
+        "entry": _tagged("layer", {**_members(bijections), "repeat": ("repeat", _REPEAT["description"])}),
     }
     for registry in REGISTRIES:
-        if registry.registered():
-            definitions[registry.noun] = _tagged(registry.noun, _members(registry))
+        definitions[registry.noun] = _tagged(registry.noun, _members(registry))
         for tag, cls in sorted(registry.registered().items()):
             definitions[f"{registry.noun}.{tag}"] = _document(tag, cls, registry.fields(cls), definitions)
     top = _model(TopLevel, definitions)
     top["properties"].update(
         vars={"type": "object", "description": 'constants, referred to as {"$var": "name"}'},
         layers=_referable(_ref("layers"), top["properties"]["layers"]),
-        **{name: _above(name, registry, top["properties"][name]) for name, registry in _ABOVE.items()},
+        **{
+            name: {"description": top["properties"][name]["description"], "anyOf": [_ref(name), {"type": "null"}]}
+            for name in ("head", "prior")
+        },
     )
     definitions["Input"]["properties"]["shape"] = _referable(_ref("shape"), definitions["Input"]["properties"]["shape"])
-    both: Schema = {name: {"type": "object"} for name in _ABOVE}
+    both: Schema = {"head": {"type": "object"}, "prior": {"type": "object"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "invflow spec",
@@ -66,9 +70,6 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         "not": {"required": list(both), "properties": both},
         "$defs": definitions,
     }
-
-
-_ABOVE: Mapping[str, Registry[Any]] = {"head": heads, "prior": priors}
 
 
 def _ref(name: str) -> Schema:
@@ -117,34 +118,32 @@ _REPEAT: Schema = {
 }
 
 
-def _members(registry: Registry[Any]) -> dict[str, tuple[str, str]]:
-    """Tag -> the name of its definition and what it is."""
+def _members(registry: Registry[Any]) -> Members:
     return {tag: (f"{registry.noun}.{tag}", _summary(cls)) for tag, cls in sorted(registry.registered().items())}
 
 
-def _tagged(noun: str, *members: Mapping[str, tuple[str, str]]) -> Schema:
-    """A document that its type decides, or a reference to one."""
-    choices = {tag: member for group in members for tag, member in group.items()}
+def _tagged(noun: str, members: Members) -> Schema:
+    """A document whose type decides its fields, or a reference to one."""
     return {
-        "type": "object",
-        "properties": {"type": _type(noun, {tag: summary for tag, (_, summary) in choices.items()})},
+        **_choice(noun, members),
         "if": {"anyOf": [{"required": ["$item"]}, {"required": ["$var"]}]},
         "then": _ref("reference"),
         "else": {"required": ["type"]},
-        "allOf": [_when(tag, _ref(definition)) for tag, (definition, _) in choices.items()],
     }
 
 
-def _type(noun: str, summaries: Mapping[str, str]) -> Schema:
+def _choice(noun: str, members: Members, key: str = "type") -> Schema:
+    """An object in which one key decides which other keys there are."""
+    summaries = [summary for _, summary in members.values()]
+    decides = {"description": f"which {noun} this is", "enum": list(members), "enumDescriptions": summaries}
     return {
-        "description": f"which {noun} this is",
-        "enum": list(summaries),
-        "enumDescriptions": list(summaries.values()),
+        "type": "object",
+        "properties": {key: decides},
+        "allOf": [
+            {"if": {"properties": {key: {"const": tag}}, "required": [key]}, "then": _ref(definition)}
+            for tag, (definition, _) in members.items()
+        ],
     }
-
-
-def _when(tag: str, then: Schema, key: str = "type") -> Schema:
-    return {"if": {"properties": {key: {"const": tag}}, "required": [key]}, "then": then}
 
 
 def _document(tag: str, cls: type, field_set: FieldSet, definitions: dict[str, Schema]) -> Schema:
@@ -171,12 +170,6 @@ def _nested(field: JsonField) -> Schema:
     return described | _ref(field.kind)
 
 
-def _above(name: str, registry: Registry[Any], described: Schema) -> Schema:
-    """The head or the prior."""
-    allowed = [_ref(name)] if registry.registered() else []
-    return {"description": described["description"], "anyOf": [*allowed, {"type": "null"}]}
-
-
 def _model(model: type[BaseModel], definitions: dict[str, Schema]) -> Schema:
     """What pydantic says of a model, in the form of this schema; what it refers to goes into the definitions."""
     schema = model.model_json_schema()
@@ -187,49 +180,43 @@ def _model(model: type[BaseModel], definitions: dict[str, Schema]) -> Schema:
 
 
 def _object(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    kept = {key: value for key, value in schema.items() if key != "title"}
-    if "properties" not in schema:
-        return kept
+    kept = _without(schema, "title")
     properties = {
-        name: inner if name == "$schema" or "const" in inner else _referable(_value(inner, definitions), inner)
-        for name, inner in schema["properties"].items()
+        name: _without(inner, "title")
+        if name == "$schema" or "const" in inner
+        else _referable(_value(inner, definitions), inner)
+        for name, inner in schema.get("properties", {}).items()
     }
-    return {**kept, "properties": {name: _untitled(inner) for name, inner in properties.items()}}
+    return {**kept, "properties": properties} if properties else kept
 
 
 def _value(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """The schema of a value, in which references may stand; without its description and default."""
+    """The schema of a value that may contain references, without its description and default."""
     if "discriminator" in schema:
         key = schema["discriminator"]["propertyName"]
-        tags = {tag: ref.rsplit("/", 1)[-1] for tag, ref in schema["discriminator"]["mapping"].items()}
-        summaries = {tag: definitions[name].get("description", "") for tag, name in tags.items()}
-        return {
-            "type": "object",
-            "properties": {key: _type("one", summaries)},
-            "required": [key],
-            "allOf": [_when(tag, _ref(name), key) for tag, name in tags.items()],
-        }
-    value = {key: inner for key, inner in schema.items() if key not in _DROPPED}
+        names = {tag: ref.rsplit("/", 1)[-1] for tag, ref in schema["discriminator"]["mapping"].items()}
+        members = {tag: (name, definitions[name].get("description", "")) for tag, name in names.items()}
+        return {**_choice("one", members, key), "required": [key]}
+    value = _without(schema, "title", "description", "default")
     for key in ("anyOf", "prefixItems"):
         if key in value:
             value[key] = [_value(inner, definitions) for inner in value[key]]
     if "prefixItems" in value:
-        value["prefixItems"] = [_referable(inner, {}) for inner in value["prefixItems"]]
+        value["prefixItems"] = [_referable(inner) for inner in value["prefixItems"]]
     if value.get("items"):
-        value["items"] = _referable(_value(value["items"], definitions), {})
+        value["items"] = _referable(_value(value["items"], definitions))
     return value
 
 
-def _referable(value: Schema, described: Schema) -> Schema:
-    """A value or a reference, with what the original said of it."""
+def _referable(value: Schema, described: Mapping[str, Any] = MappingProxyType({})) -> Schema:
+    """A value or a reference, with the description and the default of the original."""
     kept: Schema = {key: described[key] for key in ("description", "default") if key in described}
     options = value["anyOf"] if set(value) == {"anyOf"} else [value]
-    options = [{key: part for key, part in option.items() if key not in kept} for option in options]
-    return {**kept, "anyOf": [*options, _ref("reference")]}
+    return {**kept, "anyOf": [*(_without(option, *kept) for option in options), _ref("reference")]}
 
 
-def _untitled(schema: Schema) -> Schema:
-    return {key: value for key, value in schema.items() if key != "title"}
+def _without(schema: Schema, *dropped: str) -> Schema:
+    return {key: value for key, value in schema.items() if key not in dropped}
 
 
 def _summary(cls: type) -> str:
