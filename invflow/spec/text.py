@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from ..errors import SpecError, SpecErrorDetail
-from ..fields import quoted, shortened
+from ..fields import cut, quoted, shortened
 from .limits import Limits
 
 JsonPath: TypeAlias = tuple[str | int, ...]
@@ -281,8 +281,7 @@ def _text_problems(text: str, depth: int) -> Iterator[Problem]:
         elif word in ("NaN", "Infinity", "-Infinity"):
             yield Problem(path, f"{word} is not allowed in a spec", offset=offset)
         elif word[0] in "-0123456789" and _number(word) is None:
-            cut = word if len(word) <= 30 else f"{word[:27]}..."
-            yield Problem(path, f"the number {cut} is out of range", offset=offset)
+            yield Problem(path, f"the number {cut(word, 30)} is out of range", offset=offset)
 
 
 def _number(digits: str) -> float | None:

@@ -358,7 +358,7 @@ NET = {
     "weights too large for any machine": Fault(
         coupling('§{"type": "conv", "kernel_size": 2147483649}'),
         "layers.1.net",
-        "conv cannot be made of these fields: "
+        "conv cannot be made from these fields: "
         "Storage size calculation overflowed with sizes=[2, 2, 2147483649, 2147483649]",
         in_schema=False,
     ),
@@ -662,7 +662,7 @@ TRAINING = {
     "noise of images": Fault(
         training('{"data": §{"name": "mnist", "noise": 0.1}}'),
         "training.data",
-        'noise belongs to moons and circles, mnist has none, got {"name": "mnist", "noise": 0.1}',
+        'noise is an option of moons and circles, not of mnist, got {"name": "mnist", "noise": 0.1}',
         in_schema=False,
     ),
     "clipping to nothing": Fault(

@@ -211,7 +211,7 @@ def test_a_broken_plug_in_is_named_and_hurts_no_other_spec(run):
         "layers.0: layer type 'acme.absent': the plug-in 'acme_absent:Scale' of the distribution 'acme-flows' does "
         "not load: ModuleNotFoundError: No module named 'acme_absent'",
         "layers.0: layer type 'acme.number': the plug-in 'acme_number:NUMBER' of the distribution 'acme-flows' does "
-        "not load: TypeError: 3 cannot be registered as a layer: it is no Bijection",
+        "not load: TypeError: 3 cannot be registered as a layer: it is not a Bijection",
         "layers.0: unknown layer type 'acme.scael'; did you mean 'acme.scale'?",
         broken,
         "acme is loaded",

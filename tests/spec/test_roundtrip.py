@@ -262,7 +262,7 @@ def test_what_is_no_chain_has_no_spec(model):
 
 def test_a_head_of_somebody_s_own_is_refused_with_the_way_to_register_it():
     model = invflow.Classifier(invflow.Sequential(), nn.Linear(4, 2))
-    with pytest.raises(invflow.SpecError, match=r"decorate that with @invflow.register_head\('acme.name'\)"):
+    with pytest.raises(invflow.SpecError, match=r"decorate it with @invflow.register_head\('acme.name'\)"):
         invflow.to_spec(model, input_shape=(4,))
 
 
