@@ -42,7 +42,7 @@ class Registry(Generic[M]):
 
     Args:
         noun: the name of the classes in messages.
-        base: what they must be a subclass of.
+        base: the class that they must subclass.
         group: the entry-point group in which packages advertise their classes; loaded only for an unknown tag.
     """
 
@@ -96,7 +96,7 @@ class Registry(Generic[M]):
         return decorate
 
     def registered(self) -> Mapping[str, type[M]]:
-        """A read-only view, tag -> class, of what is registered so far."""
+        """A read-only view, tag -> class, of the classes that are registered so far."""
         return types.MappingProxyType(self._classes)
 
     def find(self, tag: str) -> type[M]:
@@ -159,7 +159,7 @@ def did_you_mean(word: str, known: set[str]) -> str:
         >>> did_you_mean("zzz", {"split", "merge"})
         "; there is 'merge', 'split'"
     """
-    few = sorted(known)[:_MOST_HINTS]  # bounded, because documents come from strangers
+    few = sorted(known)[:_MOST_HINTS]  # bounded, because documents may be untrusted
     close = difflib.get_close_matches(word[:_LONGEST_WORD], few, n=1)
     if close:
         return f"; did you mean {quoted(close[0])}?"

@@ -1,4 +1,4 @@
-"""Registration: fields come from the constructor, and nothing is declared twice."""
+"""Registration: the fields are derived from the constructor, without a second declaration."""
 
 from __future__ import annotations
 

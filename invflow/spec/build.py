@@ -167,12 +167,7 @@ class _Builder:
         return {name: inner if isinstance(node.children[name], tuple) else inner[0] for name, inner in built.items()}
 
     def _along(
-        self,
-        wires: Sequence[tuple[int, Path]],
-        documents: Sequence[Placed],
-        path: JsonPath,
-        shape: Shape,
-        backwards: bool,
+        self, wires: Sequence[tuple[int, Path]], placed: Sequence[Placed], path: JsonPath, shape: Shape, backwards: bool
     ) -> list[Bijection]:
         """The layers, each built for the first part of the state that reaches it."""
         built: dict[int, Bijection] = {}
@@ -180,14 +175,14 @@ class _Builder:
         for i, part in reversed(wires) if backwards else wires:
             before = self._ask(part_of, path, shape, part)
             if i not in built:
-                built[i], after = self._layer(*documents[i], before, backwards)
+                built[i], after = self._layer(*placed[i], before, backwards)
                 served[i] = {before: after}
             elif before not in served[i]:
-                served[i][before] = self._ask(shape_after, documents[i][1], built[i], before, backwards)
-                self._check_shared(*documents[i], built[i], next(iter(served[i])), before, backwards)
+                served[i][before] = self._ask(shape_after, placed[i][1], built[i], before, backwards)
+                self._check_shared(*placed[i], built[i], next(iter(served[i])), before, backwards)
             after = served[i][before]
             shape = with_part(shape, part, after)
-        return [built[i] for i in range(len(documents))]
+        return [built[i] for i in range(len(placed))]
 
     def _check_shared(
         self, node: Node, path: JsonPath, layer: Bijection, first: Shape, other: Shape, backwards: bool
@@ -346,9 +341,7 @@ def _ships(cls: type) -> bool:
 
 
 def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, tuple) and (
-        all(isinstance(size, int) for size in shape) or all(_is_shape(part) for part in shape)
-    )
+    return isinstance(shape, tuple) and (all(isinstance(size, int) for size in shape) or all(map(_is_shape, shape)))
 
 
 def _middling(shape: TensorShape) -> torch.Tensor:

@@ -73,19 +73,17 @@ class TopLevel(Options):
     """The top of a spec."""
 
     schema_: str | None = Field(default=None, alias="$schema", description="where an editor finds the JSON schema")
-    spec_version: int = Field(
-        default=SPEC_VERSION, ge=1, le=SPEC_VERSION, description="the version of the spec language"
-    )
+    spec_version: int = Field(default=SPEC_VERSION, ge=1, le=SPEC_VERSION, description="version of the spec language")
     name: str | None = Field(default=None, description="a name for people")
     note: str | None = Field(default=None, description="a remark for people")
     input: Input = Field(description="the shapes that go in")
     layers: list[Any] = Field(description="the chain, first applied first")
-    head: Any = Field(default=None, description="what turns the last state into logits")
+    head: Any = Field(default=None, description="the map from the last state to logits")
     prior: Any = Field(default=None, description="the distribution of the last state")
     training: Training | None = Field(default=None, description="how the model is trained")
-    backprop: Backprop = Field(default="stored", description="what training keeps of the states between the layers")
-    numerics: Numerics = Field(default=FLOAT, description="how exact the inverse has to be")
-    monitor: Monitor = Field(default="warn", description="what is done where an input is reconstructed wrongly")
+    backprop: Backprop = Field(default="stored", description="which states between the layers training keeps")
+    numerics: Numerics = Field(default=FLOAT, description="how exact the inverse must be")
+    monitor: Monitor = Field(default="warn", description="what to do if an input is reconstructed wrongly")
     checkpoint: CheckpointBlock | None = Field(default=None, description="written by save")
 
 

@@ -28,7 +28,7 @@ class Origin:
     Attributes:
         path: its path in the source document.
         iterations: the iteration of each enclosing repeat, outermost first: ``(number, times)``.
-        substituted: whether ``path`` holds a reference, so that nothing below it has a place of its own.
+        substituted: whether ``path`` holds a reference, so that nothing below it has its own place.
         varies: whether that reference is to an item, which differs from one iteration to the next.
     """
 
@@ -136,13 +136,14 @@ class _Expander:
         return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
 
     def _layer(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
-        """Appends the layers that one entry of a list of layers stands for."""
+        """Appends the layers of one entry of a list of layers, which may be a repeat."""
         if _repeats(raw):
             self._repeat(raw, at, out, scope, layers)
             return
         self.layers += 1
         if self.layers > self.limits.layers:
-            self._stop(at, f"more layers than the limit of {self.limits.layers} once every repeat is expanded")
+            message = f"more layers than the limit of {self.limits.layers} once every repeat is expanded"
+            self.problems.note(at, message, last=True)
         path = (*out, len(layers))
         self.origins[path] = Origin(at, scope.iterations)
         layers.append(self.value(raw, at, path, scope))
@@ -154,13 +155,11 @@ class _Expander:
         times, iteration = self._resolve(raw.get("times"), (*at, "times"), scope)
         if "times" not in raw:
             self.problems.note(at, "repeat needs 'times'")
-        elif times is _UNKNOWN:
-            pass  # noted by the lookup
-        elif type(times) is not int or times < 1:
-            message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}{iteration}"
-            self.problems.note((*at, "times"), message)
-        elif times > self.limits.layers:
+        elif type(times) is int and times > self.limits.layers:
             message = f"repeat {times} times makes more layers than the limit of {self.limits.layers}{iteration}"
+            self.problems.note((*at, "times"), message)
+        elif times is not _UNKNOWN and (type(times) is not int or times < 1):
+            message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}{iteration}"
             self.problems.note((*at, "times"), message)
         body = raw.get("layers")
         if not isinstance(body, list) or not body:
@@ -264,8 +263,5 @@ class _Expander:
     def _count(self, size: int, at: JsonPath) -> None:
         self.values += size
         if self.values > self.limits.values:
-            self._stop(at, f"more than the limit of {self.limits.values} values once everything is expanded")
-
-    def _stop(self, at: JsonPath, message: str) -> None:
-        self.problems.note(at, message)
-        raise self.problems.error()
+            message = f"more than the limit of {self.limits.values} values once everything is expanded"
+            self.problems.note(at, message, last=True)

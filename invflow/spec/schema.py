@@ -1,8 +1,7 @@
-"""The spec language as JSON Schema (2020-12), from what is registered: for editors, and for validators elsewhere.
+"""The spec language as JSON Schema (2020-12), for all registered classes: for editors and other validators.
 
-The schema is written so that VS Code's JSON language service completes, explains and marks well: which fields a
-document may have follows from its ``type`` by ``if`` and ``then``, because a large ``oneOf`` only says that nothing
-fits.
+The schema is written for VS Code's JSON language service, its completions, explanations and marks: the ``type`` of a
+document selects its fields by ``if`` and ``then``, because the error of a large ``oneOf`` is only that nothing matches.
 """
 
 from __future__ import annotations
@@ -23,15 +22,14 @@ Schema: TypeAlias = dict[str, Any]
 Members: TypeAlias = dict[str, tuple[str, str]]
 """Tag -> the name of its definition, and its summary."""
 
-_NOTE = {"type": "string", "description": "a remark for people; it changes nothing"}
+_NOTE = {"type": "string", "description": "a remark for people, without effect"}
 
 
 def json_schema(*, plug_ins: bool = False) -> Schema:
     """The JSON Schema of a spec with everything that is registered.
 
     Args:
-        plug_ins: loads every installed plug-in first, not only those that some spec asked for; broken ones are left
-            out.
+        plug_ins: load every installed plug-in first, not only those that a spec named; broken ones are left out.
 
     Examples:
         >>> sorted(json_schema()["$defs"]["layer.split"]["properties"])
@@ -52,21 +50,18 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         for tag, cls in sorted(registry.registered().items()):
             definitions[f"{registry.noun}.{tag}"] = _document(tag, cls, registry.fields(cls), definitions)
     top = _model(TopLevel, definitions)
-    top["properties"].update(
-        vars={"type": "object", "description": 'constants, referred to as {"$var": "name"}'},
-        layers=_referable(_ref("layers"), top["properties"]["layers"]),
-        **{
-            name: {"description": top["properties"][name]["description"], "anyOf": [_ref(name), {"type": "null"}]}
-            for name in ("head", "prior")
-        },
-    )
-    definitions["Input"]["properties"]["shape"] = _referable(_ref("shape"), definitions["Input"]["properties"]["shape"])
+    fields, of_input = top["properties"], definitions["Input"]["properties"]
+    for name in ("head", "prior"):
+        fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(name), {"type": "null"}]}
+    fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
+    fields["layers"] = _referable(_ref("layers"), fields["layers"])
+    of_input["shape"] = _referable(_ref("shape"), of_input["shape"])
     both: Schema = {"head": {"type": "object"}, "prior": {"type": "object"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "invflow spec",
         **top,
-        "description": "An invertible neural network: the layers in data order, and what stands on top of them.",
+        "description": "An invertible neural network: the layers in data order, and a head or a prior.",
         "not": {"required": list(both), "properties": both},
         "$defs": definitions,
     }
@@ -77,35 +72,34 @@ def _ref(name: str) -> Schema:
 
 
 _REFERENCE: Schema = {
-    "description": 'a constant of vars, {"$var": "name"}, or the item of a repeat around it, {"$item": "name"}',
+    "description": 'a constant of vars, {"$var": "name"}, or an item of an enclosing repeat, {"$item": "name"}',
     "type": "object",
     "properties": {
         "$var": {"type": "string", "description": "the name of a constant in the vars at the top"},
-        "$item": {"type": "string", "description": "the name of a list in the with of a repeat around it"},
+        "$item": {"type": "string", "description": "the name of a list in the with of an enclosing repeat"},
     },
     "minProperties": 1,
     "maxProperties": 1,
     "additionalProperties": False,
 }
-_EXTENT: Schema = {"type": "integer", "exclusiveMinimum": 0}
 _SHAPE: Schema = {
     "type": "array",
     "minItems": 1,
     "anyOf": [
-        {"items": {"anyOf": [_EXTENT, _ref("reference")]}, "maxItems": MOST_DIMENSIONS},
+        {"maxItems": MOST_DIMENSIONS, "items": {"anyOf": [{"type": "integer", "minimum": 1}, _ref("reference")]}},
         {"items": {"anyOf": [_ref("shape"), _ref("reference")]}},
     ],
 }
 _REPEAT: Schema = {
-    "description": "The layers, several times over, written out into the list that this stands in.",
+    "description": "The layers several times, inserted into the enclosing list.",
     "type": "object",
     "properties": {
         "type": {"const": "repeat"},
         "times": {
-            "description": "how often, 1 or more",
+            "description": "the number of repetitions, 1 or more",
             "anyOf": [{"type": "integer", "minimum": 1}, _ref("reference")],
         },
-        "layers": {"description": "what is repeated", "type": "array", "minItems": 1, "items": _ref("entry")},
+        "layers": {"description": "the repeated layers", "type": "array", "minItems": 1, "items": _ref("entry")},
         "with": {
             "description": 'lists with one item per iteration, referred to as {"$item": "name"}',
             "type": "object",
@@ -149,13 +143,11 @@ def _choice(noun: str, members: Members, key: str = "type") -> Schema:
 def _document(tag: str, cls: type, field_set: FieldSet, definitions: dict[str, Schema]) -> Schema:
     """The documents of one registered class."""
     plain = _model(field_set.values, definitions)["properties"]
-    fields = {
-        name: plain[name] if field.kind == "value" else _nested(field) for name, field in field_set.fields.items()
-    }
+    shown = {name: plain[name] if field.kind == "value" else _nested(field) for name, field in field_set.fields.items()}
     return {
         "description": _summary(cls),
         "type": "object",
-        "properties": {"type": {"const": tag}, **fields, "note": _referable(_NOTE, _NOTE)},
+        "properties": {"type": {"const": tag}, **shown, "note": _referable(_NOTE, _NOTE)},
         "required": ["type", *(name for name, field in field_set.fields.items() if field.required)],
         "additionalProperties": False,
     }
@@ -171,11 +163,10 @@ def _nested(field: JsonField) -> Schema:
 
 
 def _model(model: type[BaseModel], definitions: dict[str, Schema]) -> Schema:
-    """What pydantic says of a model, in the form of this schema; what it refers to goes into the definitions."""
+    """Pydantic's schema of a model in the form of this schema; the models it refers to are added to the definitions."""
     schema = model.model_json_schema()
     found = schema.pop("$defs", {})
-    for name, inner in found.items():
-        definitions[name] = _object(inner, found)
+    definitions.update({name: _object(inner, found) for name, inner in found.items()})
     return _object(schema, found)
 
 

@@ -18,10 +18,12 @@ from .limits import Limits
 JsonPath: TypeAlias = tuple[str | int, ...]
 Place: TypeAlias = Literal["key", "value"]
 MOST_PROBLEMS = 100
-"""If a document has more faults, only the first ones are reported: nobody reads more at once."""
+"""The largest number of faults that are reported for one document."""
 
 _LARGEST_INT = 2**53
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}:,]|[^][{}:,\s"]+')
+# What a text has if any of its numbers is out of range, or any of its characters may be a surrogate.
+_SUSPICIOUS = re.compile(r"\\u|NaN|Infinity|\d{16}|[eE]\+?\d{3}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -91,11 +93,11 @@ class Problems:
         self._source = source
         self._found: dict[Problem, None] = {}
 
-    def note(self, path: JsonPath, message: str, at: Place = "value") -> None:
-        """Notes a fault; raises SpecError with all of them if there are `MOST_PROBLEMS`."""
+    def note(self, path: JsonPath, message: str, at: Place = "value", last: bool = False) -> None:
+        """Notes a fault; raises SpecError with all of them if it is the last, or there are `MOST_PROBLEMS`."""
         self.noted += 1
         self._found[Problem(path, message, at)] = None
-        if len(self._found) >= MOST_PROBLEMS:
+        if last or len(self._found) >= MOST_PROBLEMS:
             raise self.error()
 
     def error(self) -> SpecError:
@@ -136,38 +138,31 @@ def parse_text(text: str, name: str | None, limits: Limits) -> Source:
     Raises:
         SpecError: with the line and column of every fault that can be located.
     """
-    suspicious: list[Any] = ["\\u"] if "\\u" in text else []
+    repeated: list[Any] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) < len(items):
-            suspicious.append(items)
+            repeated.append(items)
         return found
-
-    def number(digits: str) -> float | None:
-        value = _number(digits)
-        if value is None:
-            suspicious.append(digits)
-        return value
 
     positions = None if name is None else text
     try:
-        data = json.loads(
-            text, object_pairs_hook=pairs, parse_constant=suspicious.append, parse_float=number, parse_int=number
-        )
+        # Numbers remain text until they are known to be in range.
+        skeleton = json.loads(text, object_pairs_hook=pairs, parse_constant=str, parse_float=str, parse_int=str)
     except json.JSONDecodeError as error:
         raise Source(None, name, text).error([_syntax_fault(text, error)]) from None
     except RecursionError:
         raise refusal("the document is nested too deeply to be read", name, positions) from None
-    source = Source(data, name, positions)
-    too_deep = deeper(data, limits.depth)
+    source = Source(skeleton, name, positions)
+    too_deep = deeper(skeleton, limits.depth)
     if too_deep is not None:
         raise source.error([Problem(too_deep, f"objects and lists are nested deeper than the limit of {limits.depth}")])
-    if suspicious:
+    if repeated or _SUSPICIOUS.search(text):
         problems = list(itertools.islice(_text_problems(text, limits.depth + 1), MOST_PROBLEMS))
         if problems:
             raise source.error(problems)
-    return source
+    return Source(json.loads(text), name, positions)
 
 
 def line_and_column(text: str, offset: int) -> tuple[int, int]:
@@ -280,13 +275,11 @@ def _text_problems(text: str, depth: int) -> Iterator[Problem]:
             yield Problem(path, "the string contains half a character (a lone surrogate)", offset=offset)
         elif word in ("NaN", "Infinity", "-Infinity"):
             yield Problem(path, f"{word} is not allowed in a spec", offset=offset)
-        elif word[0] in "-0123456789" and _number(word) is None:
+        elif word[0] in "-0123456789" and _out_of_range(word):
             yield Problem(path, f"the number {cut(word, 30)} is out of range", offset=offset)
 
 
-def _number(digits: str) -> float | None:
-    """The value of a JSON number, None if it is out of range."""
-    if not digits.lstrip("-").isdigit():
-        value = float(digits)
-        return None if math.isinf(value) else value
-    return None if len(digits) > 17 or abs(int(digits)) > _LARGEST_INT else int(digits)
+def _out_of_range(number: str) -> bool:
+    if number.lstrip("-").isdigit():
+        return len(number) > 17 or abs(int(number)) > _LARGEST_INT
+    return math.isinf(float(number))

@@ -1,4 +1,4 @@
-"""Wrong documents: one fault each, the place where it must be reported marked in the text."""
+"""Invalid documents with one fault each; a mark in the text shows the place where it must be reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from invflow.registry import bijections, did_you_mean, priors
 
 MARK = "§"
-"""Stands right before the place that the error must point at; it is no part of the document."""
+"""Precedes the place that the error must point at; it is not part of the document."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Fault:
     Attributes:
         marked: its text, with the mark.
         path: the path that the error must carry.
-        message: all that the error must say.
+        message: the exact message of the error.
         in_schema: whether a JSON schema can express the fault, so that an editor marks it too.
     """
 
@@ -40,7 +40,7 @@ class Fault:
 
 
 def document(*layers: str, shape: str = "[4, 4, 4]", more: str = "") -> str:
-    """A spec with these layers, a line each: the first stands at 4:5."""
+    """A spec with these layers, one per line: the first is at 4:5."""
     inside = ",\n    ".join(layers)
     return f'{{\n  "input": {{"shape": {shape}}},\n  "layers": [\n    {inside}\n  ]{more and ", "}{more}\n}}'
 

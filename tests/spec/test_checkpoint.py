@@ -1,4 +1,4 @@
-"""Checkpoints: the model that was saved comes back, or nothing does."""
+"""Checkpoints: loading returns exactly the saved model, or fails."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def flow(seed=0):
 
 
 def same(first, second):
-    """Whether two models are of one kind, of one spec, and agree in every bit of every tensor."""
+    """Whether two models have the same type and spec, and equal bits in every tensor."""
     one, other = first.state_dict(), second.state_dict()
     return (
         type(first) is type(second)
@@ -124,7 +124,7 @@ def rewrite_spec(folder, change):
 
 
 def store(model, weights, folder):
-    """A checkpoint with its digests in order, but with other weights."""
+    """A checkpoint with other weights and valid digests."""
     write_checkpoint(invflow.to_spec(model), weights, folder)
 
 

@@ -1,4 +1,4 @@
-"""Every fault of a document is reported where it stands, in words that say how to mend it."""
+"""Every fault of a document is reported at its place, with a message that says how to fix it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .faults import FAULTS, document
 
 
 def build(source, **options):
-    """Builds a source, with its head or its prior where it has one."""
+    """Builds a source, with its head or its prior if it has one."""
     spec = invflow.load_spec(source, **options)
     return (invflow.build_model if spec.head or spec.prior else invflow.build)(spec, **options)
 
@@ -47,7 +47,7 @@ def test_one_fault_is_one_error_at_its_place(name, write):
 
 
 def only_text_has(fault):
-    """Whether a fault is lost where Python has parsed the document: its syntax, say, or a key that stands twice."""
+    """Whether a fault is lost after Python has parsed the document, such as a syntax error or a duplicate key."""
     try:
         return not isinstance(json.loads(fault.text), dict) or "duplicate" in fault.message
     except (ValueError, RecursionError):
