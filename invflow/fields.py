@@ -91,14 +91,12 @@ class FieldSet:
     def values(self) -> type[BaseModel]:
         """The pydantic model of the plain fields."""
         # Aliases, because names such as `copy`, `json` or `_k` have a meaning in pydantic.
-        definitions: dict[str, Any] = {
-            f"field_{name}": (
-                field.annotation,
-                Field(... if field.required else field.default, alias=name, description=field.description or None),
-            )
-            for name, field in self.fields.items()
-            if field.kind == "value"
-        }
+        definitions: dict[str, Any] = {}
+        for name in self.plain:
+            field = self.fields[name]
+            default = ... if field.required else field.default
+            described = Field(default, alias=name, description=field.description or None)
+            definitions[f"field_{name}"] = field.annotation, described
         config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
         try:
             return create_model(self.cls.__name__, __config__=config, **definitions)

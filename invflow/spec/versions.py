@@ -33,9 +33,8 @@ def nest_estimators(document: Any) -> Any:
     kind = nested.get("log_det", "auto")
     if isinstance(kind, dict) and not kind.keys() & {"$var", "$item"}:
         return nested  # not version 1: left to validation
-    nested.pop("log_det", None)
     unused = _UNUSED.get(kind, set()) if isinstance(kind, str) else set()
-    options = {key: nested.pop(key) for key in list(nested) if key in _ESTIMATOR}
+    options = {key: nested.pop(key) for key in list(nested) if key in _ESTIMATOR and key != "log_det"}
     nested["log_det"] = {"type": kind, **{key: value for key, value in options.items() if key not in unused}}
     return nested
 
