@@ -154,7 +154,7 @@ class TestPoints:
         ("options", "message"),
         [
             ({"name": "mnist", "noise": 0.1}, "noise is an option of moons and circles, not of mnist"),
-            ({"name": "checkerboard", "noise": 0.1}, "checkerboard has none"),
+            ({"name": "checkerboard", "noise": 0.1}, "not of checkerboard"),
             ({"name": "moons", "augmentation": Augmentation()}, "augmentation changes images, but moons has points"),
         ],
     )
