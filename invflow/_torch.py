@@ -87,11 +87,6 @@ def buffers(module: nn.Module) -> Slots:
     return module._buffers
 
 
-def unsaved_buffers(module: nn.Module) -> set[str]:
-    """The names of a module's buffers that are in no state_dict."""
-    return module._non_persistent_buffers_set
-
-
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of what compiles it or runs it on several devices."""
     while isinstance(inner := getattr(module, "_orig_mod", getattr(module, "module", None)), nn.Module):

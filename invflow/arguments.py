@@ -1,4 +1,4 @@
-"""The arguments that a registered class was constructed with, and the one line that they make."""
+"""The arguments that a registered class was constructed with, and their display on one line."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from torch import nn
 def arguments_of(module: nn.Module) -> dict[str, Any] | None:
     """The arguments that a registered class was constructed with; None for any other module.
 
-    A part that the module keeps under its parameter's name is what the module holds now: it may have been replaced.
+    For a part that the module keeps under its parameter's name, the current one is returned: it may have been replaced.
     """
     recorded: dict[str, Any] | None = module.__dict__.get("_arguments")
     if recorded is None:
         return None
-    kept: frozenset[str] = module.__dict__["_kept"]
-    current = {name: getattr(module, name) for name in kept if hasattr(module, name)}
-    return {
-        **recorded,
-        **{name: tuple(part) if isinstance(part, nn.ModuleList) else part for name, part in current.items()},
-    }
+    kept = {name: getattr(module, name) for name in module.__dict__["_kept"] if hasattr(module, name)}
+    return recorded | {name: tuple(part) if isinstance(part, nn.ModuleList) else part for name, part in kept.items()}
 
 
 def one_line(module: nn.Module) -> str:
-    """``Class(argument=value, net=Net(argument=value))`` on one line, as far as the arguments were recorded."""
+    """``Class(argument=value, net=Net(argument=value))`` on one line, if the arguments were recorded."""
     arguments = arguments_of(module)
     if arguments is None:
         inside = module.extra_repr() or ("..." if next(module.children(), None) is not None else "")

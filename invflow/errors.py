@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each says who complains, what was expected, what came, and the fix."""
+"""The errors that a user can cause. Each names its origin, what was expected, what was given, and the fix."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TypedDict
 
 
 class InvflowError(ValueError):
-    """Base of every error that a user's input can cause; the command line prints it as one line."""
+    """The base of all errors that a user's input can cause; the command line prints one line for it."""
 
 
 class ShapeError(InvflowError):
-    """A state or a shape that a bijection, a conditioner or a head cannot take."""
+    """A state or a shape that a bijection, a conditioner or a head does not accept."""
 
 
 class NumericsError(InvflowError):
-    """A state off its grid or out of its range, or an exactness that a layer cannot give."""
+    """A state off its grid or out of its range, or an exactness that a layer cannot reach."""
 
 
 class DataError(InvflowError):
@@ -27,7 +27,7 @@ class RunError(InvflowError):
 
 
 class DivergedError(RunError):
-    """A training whose loss or weights are no longer finite."""
+    """A training run whose loss or weights are no longer finite."""
 
 
 class CheckpointError(InvflowError):
@@ -35,7 +35,7 @@ class CheckpointError(InvflowError):
 
 
 class ReconstructionError(InvflowError):
-    """A backward of a reversible chain met a layer whose input it could not reconstruct: its gradients are wrong."""
+    """The backward of a reversible chain could not reconstruct a layer's input, so its gradients are wrong."""
 
 
 class ReconstructionWarning(UserWarning):
@@ -43,7 +43,7 @@ class ReconstructionWarning(UserWarning):
 
 
 class SpecErrorDetail(TypedDict):
-    """One fault of a spec: where it stands and what it is."""
+    """One fault of a spec: its place and its description."""
 
     path: str
     line: int | None
@@ -56,7 +56,7 @@ class SpecError(InvflowError):
 
     Attributes:
         errors: one entry per fault, in the document's order: ``path`` (``layers.2.net``), ``line`` and ``column``
-            (from 1; None where the spec came as a dict) and ``message``.
+            (from 1; None if the spec is a dict) and ``message``.
     """
 
     def __init__(self, errors: Sequence[SpecErrorDetail], source: str | None = None) -> None:
@@ -68,8 +68,5 @@ class SpecError(InvflowError):
         return SpecError, (self.errors, self.source)
 
     def _line(self, error: SpecErrorDetail) -> str:
-        place = [] if self.source is None else [self.source]
-        if error["line"] is not None:
-            place += [str(error["line"]), str(error["column"])]
-        parts = [":".join(place), error["path"], error["message"]]
-        return ": ".join(part for part in parts if part)
+        place = ":".join(str(part) for part in (self.source, error["line"], error["column"]) if part is not None)
+        return ": ".join(part for part in (place, error["path"], error["message"]) if part)

@@ -1,4 +1,4 @@
-"""The JSON fields of a registered class: its constructor's annotated parameters, and nothing declared twice."""
+"""The JSON fields of a registered class, which are its constructor's annotated parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .bijection import Bijection
 from .errors import InvflowError
 
 FILLED_BY_BUILDER = frozenset({"shape", "in_shape", "out_shape", "context_shape"})
-"""Parameters that are no JSON fields: the builder knows them, Python users pass them."""
+"""Parameters that are not JSON fields: the builder fills them, Python users pass them."""
 
 REQUIRED = inspect.Parameter.empty
 Kind = Literal["value", "layer", "layers", "net"]
@@ -61,11 +61,11 @@ class FieldSet:
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise TypeError(f"{cls.__name__}: {name!r} is positional-only; a JSON field is passed by its name")
             if parameter.kind is parameter.VAR_POSITIONAL and name != parameters[0].name:
-                raise TypeError(f"{cls.__name__}: other parameters than *{name} are passed by name: put them behind it")
+                raise TypeError(f"{cls.__name__}: other parameters than *{name} are passed by name: put them after it")
             if name in ("type", "note"):
-                raise TypeError(f"{cls.__name__}: {name!r} means something else in a document; rename the parameter")
+                raise TypeError(f"{cls.__name__}: {name!r} has another meaning in a document; rename the parameter")
             if parameter.annotation is parameter.empty and name not in FILLED_BY_BUILDER:
-                raise TypeError(f"{cls.__name__}: parameter {name!r} needs a type annotation, it is a JSON field")
+                raise TypeError(f"{cls.__name__}: parameter {name!r} needs a type annotation: it is a JSON field")
 
     @functools.cached_property
     def fields(self) -> Mapping[str, JsonField]:
@@ -90,14 +90,13 @@ class FieldSet:
     @functools.cached_property
     def values(self) -> type[BaseModel]:
         """The pydantic model of the plain fields."""
-        # Aliases, because names such as `copy`, `json` or `_k` mean something to pydantic.
-        definitions: dict[str, Any] = {
-            f"field_{name}": (
-                field.annotation,
-                Field(... if field.required else field.default, alias=name, description=field.description or None),
-            )
-            for name, field in ((name, self.fields[name]) for name in self.plain)
-        }
+        # Aliases, because names such as `copy`, `json` or `_k` have a meaning in pydantic.
+        definitions: dict[str, Any] = {}
+        for name in self.plain:
+            field = self.fields[name]
+            default = ... if field.required else field.default
+            described = Field(default, alias=name, description=field.description or None)
+            definitions[f"field_{name}"] = field.annotation, described
         config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
         try:
             return create_model(self.cls.__name__, __config__=config, **definitions)
@@ -110,20 +109,19 @@ class FieldSet:
         return tuple(name for name, field in self.fields.items() if field.kind == "value")
 
     def validate(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The plain fields' values, checked and converted as in a document; absent ones stay absent.
+        """The values of plain fields, checked and converted as in a document; absent ones stay absent.
 
         Raises:
-            pydantic.ValidationError: what does not fit.
+            pydantic.ValidationError: a value is invalid.
         """
         # From JSON text, so that Python's tuples and JSON's arrays meet the same strict rules.
         checked = self.values.model_validate_json(_encode(values))
         return {name: getattr(checked, f"field_{name}") for name in values}
 
     def canonical(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The plain fields as JSON data, without those that equal their default."""
-        model = self.values.model_validate_json(_encode(values))
-        dumped: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        return dumped
+        """The plain fields as JSON data, without those that have their default value."""
+        checked = self.values.model_validate_json(_encode(values))
+        return checked.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 def checked_constructor(cls: type, fields: FieldSet) -> Any:
@@ -145,8 +143,12 @@ def checked_constructor(cls: type, fields: FieldSet) -> Any:
             raise InvflowError(f"{cls.__name__}: {place}: {describe(first)}") from None
         parts = {name: given[name] for name, field in fields.fields.items() if field.kind != "value" and name in given}
         for name, part in parts.items():
-            _require_part(cls, fields.fields[name], part)
-        # A constructor may change what it is given; the record, and the next instance's defaults, stay as they were.
+            field = fields.fields[name]
+            base = nn.Module if field.kind == "net" else Bijection
+            optional = part is None and field.default is None
+            if not (optional or field.kind == "layers" or isinstance(part, base)):
+                raise InvflowError(f"{cls.__name__}: {name}: expected a {base.__name__}, got {type(part).__name__}")
+        # A constructor may change its arguments; the record and the defaults must not change with them.
         recorded = {name: value if name in parts else copy.deepcopy(value) for name, value in list(given.items())[1:]}
         construct(*bound.args, **bound.kwargs)
         if type(self) is cls:
@@ -154,19 +156,19 @@ def checked_constructor(cls: type, fields: FieldSet) -> Any:
             module.__dict__["_arguments"] = recorded
             module.__dict__["_kept"] = frozenset(name for name, part in parts.items() if _is_kept(module, name, part))
 
-    init.__signature__ = signature  # type: ignore[attr-defined]  # for a subclass without a constructor of its own
+    init.__signature__ = signature  # type: ignore[attr-defined]  # for a subclass without its own constructor
     return init
 
 
 def _signature(cls: type) -> inspect.Signature:
     """The signature of the constructor itself: a class that overrides ``__new__`` hides it."""
     owner = next(one for one in cls.__mro__ if "__init__" in vars(one))
-    # A class without one of its own has Module's, which takes whatever it is given, and which torch.compile replaces.
+    # Without its own constructor, a class has Module's, which accepts anything and which torch.compile replaces.
     return inspect.signature(_no_arguments if owner is nn.Module else cls.__init__)  # type: ignore[misc]
 
 
 def _no_arguments(self: Any) -> None:
-    """The constructor of a class without one of its own."""
+    """The constructor of a class that does not define one."""
 
 
 def _is_kept(module: nn.Module, name: str, part: Any) -> bool:
@@ -177,16 +179,8 @@ def _is_kept(module: nn.Module, name: str, part: Any) -> bool:
     return held is part and isinstance(held, nn.Module)
 
 
-def _require_part(cls: type, field: JsonField, part: Any) -> None:
-    if part is None and field.default is None:
-        return
-    base = nn.Module if field.kind == "net" else Bijection
-    if field.kind != "layers" and not isinstance(part, base):
-        raise InvflowError(f"{cls.__name__}: {field.name}: expected a {base.__name__}, got {type(part).__name__}")
-
-
 def describe(error: ErrorDetails) -> str:
-    """A pydantic error as one clause: what was expected, what came."""
+    """A pydantic error as one clause: what was expected and what was given."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("too_long", "too_short"):
         bound, limit = ("at most", "max_length") if kind == "too_long" else ("at least", "min_length")
@@ -200,20 +194,23 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def quoted(word: object, limit: int = 60) -> str:
-    """A name from a document in quotes, cut to ``limit`` characters."""
-    text = str(word)
-    return repr(text if len(text) <= limit else f"{text[: limit - 3]}...")
+def cut(text: str, limit: int = 60) -> str:
+    """A text of at most ``limit`` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def quoted(word: object) -> str:
+    """A name from a document in quotes, shortened."""
+    return repr(cut(str(word)))
 
 
 def shortened(value: Any, limit: int = 60) -> str:
-    """A value as JSON, cut to ``limit`` characters."""
-    text = json.dumps(value, default=repr, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    """A value as JSON of at most ``limit`` characters."""
+    return cut(json.dumps(value, default=repr, ensure_ascii=False), limit)
 
 
 def argument_descriptions(docstring: str) -> dict[str, str]:
-    """What the ``Args:`` section of a docstring says of each parameter.
+    """The descriptions of the parameters in the ``Args:`` section of a docstring.
 
     Examples:
         >>> argument_descriptions('''Scales.
@@ -233,14 +230,10 @@ def argument_descriptions(docstring: str) -> dict[str, str]:
 
 
 def _kind(annotation: Any, variadic: bool) -> Kind:
-    candidates = [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        candidates = [part for part in typing.get_args(annotation) if part is not type(None)]
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, nn.Module):
-            if issubclass(candidate, Bijection):
-                return "layers" if variadic else "layer"
-            return "net"
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for option in typing.get_args(annotation) if is_union else [annotation]:
+        if isinstance(option, type) and issubclass(option, nn.Module):
+            return "net" if not issubclass(option, Bijection) else "layers" if variadic else "layer"
     return "value"
 
 

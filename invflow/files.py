@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, then renames it: no reader meets half of it.
+    """Writes a file under a temporary name, then renames it, so that no reader sees a partial file.
 
     Raises:
-        OSError: it cannot be written there; what was there before stays.
+        OSError: the file cannot be written; an existing file is kept.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file to write", str(path))

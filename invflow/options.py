@@ -1,4 +1,4 @@
-"""What every block of options in a spec is: strict, immutable, bounded."""
+"""The base class of all blocks of options in a spec."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tags and the classes behind them.
+"""Tags and the classes that they name.
 
 Four registries, because their promises differ: bijections (invertible, all property-tested), nets (conditioners, any
-function), heads and priors (what stands on top of a chain).
+function), heads and priors (which complete a chain to a model).
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ C = TypeVar("C", bound=type[nn.Module])
 
 _TAG = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 MACROS = ("repeat",)
-"""Tags that the spec language keeps for itself."""
+"""Tags that the spec language reserves."""
 _MOST_HINTS = 1000
 _MOST_SHOWN = 30
 _LONGEST_WORD = 100
 
 
 class UnknownTag(InvflowError):
-    """No class is registered under a tag, or the plug-in that brings it is broken."""
+    """No class is registered under a tag, or its plug-in is broken."""
 
 
 class Registry(Generic[M]):
     """Tag -> class, for one kind of thing a spec can name.
 
     Args:
-        noun: what the classes are called in messages.
-        base: what they must be a subclass of.
-        group: the entry-point group that third parties advertise theirs in; loaded only when an unknown tag asks.
+        noun: the name of the classes in messages.
+        base: the class that they must subclass.
+        group: the entry-point group in which packages advertise their classes; loaded only for an unknown tag.
     """
 
     def __init__(self, noun: str, base: type[M], group: str) -> None:
@@ -63,25 +63,21 @@ class Registry(Generic[M]):
             TypeError: not a subclass of the registry's base, or a constructor whose parameters are not annotated.
         """
         if not _TAG.fullmatch(tag) or tag in MACROS:
-            raise ValueError(
-                f"{tag!r} cannot be a {self.noun}'s tag: use lower-case names joined by dots, 'acme.scale'"
-            )
+            raise ValueError(f"{tag!r} cannot be a {self.noun}'s tag: use lower-case names and dots: 'acme.scale'")
 
         def decorate(cls: C) -> C:
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
-                raise TypeError(f"{cls!r} cannot be registered as a {self.noun}: it is no {self.base.__name__}")
+                raise TypeError(f"{cls!r} cannot be registered as a {self.noun}: it is not a {self.base.__name__}")
             if inspect.isabstract(cls):
                 missing = ", ".join(sorted(vars(cls)["__abstractmethods__"]))
                 raise TypeError(f"{_name(cls)} cannot be registered: it does not override {missing}")
             held = self._classes.get(tag)
             if held is not None and _name(held) != _name(cls):
-                raise ValueError(
-                    f"the {self.noun} tag {tag!r} is held by {_name(held)}; choose another for {_name(cls)}"
-                )
+                raise ValueError(f"the {self.noun} tag {tag!r} is held by {_name(held)}; rename that of {_name(cls)}")
             if cls in self._fields:
                 raise ValueError(f"{_name(cls)} is registered as {self.tag_of(cls)!r} already")
             fields = FieldSet(cls)
-            try:  # a type that no document can hold is refused here, before it spoils the schema
+            try:  # refuses a type that no document can hold, before it breaks the schema
                 json.dumps(fields.values.model_json_schema(), allow_nan=False)
             except (PydanticInvalidForJsonSchema, ValueError) as error:
                 raise TypeError(f"{_name(cls)} cannot be registered: a field has no JSON schema: {error}") from None
@@ -100,11 +96,11 @@ class Registry(Generic[M]):
         return decorate
 
     def registered(self) -> Mapping[str, type[M]]:
-        """A read-only view, tag -> class, of what is registered so far."""
+        """A read-only view, tag -> class, of the classes that are registered so far."""
         return types.MappingProxyType(self._classes)
 
     def find(self, tag: str) -> type[M]:
-        """The class behind a tag, its plug-in loaded where that brings it. Raises UnknownTag."""
+        """The class of a tag, loaded from a plug-in if necessary. Raises UnknownTag."""
         if tag not in self._classes:
             self._load_plug_in(tag)
         return self._classes[tag]
@@ -118,11 +114,11 @@ class Registry(Generic[M]):
         return next((tag for tag, known in self._classes.items() if known is cls), None)
 
     def name_of(self, cls: type) -> str:
-        """What messages call a class: its tag, or the class's own name where it is not registered."""
+        """The name of a class in messages: its tag, or the class's own name if it is not registered."""
         return self.tag_of(cls) or cls.__name__
 
     def load_plug_ins(self) -> list[UnknownTag]:
-        """Loads everything that is advertised, and returns what is wrong with the plug-ins that are broken."""
+        """Loads all advertised plug-ins, and returns the errors of those that are broken."""
         broken = []
         for tag in sorted(entry_points(group=self.group).names):
             try:
@@ -133,22 +129,20 @@ class Registry(Generic[M]):
 
     def _load_plug_in(self, tag: str) -> None:
         advertised = entry_points(group=self.group)
-        by_owner = {point.dist.name if point.dist else "unknown": point for point in advertised.select(name=tag)}
-        if len(by_owner) > 1:
-            owners = ", ".join(map(repr, sorted(by_owner)))
-            raise UnknownTag(
-                f"{self.noun} type {tag!r} is advertised by several distributions: {owners}; uninstall all but one"
-            )
-        for owner, entry_point in by_owner.items():
+        points = {point.dist.name if point.dist else "unknown": point for point in advertised.select(name=tag)}
+        of_type = f"{self.noun} type {tag!r}"
+        if len(points) > 1:
+            owners = ", ".join(map(repr, sorted(points)))
+            raise UnknownTag(f"{of_type} is advertised by several distributions: {owners}; uninstall all but one")
+        for owner, point in points.items():
             try:
-                loaded = entry_point.load()
+                loaded = point.load()
                 if tag not in self._classes:
                     self.register(tag)(loaded)
             except (Exception, SystemExit) as error:
-                raise UnknownTag(
-                    f"{self.noun} type {tag!r}: the plug-in {entry_point.value!r} of the distribution {owner!r} does "
-                    f"not load: {type(error).__name__}: {error}"
-                ) from error
+                plug_in = f"the plug-in {point.value!r} of the distribution {owner!r}"
+                message = f"{of_type}: {plug_in} does not load: {type(error).__name__}: {error}"
+                raise UnknownTag(message) from error
             return
         known = {*self._classes, *advertised.names}
         other = next((one.noun for one in REGISTRIES if tag in one.registered()), None)
@@ -157,7 +151,7 @@ class Registry(Generic[M]):
 
 
 def did_you_mean(word: str, known: set[str]) -> str:
-    """``; did you mean 'x'?``, or what there is, as far as a reader wants to know, where nothing comes close.
+    """``; did you mean 'x'?``, or the first of the known words if none is similar.
 
     Examples:
         >>> did_you_mean("spilt", {"split", "merge"})
@@ -165,7 +159,7 @@ def did_you_mean(word: str, known: set[str]) -> str:
         >>> did_you_mean("zzz", {"split", "merge"})
         "; there is 'merge', 'split'"
     """
-    few = sorted(known)[:_MOST_HINTS]  # documents come from strangers, and comparing words takes time
+    few = sorted(known)[:_MOST_HINTS]  # bounded, because documents may be untrusted
     close = difflib.get_close_matches(word[:_LONGEST_WORD], few, n=1)
     if close:
         return f"; did you mean {quoted(close[0])}?"

@@ -99,7 +99,7 @@ class TestVolume:
             with pytest.raises(ShapeError, match=r"log-determinants of shape \(batch,\)"):
                 Flow(Sequential(Wrong()), StandardNormal((2,))).log_prob(torch.zeros(5, 2))
         invflow.register("acme.wrong")(Wrong)
-        with pytest.raises(SpecError, match=r"layers.0: acme.wrong has to return log-determinants of shape \(batch,\)"):
+        with pytest.raises(SpecError, match=r"layers.0: acme.wrong must return log-determinants of shape \(batch,\)"):
             invflow.build(spec_of({"type": "acme.wrong"}))
 
     def test_a_subclass_with_another_map_is_not_retraced_as_its_base(self):
@@ -139,7 +139,7 @@ class TestShapes:
             def forward(self, x, context=None):
                 return x.flatten(1)
 
-        with pytest.raises(SpecError, match=r"layers.0: acme.flat says that it turns \(2, 3\) into \(2, 3\)"):
+        with pytest.raises(SpecError, match=r"layers.0: acme.flat declares that it turns \(2, 3\) into \(2, 3\)"):
             invflow.build(spec_of({"type": "acme.flat"}, shape=(2, 3)))
 
     def test_a_layer_that_does_not_run(self):
@@ -191,7 +191,7 @@ class TestAuthorsMistakes:
         [
             (lambda cls, shape: {"net": (shape, shape)}, "TypeError"),
             (lambda cls, shape, fields: {"net": shape}, "a pair of shapes"),
-            (lambda cls, shape, fields: (shape, shape), "has to return a dict, got tuple"),
+            (lambda cls, shape, fields: (shape, shape), "must return a dict, got tuple"),
             (lambda cls, shape, fields: fields["bins"], "KeyError"),
         ],
     )
@@ -235,7 +235,7 @@ class TestAuthorsMistakes:
                 return a[:, :1]
 
         coupling = {"type": "additive_coupling", "net": {"type": "acme.narrow"}}
-        with pytest.raises(SpecError, match=r"layers.1.net: acme.narrow has to map \(2,\) to \(2,\), and"):
+        with pytest.raises(SpecError, match=r"layers.1.net: acme.narrow must map \(2,\) to \(2,\), but"):
             invflow.build(spec_of({"type": "split"}, coupling))
 
     def test_nets_and_heads_with_parts(self):
@@ -268,7 +268,7 @@ class TestAuthorsMistakes:
                 return [(0, (0,))]
 
         layers = [{"type": "affine"}, {"type": "affine"}]
-        with pytest.raises(SpecError, match=r"layers.0: wiring of acme.lonely has to place each of its 2 layers"):
+        with pytest.raises(SpecError, match=r"layers.0: wiring of acme.lonely must place each of its 2 layers"):
             invflow.build(spec_of({"type": "acme.lonely", "layers": layers}, shape=((2,), (2,))))
 
     def test_a_domain_check_does_not_stop_saving(self, tmp_path):

@@ -153,9 +153,9 @@ class TestPoints:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"name": "mnist", "noise": 0.1}, "noise belongs to moons and circles, mnist has none"),
-            ({"name": "checkerboard", "noise": 0.1}, "checkerboard has none"),
-            ({"name": "moons", "augmentation": Augmentation()}, "augmentation changes images, moons has points"),
+            ({"name": "mnist", "noise": 0.1}, "noise is an option of moons and circles, not of mnist"),
+            ({"name": "checkerboard", "noise": 0.1}, "not of checkerboard"),
+            ({"name": "moons", "augmentation": Augmentation()}, "augmentation changes images, but moons has points"),
         ],
     )
     def test_options_of_other_data_are_refused(self, options, message):

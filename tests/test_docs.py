@@ -1,4 +1,4 @@
-"""What the documentation shows is true: its specs build, its tables name what is registered."""
+"""The documentation is correct: its specs build, and its tables name all registered classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file in docs/extending.md is whole: it is written out, loaded, built into specs, and property-tested."""
+"""Every file in docs/extending.md is complete: it is written, loaded, used in specs, and property-tested."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_all_together(folder):
 
 
 def test_the_package(folder):
-    """Installed beside, it is found by its entry points, and its one-line test module passes."""
+    """An installed package is found by its entry points, and its one-line test module passes."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     information = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     information.mkdir()

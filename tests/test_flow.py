@@ -97,5 +97,5 @@ def test_a_link_to_an_endless_file_is_refused(tmp_path):
     (weights,) = tmp_path.glob("weights-*")
     weights.unlink()
     weights.symlink_to("/dev/zero")
-    with pytest.raises(invflow.CheckpointError, match="no ordinary file"):
+    with pytest.raises(invflow.CheckpointError, match="not a regular file"):
         invflow.load(tmp_path)

@@ -77,7 +77,7 @@ class TestNets:
             def net_shapes(cls, shape, fields):
                 return {"nte": (shape, shape)}
 
-        with pytest.raises(SpecError, match=r"layers.0: net_shapes of acme.misspelt names 'nte', which is none"):
+        with pytest.raises(SpecError, match=r"layers.0: net_shapes of acme.misspelt names 'nte', which is not one"):
             invflow.build(spec_of({"type": "acme.misspelt", "net": {"type": "mlp"}}))
 
     def test_a_net_without_context_in_a_spec_with_one(self):
@@ -158,7 +158,7 @@ class TestNets:
                 return a
 
         coupling = {"type": "additive_coupling", "net": {"type": "acme.same"}}
-        with pytest.raises(SpecError, match=r"layers.1.net: acme.same has to map \(2,\) to \(3,\), and returns \(2,\)"):
+        with pytest.raises(SpecError, match=r"layers.1.net: acme.same must map \(2,\) to \(3,\), but returns \(2,\)"):
             invflow.build(spec_of({"type": "split"}, coupling, shape=(5,)))
 
     def test_registering_a_net_breaks_no_property_tests(self):

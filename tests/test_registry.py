@@ -1,4 +1,4 @@
-"""Registration: fields come from the constructor, and nothing is declared twice."""
+"""Registration: the fields are derived from the constructor, without a second declaration."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_malformed_tags_are_refused(tag):
 
 
 def test_what_cannot_be_registered():
-    with pytest.raises(TypeError, match="it is no Bijection"):
+    with pytest.raises(TypeError, match="it is not a Bijection"):
         invflow.register("acme.linear")(nn.Linear)
 
     class Bare(make_scale()):
@@ -102,7 +102,7 @@ def test_what_cannot_be_registered():
         def __init__(self, type: str) -> None:
             super().__init__()
 
-    with pytest.raises(TypeError, match="'type' means something else in a document"):
+    with pytest.raises(TypeError, match="'type' has another meaning in a document"):
         invflow.register("acme.typed")(Typed)
 
 
@@ -111,13 +111,13 @@ def test_a_subclass_is_not_its_registered_parent():
         pass
 
     invflow.register("acme.scale")(Child.__mro__[1])
-    with pytest.raises(invflow.SpecError, match="Child is no registered layer"):
+    with pytest.raises(invflow.SpecError, match="Child is not a registered layer"):
         invflow.to_spec(invflow.Sequential(Child()), input_shape=(2,))
 
 
 def test_any_module_is_a_net_but_only_a_registered_one_goes_into_a_spec():
     chain = invflow.Sequential(invflow.bijections.AdditiveCoupling(nn.Linear(2, 2)))
-    with pytest.raises(invflow.SpecError, match=r"Linear is no registered net.*@invflow.register_net\('acme.name'\)"):
+    with pytest.raises(invflow.SpecError, match=r"Linear is not a registered net.*invflow.register_net\('acme.name'\)"):
         invflow.to_spec(chain, input_shape=((2,), (2,)))
 
 

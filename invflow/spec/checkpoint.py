@@ -1,7 +1,7 @@
-"""Checkpoint folders: weights and the spec that they belong to, verified when they are loaded.
+"""Checkpoint folders: weights and their spec, verified when they are loaded.
 
 A folder holds ``weights-<digest>.safetensors`` and ``spec.json``, whose ``checkpoint`` block names that file. The
-rename of ``spec.json`` is the one moment of commit: a reader finds the old pair or the new one.
+rename of ``spec.json`` commits the pair: a reader finds either the old one or the new one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._torch import buffers, unsaved_buffers
 from ..errors import CheckpointError, NumericsError
 from ..files import write_atomically
 from ..models import Classifier, Flow
@@ -35,22 +34,22 @@ _LARGEST_ITEM = 16  # bytes of the largest number that torch knows, a complex128
 
 
 def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_shape: Shape | None = None) -> None:
-    """Writes a chain, a classifier or a flow into a folder, which is made where it does not exist.
+    """Writes a chain, a classifier or a flow into a folder, which is created if necessary.
 
-    A reader finds the old checkpoint or the new one at every moment, whatever interrupts the writing. A layer that
-    stands twice in a chain comes back as two layers with equal weights.
+    A reader finds either the old checkpoint or the new one at any moment, even if the writing is interrupted. A layer
+    that occurs twice in a chain is loaded as two layers with equal weights.
 
     Args:
         model: what to save; its dtype is kept.
-        folder: where; a checkpoint that is there already is replaced.
+        folder: where to; an existing checkpoint is replaced.
         input_shape: as in `to_spec`.
 
     Raises:
-        SpecError: as in `to_spec`; or the model cannot be built for this input.
-        CheckpointError: the model that its document builds has other weights.
+        SpecError: as in `to_spec`, or if the model cannot be built for this input.
+        CheckpointError: the model built from its document has other weights.
     """
     document, weights = to_spec(model, input_shape), model.state_dict()
-    with torch.device("meta"):  # before anything is replaced: would it come back?
+    with torch.device("meta"):  # before anything is replaced: can it be loaded?
         again = _build(load_spec(document), DEFAULT_LIMITS)
     _check_fit(Path(folder), weights, again.state_dict())
     write_checkpoint(document, weights, folder)
@@ -60,7 +59,7 @@ def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential |
     """The chain, the classifier or the flow that `save` wrote.
 
     Raises:
-        CheckpointError: no checkpoint, or one whose parts do not belong together or were altered.
+        CheckpointError: no checkpoint, or one whose parts do not match or were altered.
         SpecError: a spec that cannot be built.
     """
     folder = Path(folder)
@@ -74,32 +73,22 @@ def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential |
         model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
     except NumericsError as error:
         raise CheckpointError(f"{folder / block.weights}: these weights are not exact: {error}") from None
-    _convert_what_is_not_saved(model)
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
+    for name, buffer in model.named_buffers():  # those that no checkpoint holds, such as a prior's
+        if dtype is not None and name not in expected and buffer.is_floating_point():
+            buffer.data = buffer.to(dtype)
     return model
 
 
 def _build(spec: Spec, limits: Limits) -> Sequential | Classifier | Flow:
-    is_chain = spec.head is None and spec.prior is None
-    return build(spec, limits=limits) if is_chain else build_model(spec, limits=limits)
-
-
-def _convert_what_is_not_saved(model: nn.Module) -> None:
-    """Gives buffers that are in no checkpoint, a prior's for example, the dtype of the weights."""
-    weight = next((weight for weight in model.parameters() if weight.is_floating_point()), None)
-    if weight is None:
-        return
-    for module in model.modules():
-        for name in unsaved_buffers(module):
-            buffer = buffers(module)[name]
-            if buffer is not None and buffer.is_floating_point():
-                buffers(module)[name] = buffer.to(weight.dtype)
+    return (build_model if spec.head or spec.prior else build)(spec, limits=limits)
 
 
 def read_checkpoint_spec(folder: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Spec, CheckpointBlock]:
     """The spec in a checkpoint folder and the block that names its weights. Raises as `load` does."""
     path = folder / SPEC_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no checkpoint here: expected a folder with {SPEC_FILE}, as save writes it")
+        raise CheckpointError(f"{folder}: no checkpoint here: expected a folder with {SPEC_FILE}, as written by save")
     spec = load_spec(path, limits=limits)
     block = spec.top.checkpoint
     if block is None:
@@ -113,7 +102,7 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
     """Writes weights and the document of the model they belong to."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Clones, because safetensors refuses tensors that share memory, as a layer used twice does.
+    # Clones, because safetensors refuses tensors that share memory, such as those of a layer used twice.
     payload = safetensors.torch.save({name: tensor.detach().clone().contiguous() for name, tensor in weights.items()})
     digest = hashlib.sha256(payload).hexdigest()
     name = _WEIGHTS.format(digest[:16])
@@ -121,7 +110,7 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
     block = {"weights": name, "digest": digest, "hash": load_spec(plain).declared_hash}
     write_atomically(folder / name, payload)
     write_atomically(folder / SPEC_FILE, json.dumps({**plain, "checkpoint": block}, indent=2).encode() + b"\n")
-    # What is left of earlier saves: their weights, and what those that were killed had begun to write.
+    # Files of earlier saves: their weights, and partial files if they were killed.
     for pattern in (_WEIGHTS.format("*"), f".{_WEIGHTS.format('*')}.*", f".{SPEC_FILE}.*"):
         for old in folder.glob(pattern):
             if old.name != name:
@@ -131,29 +120,27 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
 def _read_weights(path: Path, digest: str, most: int) -> dict[str, Tensor]:
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path}: no ordinary file, as save writes it")
-        with path.open("rb") as file:  # never more than there can be, whatever the file's size is said to be
+            raise CheckpointError(f"{path}: not a regular file, as written by save")
+        with path.open("rb") as file:  # bounded, whatever size the file claims
             payload = file.read(most + 1)
         if len(payload) > most:
             raise CheckpointError(f"{path}: larger than the weights of its spec can be")
     except OSError as error:
         raise CheckpointError(f"{path}: the weights cannot be read: {error.strerror}") from None
     if hashlib.sha256(payload).hexdigest() != digest:
-        raise CheckpointError(
-            f"{path}: the weights are not those that were saved (their digest differs); copy them again"
-        )
+        raise CheckpointError(f"{path}: these are not the saved weights (their digest differs); copy them again")
     try:
         return safetensors.torch.load(payload)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: no safetensors file: {error}") from None
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name in [*expected, *tensors]:
         if name not in tensors:
-            raise CheckpointError(f"{path}: {name!r} is missing, which the spec's model has")
+            raise CheckpointError(f"{path}: {name!r} of the spec's model is missing")
         if name not in expected:
-            raise CheckpointError(f"{path}: {name!r} is no weight of the spec's model")
+            raise CheckpointError(f"{path}: the spec's model has no weight {name!r}")
         if tensors[name].shape != expected[name].shape:
             shapes = f"{tuple(expected[name].shape)}, got {tuple(tensors[name].shape)}"
             raise CheckpointError(f"{path}: {name!r} is expected to have shape {shapes}")

@@ -1,4 +1,4 @@
-"""What distinguishes two specs, layer by layer."""
+"""The differences between two specs, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..fields import JsonField, shortened
-from .document import Node, Spec, SpecSource, load_spec
+from ..fields import shortened
+from .document import Node, SpecSource, load_spec
 from .training import Training
 
 
 def diff_specs(first: SpecSource, second: SpecSource) -> list[str]:
-    """What is different in the second spec: one line for each difference, none where the specs mean the same.
+    """The differences of the second spec from the first, one line each; none if the specs mean the same.
 
-    The specs are compared once their repeats and references are expanded, with defaults filled in and without names
-    and notes. Layers are paired as in a diff of texts, so that one layer more shifts no other.
+    The specs are compared after the expansion of their repeats and references, with defaults filled in and without
+    names and notes. Layers are paired as in a diff of texts, so that an added layer does not shift the others.
 
     Args:
         first: a file's path, a dict, or a Spec.
@@ -40,7 +40,7 @@ def diff_specs(first: SpecSource, second: SpecSource) -> list[str]:
         *_layers("layers", old.layers, new.layers),
         *_documents("head", old.head, new.head),
         *_documents("prior", old.prior, new.prior),
-        *_plain("training", _training(old), _training(new)),
+        *_plain("training", *((spec.training or Training()).model_dump(mode="json") for spec in (old, new))),
     ]
 
 
@@ -61,7 +61,7 @@ def _layers(path: str, old: Sequence[Node], new: Sequence[Node]) -> Iterator[str
 
 
 def _runs(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[bool, range, range]]:
-    """The stretches of two sequences that are equal, and those that are not."""
+    """The runs of two sequences that are equal, and those that are not."""
     for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         yield kind == "equal", range(a, b), range(c, d)
 
@@ -72,10 +72,10 @@ def _documents(path: str, old: Node | None, new: Node | None) -> Iterator[str]:
         if old is not new:
             yield f"{path}: {_text(old)} -> {_text(new)}"
         return
-    for name, field in old.registry.fields(old.cls).fields.items():
+    for name, field in old.field_set.fields.items():
         inner = f"{path}.{name}"
         if field.kind == "value":
-            yield from _values(inner, _value(old, field), _value(new, field))
+            yield from _values(inner, old.plain()[name], new.plain()[name])
         elif field.kind == "layers":
             yield from _layers(inner, old.children.get(name, ()), new.children.get(name, ()))  # type: ignore[arg-type]
         else:
@@ -94,15 +94,6 @@ def _plain(path: str, old: Any, new: Any) -> Iterator[str]:
 def _values(path: str, old: Any, new: Any) -> Iterator[str]:
     if old != new:
         yield f"{path}: {shortened(old)} -> {shortened(new)}"
-
-
-def _value(node: Node, field: JsonField) -> Any:
-    return node.values.get(field.name, field.default)
-
-
-def _training(spec: Spec) -> Any:
-    """How to train, every option written out."""
-    return (spec.training or Training()).model_dump(mode="json")
 
 
 def _texts(nodes: Sequence[Node]) -> list[str]:

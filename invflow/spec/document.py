@@ -1,29 +1,30 @@
-"""A checked spec: the source document, its expansion, and what each layer of it is."""
+"""A validated spec: the source document, its expansion, and the class and fields of each layer."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Any, TypeAlias, Union
 
 from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError
 from torch import nn
 
 from ..errors import SpecError
-from ..fields import JsonField, counted, describe, quoted, shortened
+from ..fields import FieldSet, counted, describe, quoted, shortened
 from ..numerics.modes import FLOAT, Numerics
 from ..options import Options
 from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
 from ..reversible import Backprop, Monitor
 from ..state import Shape, TensorShape
-from .expand import Expanded, expand
+from .expand import Expanded, expand, key_faults
 from .limits import DEFAULT_LIMITS, Limits
-from .text import JsonPath, Problem, Problems, Source, read_source
+from .text import JsonPath, Place, Problem, Problems, Source, read_source
 from .training import Training
 from .versions import SPEC_VERSION, in_version_1, migrate, version_of
 
@@ -45,7 +46,7 @@ def _nested_shape(value: list[Any]) -> Shape:
     raise ValueError("a shape is a list of positive whole numbers without the batch, or a list of shapes")
 
 
-# For the schema alone: pydantic counts the valid items, and would call [0] empty.
+# Only for the schema: pydantic counts the valid items, and would call [0] empty.
 _HAS_SIZE = Field(json_schema_extra={"minItems": 1, "maxItems": MOST_DIMENSIONS})
 
 
@@ -61,7 +62,7 @@ class Input(Options):
 
 
 class CheckpointBlock(Options):
-    """Which weights belong to a spec in a checkpoint folder."""
+    """The weights that belong to a spec in a checkpoint folder."""
 
     weights: str = Field(pattern=r"^weights-[0-9a-f]{16}\.safetensors$", description="the file with the weights")
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 over every byte of that file")
@@ -72,24 +73,22 @@ class TopLevel(Options):
     """The top of a spec."""
 
     schema_: str | None = Field(default=None, alias="$schema", description="where an editor finds the JSON schema")
-    spec_version: int = Field(
-        default=SPEC_VERSION, ge=1, le=SPEC_VERSION, description="the version of the spec language"
-    )
+    spec_version: int = Field(default=SPEC_VERSION, ge=1, le=SPEC_VERSION, description="version of the spec language")
     name: str | None = Field(default=None, description="a name for people")
     note: str | None = Field(default=None, description="a remark for people")
     input: Input = Field(description="the shapes that go in")
     layers: list[Any] = Field(description="the chain, first applied first")
-    head: Any = Field(default=None, description="what turns the last state into logits")
+    head: Any = Field(default=None, description="the map from the last state to logits")
     prior: Any = Field(default=None, description="the distribution of the last state")
     training: Training | None = Field(default=None, description="how the model is trained")
-    backprop: Backprop = Field(default="stored", description="what training keeps of the states between the layers")
-    numerics: Numerics = Field(default=FLOAT, description="how exact the inverse has to be")
-    monitor: Monitor = Field(default="warn", description="what is done where an input is reconstructed wrongly")
+    backprop: Backprop = Field(default="stored", description="which states between the layers training keeps")
+    numerics: Numerics = Field(default=FLOAT, description="how exact the inverse must be")
+    monitor: Monitor = Field(default="warn", description="what to do if an input is reconstructed wrongly")
     checkpoint: CheckpointBlock | None = Field(default=None, description="written by save")
 
 
 _UNDECISIVE = frozenset({"backprop", "monitor"})
-"""Fields that say how something is computed, and nothing of what: they are no part of a spec's identity."""
+"""Fields that change how something is computed, not what: they are not part of a spec's identity."""
 
 
 @dataclass(frozen=True)
@@ -107,67 +106,81 @@ class Node:
     values: Mapping[str, Any]
     children: Mapping[str, Node | tuple[Node, ...]]
 
+    @property
+    def field_set(self) -> FieldSet:
+        """The fields of the class."""
+        return self.registry.fields(self.cls)
+
+    def plain(self) -> dict[str, Any]:
+        """The plain fields, defaults included."""
+        return {name: self.values.get(name, self.field_set.fields[name].default) for name in self.field_set.plain}
+
     def canonical(self) -> dict[str, Any]:
-        """The document with fields that equal their default dropped."""
-        field_set = self.registry.fields(self.cls)
+        """The document without the fields that equal their default."""
         nested = {
             name: [node.canonical() for node in child] if isinstance(child, tuple) else child.canonical()
             for name, child in self.children.items()
-            if child != field_set.fields[name].default
+            if child != self.field_set.fields[name].default
         }
         decisive = {name: value for name, value in self.values.items() if name not in _UNDECISIVE}
-        return {"type": self.tag, **field_set.canonical(decisive), **nested}
+        return {"type": self.tag, **self.field_set.canonical(decisive), **nested}
 
 
+@dataclass(eq=False, repr=False)
 class Spec:
     """A spec that was read, expanded and validated; its shapes are checked when it is built.
 
     Attributes:
+        top: the top level, validated.
+        layers: the layers of the expanded document.
+        head: the head's document, None if there is none.
+        prior: the prior's document, None if there is none.
         document: the source document, as JSON data.
         expanded: the same without `repeat` and references.
         input_shape: the shape of the input, without the batch.
-        context_shape: the shape of the context, None where there is none.
-        layers: the layers of the expanded document.
-        head: the head's document, None where there is none.
-        prior: the prior's document, None where there is none.
-        training: how to train, None where the spec says nothing.
+        context_shape: the shape of the context, None if there is none.
+        training: how to train, None if the spec does not say.
         name: a name for people.
     """
 
-    def __init__(
-        self,
-        declared: Source,
-        version: int | None,
-        expanded: Expanded,
-        top: TopLevel,
-        layers: tuple[Node, ...],
-        **above: Node | None,
-    ) -> None:
-        self._declared = declared
-        self._version = version
-        self._expanded = expanded
-        self.document: dict[str, Any] = expanded.source.data
-        self.expanded = expanded.data
-        self.top = top
-        self.input_shape: Shape = top.input.shape  # type: ignore[assignment]
-        self.context_shape = top.input.context_shape
-        self.layers = layers
-        self.head = above.get("head")
-        self.prior = above.get("prior")
-        self.training = top.training
-        self.name = top.name
+    _expanded: Expanded
+    _version_1: Source | None
+    top: TopLevel
+    layers: tuple[Node, ...]
+    head: Node | None = None
+    prior: Node | None = None
+
+    def __post_init__(self) -> None:
+        self.document: dict[str, Any] = self._expanded.source.data
+        self.expanded = self._expanded.data
+        self.input_shape: Shape = self.top.input.shape  # type: ignore[assignment]
+        self.context_shape = self.top.input.context_shape
+        self.training = self.top.training
+        self.name = self.top.name
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides the function of the spec: input, layers, head and prior, without defaults, names and notes."""
+        found: dict[str, Any] = {"input": {"shape": self.input_shape}}
+        if self.context_shape is not None:
+            found["input"]["context_shape"] = self.context_shape
+        found["layers"] = [node.canonical() for node in self.layers]
+        above = {"head": self.head, "prior": self.prior}
+        found.update((name, node.canonical()) for name, node in above.items() if node is not None)
+        if self.top.numerics != FLOAT:
+            found["numerics"] = self.top.numerics.model_dump(mode="json", exclude_defaults=True)
+        return found
 
     @functools.cached_property
     def hash(self) -> str:
-        """The spec's identity: sha256 over what decides the function, defaults dropped."""
-        return _digest(canonical_document(self))
+        """The spec's identity: sha256 over what decides the function, without defaults."""
+        return _digest(self.canonical())
 
     @functools.cached_property
     def declared_hash(self) -> str:
-        """The identity by the rules of the version that the document declares: what its checkpoint was saved with."""
-        if self._version != 1:
+        """The identity by the rules of the version that the document declares, which its checkpoint was saved with."""
+        if self._version_1 is None:
             return self.hash
-        return _digest(in_version_1(canonical_document(self), expand(self._declared, DEFAULT_LIMITS).data))
+        return _digest(in_version_1(self.canonical(), expand(self._version_1, DEFAULT_LIMITS).data))
 
     def replace(self, **top_level: Any) -> Spec:
         """The same spec with other top-level entries; None drops one. Errors still point into the spec's text."""
@@ -175,23 +188,9 @@ class Spec:
         return _checked(Source(document, self._expanded.source.name, self._expanded.source.text), DEFAULT_LIMITS)
 
     def error(self, path: JsonPath, message: object) -> SpecError:
-        """What is wrong at a path of the expanded document, placed where that was written."""
+        """The error for a path of the expanded document, located where that part was written."""
         origin = self._expanded.origin(path)
         return self._expanded.source.error([Problem(origin.path, f"{message}{origin.iteration}")])
-
-
-def canonical_document(spec: Spec) -> dict[str, Any]:
-    """What decides the function of a spec: input, layers, head and prior, without defaults, names and notes."""
-    declared: dict[str, Any] = {"shape": spec.input_shape}
-    if spec.context_shape is not None:
-        declared["context_shape"] = spec.context_shape
-    canonical: dict[str, Any] = {"input": declared, "layers": [node.canonical() for node in spec.layers]}
-    canonical.update(
-        {name: node.canonical() for name, node in (("head", spec.head), ("prior", spec.prior)) if node is not None}
-    )
-    if spec.top.numerics != FLOAT:
-        canonical["numerics"] = spec.top.numerics.model_dump(mode="json", exclude_defaults=True)
-    return canonical
 
 
 def load_spec(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Spec:
@@ -204,17 +203,17 @@ def load_spec(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Spec:
 
 
 def _checked(source: Source, limits: Limits) -> Spec:
-    """The spec of a document: one that declares no version is of the newest, or of the first if only that fits."""
+    """The spec of a document; one that declares no version is read as the newest, or as the first if only that fits."""
     if "spec_version" in source.data:
-        return _Validator(source, version_of(source), expand(migrate(source), limits)).spec()
+        return _Validator(expand(migrate(source), limits), source if version_of(source) == 1 else None).spec()
     try:
-        return _Validator(source, SPEC_VERSION, expand(source, limits)).spec()
+        return _Validator(expand(source, limits)).spec()
     except SpecError as error:
         old = migrate(source)
         if old.data == {**source.data, "spec_version": SPEC_VERSION}:
             raise
         try:
-            return _Validator(source, 1, expand(old, limits)).spec()
+            return _Validator(expand(old, limits), source).spec()
         except SpecError:
             raise error from None
 
@@ -224,10 +223,9 @@ def _digest(canonical: dict[str, Any]) -> str:
 
 
 class _Validator:
-    def __init__(self, declared: Source, version: int | None, expanded: Expanded) -> None:
-        self.declared = declared
-        self.version = version
+    def __init__(self, expanded: Expanded, version_1: Source | None = None) -> None:
         self.expanded = expanded
+        self.version_1 = version_1  # the document before its migration, if it is of version 1
         self.problems = Problems(expanded.source)
         self._valid: dict[tuple[str, str], Node] = {}
 
@@ -238,49 +236,33 @@ class _Validator:
             top = TopLevel.model_validate_json(json.dumps(_without_layers(data)))
         except ValidationError as error:
             self._add(error, (), data, TopLevel, "a spec")
-        raw_layers = data.get("layers")
-        layers = self._layers(raw_layers, ("layers",)) if isinstance(raw_layers, list) else ()
+        layers = self._layers(data["layers"], ("layers",)) if isinstance(data.get("layers"), list) else ()
         above = {
             name: self._node(data[name], (name,), registry)
             for name, registry in (("head", heads), ("prior", priors))
             if data.get(name) is not None
         }
-        if "head" in above and "prior" in above:
+        if len(above) == 2:
             self._problem(("prior",), "a spec has a head (a classifier) or a prior (a flow), not both", "key")
         if self.problems.noted or top is None:
             raise self.problems.error()
-        return Spec(
-            self.declared, self.version, self.expanded, top, tuple(node for node in layers if node is not None), **above
-        )
+        return Spec(self.expanded, self.version_1, top, layers, **above)
 
-    def _layers(self, raw: list[Any], path: JsonPath) -> list[Node | None]:
-        return [self._node(child, (*path, i), bijections) for i, child in enumerate(raw)]
+    def _layers(self, raw: list[Any], path: JsonPath) -> tuple[Node, ...]:
+        nodes = [self._node(child, (*path, i), bijections) for i, child in enumerate(raw)]
+        return tuple(node for node in nodes if node is not None)
 
     def _node(self, raw: Any, path: JsonPath, registry: Registry[Any]) -> Node | None:
-        """The node of one document; None where it has problems, which are noted."""
-        noun = registry.noun
-        if not isinstance(raw, dict):
-            self._problem(path, f"expected a {noun}, an object with a type, got {shortened(raw)}")
-            return None
-        key = (noun, json.dumps(raw))
+        """The node of one document; None if it has problems, which are noted."""
+        key = (registry.noun, json.dumps(raw))
         if key in self._valid:
             return self._valid[key]
-        tag = raw.get("type")
-        if not isinstance(tag, str):
-            came = "no type" if "type" not in raw else f"the type {shortened(tag)}"
-            self._problem(path, f"expected a {noun} with a type, a string, got {came}")
-            return None
-        if tag in MACROS:
-            hint = ', such as that of a {"type": "sequential"}' if registry is bijections else ""
-            self._problem(path, f"{tag} is no {noun} of its own: it stands in a list of layers{hint}")
-            return None
+        before = self.problems.noted
         try:
-            cls = registry.find(tag)
+            tag = _tag(raw, registry)
+            node = self._fields(raw, path, registry, registry.find(tag), tag)
         except UnknownTag as error:
             self._problem(path, str(error))
-            return None
-        before = self.problems.noted
-        node = self._fields(raw, path, registry, cls, tag)
         if self.problems.noted > before:
             return None
         self._valid[key] = node
@@ -288,48 +270,40 @@ class _Validator:
 
     def _fields(self, raw: dict[str, Any], path: JsonPath, registry: Registry[Any], cls: Any, tag: str) -> Node:
         field_set = registry.fields(cls)
-        fields = field_set.fields
-        for key in raw:
-            if key not in fields and key not in ("type", "note"):
-                message = f"unknown key {quoted(key)} of {tag}{did_you_mean(key, {*fields, 'note'})}"
-                self._problem((*path, key), message, "key")
-        if not isinstance(raw.get("note", ""), str):
-            self._problem((*path, "note"), f"a note is a string, got {shortened(raw['note'])}")
+        for key, message, at in key_faults(raw, field_set.fields, tag):
+            self._problem((*path, key), message, at)
         values = {}
         try:
             values = field_set.validate({name: raw[name] for name in field_set.plain if name in raw})
         except ValidationError as error:
             self._add(error, path, raw, field_set.values, tag)
         children = {}
-        for name, field in fields.items():
-            if field.kind == "value":
+        for name, field in field_set.fields.items():
+            if field.kind == "value" or (raw.get(name) is None and field.default is None):
                 continue
-            if name in raw:
-                child = self._child(raw[name], (*path, name), field)
-                if child is not None:
-                    children[name] = child
-            elif field.required:
-                self._problem(path, f"{tag} needs {name!r}")
+            place = (*path, name)
+            child: Node | tuple[Node, ...] | None = None
+            if name not in raw:
+                if field.required:
+                    self._problem(path, f"{tag} needs {name!r}")
+            elif field.kind != "layers":
+                child = self._node(raw[name], place, bijections if field.kind == "layer" else nets)
+            elif isinstance(raw[name], list):
+                child = self._layers(raw[name], place)
+            else:
+                self._problem(place, f"expected a list of layers, got {shortened(raw[name])}")
+            if child is not None:
+                children[name] = child
         return Node(registry, cls, tag, values, children)
 
-    def _child(self, raw: Any, path: JsonPath, field: JsonField) -> Node | tuple[Node, ...] | None:
-        if raw is None and field.default is None:
-            return None
-        if field.kind == "layers":
-            if not isinstance(raw, list):
-                self._problem(path, f"expected a list of layers, got {shortened(raw)}")
-                return None
-            return tuple(node for node in self._layers(raw, path) if node is not None)
-        return self._node(raw, path, bijections if field.kind == "layer" else nets)
-
-    def _problem(self, path: JsonPath, message: str, at: Literal["key", "value"] = "value") -> None:
+    def _problem(self, path: JsonPath, message: str, at: Place = "value") -> None:
         """Notes a fault at a path of the expanded document."""
         origin = self.expanded.origin(path)
         iteration = origin.iteration if origin.varies else ""
-        self.problems.note(Problem(origin.path, message + iteration, "value" if origin.substituted else at))
+        self.problems.note(origin.path, message + iteration, "value" if origin.substituted else at)
 
     def _add(self, error: ValidationError, path: JsonPath, raw: Any, model: type[BaseModel], who: str) -> None:
-        """Notes what pydantic found in ``raw``, which stands at ``path``."""
+        """Notes the faults that pydantic found in ``raw``, the value at ``path``."""
         details = error.errors(include_url=False)
         absent = {detail["loc"] for detail in details if detail["type"] == "missing"}
         for detail in details:
@@ -341,7 +315,7 @@ class _Validator:
                 hint = did_you_mean(str(key), _known_keys(model, detail["loc"]))
                 self._problem(place, f"unknown key {quoted(key)} of {owner}{hint}", "key")
             elif detail["type"] == "missing" and isinstance(key, int):
-                if (*detail["loc"][:-1], key + 1) not in absent:  # of a tuple's missing items, the last tells how many
+                if (*detail["loc"][:-1], key + 1) not in absent:  # the last missing item of a tuple tells its length
                     self._problem(place, f"expected {counted(key + 1, 'item')}, got {shortened(detail['input'])}")
             elif detail["type"] == "missing":
                 self._problem(place, f"{owner} needs {key!r}")
@@ -355,15 +329,30 @@ class _Validator:
                 self._problem(place, describe(detail))
 
 
+def _tag(raw: Any, registry: Registry[Any]) -> str:
+    """The tag of a document; raises UnknownTag if it has none, or that of a macro."""
+    noun = registry.noun
+    if not isinstance(raw, dict):
+        raise UnknownTag(f"expected a {noun}, an object with a type, got {shortened(raw)}")
+    tag = raw.get("type")
+    if not isinstance(tag, str):
+        came = f"the type {shortened(tag)}" if "type" in raw else "no type"
+        raise UnknownTag(f"expected a {noun} with a type, a string, got {came}")
+    if tag in MACROS:
+        hint = ', such as that of a {"type": "sequential"}' if registry is bijections else ""
+        raise UnknownTag(f"{tag} is not a {noun} itself: use it in a list of layers{hint}")
+    return tag
+
+
 def _without_layers(data: dict[str, Any]) -> dict[str, Any]:
-    """What pydantic looks at: all but the layers, which are validated one by one, and what nobody knows."""
+    """What pydantic validates: not the layers, which are validated one by one, nor the values of unknown keys."""
     known = {field.alias or name for name, field in TopLevel.model_fields.items()}
     shown = {key: value if key in known else None for key, value in data.items()}
     return {**shown, "layers": []} if isinstance(data.get("layers"), list) else shown
 
 
 def _path_in(raw: Any, location: tuple[int | str, ...]) -> JsonPath:
-    """A pydantic location as a path in ``raw``: without the names of union members, which are in no document."""
+    """A pydantic location as a path in ``raw``, without the names of union members."""
     path: list[int | str] = []
     for step in location:
         if (isinstance(raw, dict) and step in raw) or (isinstance(raw, list) and step in range(len(raw))):
@@ -372,20 +361,18 @@ def _path_in(raw: Any, location: tuple[int | str, ...]) -> JsonPath:
     return tuple(path)
 
 
-@functools.lru_cache
-def _json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema()
+_json_schema = functools.lru_cache(operator.methodcaller("model_json_schema"))
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
-    """The keys that the object at a location may have."""
+    """The keys that are allowed in the object at a location."""
     schema = _json_schema(model)
     definitions = schema.get("$defs", {})
 
     def walk(node: dict[str, Any], steps: tuple[int | str, ...]) -> set[str]:
         if "$ref" in node:
             return walk(definitions[node["$ref"].rsplit("/", 1)[-1]], steps)
-        if "discriminator" in node:  # such a union puts the chosen tag into the location
+        if "discriminator" in node:  # the chosen tag is part of the location
             return walk({"$ref": node["discriminator"]["mapping"][steps[0]]}, steps[1:])
         if "anyOf" in node:
             return set().union(*(walk(option, steps) for option in node["anyOf"]))

@@ -1,24 +1,24 @@
 """The macros of the spec language: `repeat`, `$item` and `$var`, expanded into plain JSON.
 
-Expansion is pure: raw JSON in, raw JSON out, with a map from every place of the result to where it was written.
+Expansion is pure: raw JSON in, raw JSON out, with a map from every part of the result to its origin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..fields import counted, quoted, shortened
 from ..registry import did_you_mean
 from .limits import Limits
-from .text import JsonPath, Problem, Problems, Source, deeper
+from .text import JsonPath, Place, Problems, Source, deeper
 
+Object: TypeAlias = dict[str, Any]
 REPEAT_KEYS = frozenset({"type", "times", "layers", "with", "note"})
-_REFERENCES = ("$var", "$item")
 _STRING_PER_VALUE = 16
 _UNKNOWN = object()
-"""What a reference to nothing stands for: the fault is noted, and nobody looks at the value."""
+"""The value of an invalid reference: the fault is noted, and the value is never used."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Origin:
 
     Attributes:
         path: its path in the source document.
-        iterations: for each repeat around it, outermost first, which iteration made it: ``(number, times)``.
-        substituted: whether a reference stands at ``path``, so that nothing below it has a place of its own.
+        iterations: the iteration of each enclosing repeat, outermost first: ``(number, times)``.
+        substituted: whether ``path`` holds a reference, so that nothing below it has its own place.
         varies: whether that reference is to an item, which differs from one iteration to the next.
     """
 
@@ -39,32 +39,31 @@ class Origin:
 
     @property
     def iteration(self) -> str:
-        """`` (iteration 2 of 4)``, or nothing outside of every repeat."""
+        """`` (iteration 2 of 4)``; empty outside every repeat."""
         if not self.iterations:
             return ""
         return f" (iteration {', '.join(f'{number} of {times}' for number, times in self.iterations)})"
 
 
+@dataclass(frozen=True)
 class Expanded:
-    """A document without macros, and where each part of it came from."""
+    """A document without macros, and the origin of each of its parts."""
 
-    def __init__(self, source: Source, data: dict[str, Any], origins: Mapping[JsonPath, Origin]) -> None:
-        self.source = source
-        self.data = data
-        self._origins = origins
+    source: Source
+    data: dict[str, Any]
+    origins: Mapping[JsonPath, Origin]
 
     def origin(self, path: JsonPath) -> Origin:
         """Where the value at a path of the expanded document was written."""
         for cut in range(len(path), -1, -1):
-            origin = self._origins.get(path[:cut])
+            origin = self.origins.get(path[:cut])
             if origin is not None:
-                rest = () if origin.substituted else path[cut:]
-                return replace(origin, path=(*origin.path, *rest))
+                return replace(origin, path=origin.path if origin.substituted else (*origin.path, *path[cut:]))
         return Origin(path)
 
 
 def expand(source: Source, limits: Limits) -> Expanded:
-    """The document with every `repeat` flattened into the list it stands in and every reference replaced.
+    """The document with every `repeat` flattened into the list that contains it and every reference replaced.
 
     Raises:
         SpecError: malformed repeats, unknown names, or more layers or values than the limits allow.
@@ -76,24 +75,32 @@ def expand(source: Source, limits: Limits) -> Expanded:
     return Expanded(source, data, expander.origins)
 
 
+def key_faults(raw: Object, known: Iterable[str], owner: str) -> Iterator[tuple[str, str, Place]]:
+    """The faults in the keys of a document, notes included: the key, the message, and the place of the fault."""
+    for key in raw:
+        if key not in known and key not in ("type", "note"):
+            yield key, f"unknown key {quoted(key)} of {owner}{did_you_mean(key, {*known, 'note'})}", "key"
+    if not isinstance(raw.get("note", ""), str):
+        yield "note", f"a note is a string, got {shortened(raw['note'])}", "value"
+
+
 @dataclass(frozen=True)
 class _Scope:
     items: Mapping[str, Any] = field(default_factory=dict)
     iterations: tuple[tuple[int, int], ...] = ()
 
 
-def _own_size(raw: dict[str, Any] | list[Any]) -> int:
-    """How many values an object or a list counts as besides what it holds: itself and its long keys."""
+def _own_size(raw: Object | list[Any]) -> int:
+    """How many values an object or a list counts as without its contents: itself and its long keys."""
     return 1 + (sum(len(key) // _STRING_PER_VALUE for key in raw) if isinstance(raw, dict) else 0)
 
 
-def _refers(raw: dict[str, Any]) -> bool:
-    return "$var" in raw or "$item" in raw
+def _refers(raw: Any) -> bool:
+    return isinstance(raw, dict) and ("$var" in raw or "$item" in raw)
 
 
-def _iteration(raw: Any, scope: _Scope) -> str:
-    """Which iteration it is, for a fault in a value that a reference takes from it."""
-    return Origin((), scope.iterations).iteration if isinstance(raw, dict) and "$item" in raw else ""
+def _repeats(raw: Any) -> bool:
+    return isinstance(raw, dict) and raw.get("type") == "repeat"
 
 
 class _Expander:
@@ -108,60 +115,57 @@ class _Expander:
         self.vars = self._variables(source.data.get("vars", {}))
 
     def value(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope) -> Any:
-        """``raw`` with its macros expanded; the same object where it has none."""
+        """``raw`` with its macros expanded; the same object if it has none."""
         size, plain = self._measure(raw)
-        if plain and not (isinstance(raw, list) and out[-1] == "layers"):
-            self._count(size, at)
-            return raw
-        if isinstance(raw, list):
-            if out[-1] != "layers":
-                return [self.value(child, (*at, i), (*out, i), scope) for i, child in enumerate(raw)]
+        if isinstance(raw, list) and out[-1] == "layers":
             layers: list[Any] = []
             for i, child in enumerate(raw):
                 self._layer(child, (*at, i), out, scope, layers)
             return layers
+        if plain:
+            self._count(size, at)
+            return raw
+        if isinstance(raw, list):
+            return [self.value(child, (*at, i), (*out, i), scope) for i, child in enumerate(raw)]
         if _refers(raw):
-            return self._substitute(raw, at, out, scope)
+            self.origins[out] = Origin(at, scope.iterations, substituted=True, varies="$item" in raw)
+            value = self._lookup(raw, at, scope)
+            self._count(self._measure(value)[0], at)
+            return value
         self._count(_own_size(raw), at)
         return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
 
     def _layer(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
-        """Appends what one entry of a list of layers stands for."""
-        if isinstance(raw, dict) and raw.get("type") == "repeat":
+        """Appends the layers of one entry of a list of layers, which may be a repeat."""
+        if _repeats(raw):
             self._repeat(raw, at, out, scope, layers)
             return
         self.layers += 1
         if self.layers > self.limits.layers:
-            self._stop(Problem(at, f"more layers than the limit of {self.limits.layers} once every repeat is expanded"))
+            message = f"more layers than the limit of {self.limits.layers} once every repeat is expanded"
+            self.problems.note(at, message, last=True)
         path = (*out, len(layers))
         self.origins[path] = Origin(at, scope.iterations)
         layers.append(self.value(raw, at, path, scope))
 
-    def _repeat(self, raw: dict[str, Any], at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
+    def _repeat(self, raw: Object, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
         before = self.problems.noted
-        for key in raw:
-            if key not in REPEAT_KEYS:
-                message = f"unknown key {quoted(key)} of repeat{did_you_mean(key, set(REPEAT_KEYS))}"
-                self.problems.note(Problem((*at, key), message, "key"))
-        if not isinstance(raw.get("note", ""), str):
-            self.problems.note(Problem((*at, "note"), f"a note is a string, got {shortened(raw['note'])}"))
-        times = self._resolve(raw.get("times"), (*at, "times"), scope)
-        iteration = _iteration(raw.get("times"), scope)
+        for key, message, side in key_faults(raw, REPEAT_KEYS, "repeat"):
+            self.problems.note((*at, key), message, side)
+        times, iteration = self._resolve(raw.get("times"), (*at, "times"), scope)
         if "times" not in raw:
-            self.problems.note(Problem(at, "repeat needs 'times'"))
-        elif times is _UNKNOWN:
-            pass  # noted where it was looked up
-        elif not isinstance(times, int) or isinstance(times, bool) or times < 1:
-            message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}{iteration}"
-            self.problems.note(Problem((*at, "times"), message))
-        elif times > self.limits.layers:
+            self.problems.note(at, "repeat needs 'times'")
+        elif type(times) is int and times > self.limits.layers:
             message = f"repeat {times} times makes more layers than the limit of {self.limits.layers}{iteration}"
-            self.problems.note(Problem((*at, "times"), message))
+            self.problems.note((*at, "times"), message)
+        elif times is not _UNKNOWN and (type(times) is not int or times < 1):
+            message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}{iteration}"
+            self.problems.note((*at, "times"), message)
         body = raw.get("layers")
         if not isinstance(body, list) or not body:
             place = (*at, "layers") if "layers" in raw else at
-            self.problems.note(Problem(place, "repeat needs 'layers', a list of at least one layer"))
-        columns = self._columns(raw, at, scope, times)
+            self.problems.note(place, "repeat needs 'layers', a list of at least one layer")
+        columns = self._columns(raw, at, scope, times, iteration)
         if self.problems.noted > before:
             return
         for number in range(times):
@@ -171,93 +175,83 @@ class _Expander:
             for i, child in enumerate(body or []):
                 self._layer(child, (*at, "layers", i), out, inner, layers)
 
-    def _columns(self, raw: dict[str, Any], at: JsonPath, scope: _Scope, times: Any) -> dict[str, list[Any]]:
-        """The lists of a repeat's ``with``, each as long as there are iterations."""
+    def _columns(self, raw: Object, at: JsonPath, scope: _Scope, times: Any, iteration: str) -> dict[str, list[Any]]:
+        """The lists of a repeat's ``with``, each with one item per iteration."""
         given = raw.get("with", {})
-        at = (*at, "with")
         if not isinstance(given, dict):
-            self.problems.note(Problem(at, f"with expects an object of lists, got {shortened(given)}"))
+            self.problems.note((*at, "with"), f"with expects an object of lists, got {shortened(given)}")
             return {}
-        self._count(len(given), at)
+        self._count(len(given), (*at, "with"))
         columns = {}
         for name, raw_column in given.items():
-            column = self._resolve(raw_column, (*at, name), scope)
-            iteration = _iteration(raw_column, scope) or _iteration(raw.get("times"), scope)
+            place = (*at, "with", name)
+            column, own_iteration = self._resolve(raw_column, place, scope)
+            came = own_iteration or iteration
             if column is _UNKNOWN:
-                pass
-            elif not isinstance(column, list):
-                message = f"with expects a list, one item per iteration, got {shortened(column)}{iteration}"
-                self.problems.note(Problem((*at, name), message))
+                continue
+            if not isinstance(column, list):
+                message = f"with expects a list, one item per iteration, got {shortened(column)}{came}"
+                self.problems.note(place, message)
             elif isinstance(times, int) and len(column) != times:
                 expected = f"a list of {counted(times, 'item')}, one per iteration"
-                message = f"with expects {expected}, got {len(column)}{iteration}"
-                self.problems.note(Problem((*at, name), message))
+                self.problems.note(place, f"with expects {expected}, got {len(column)}{came}")
             else:
-                columns[name] = [self._item(item, (*at, name, i), scope) for i, item in enumerate(column)]
+                columns[name] = [self._item(item, (*place, i), scope) for i, item in enumerate(column)]
                 if deeper(columns[name], self.limits.depth) is not None:
-                    message = f"the items nest deeper than the limit of {self.limits.depth}"
-                    self.problems.note(Problem((*at, name), message))
+                    self.problems.note(place, f"the items are nested deeper than the limit of {self.limits.depth}")
         return columns
 
     def _item(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
-        """An item of a repeat's ``with``: a constant, once its references are replaced."""
+        """An item of a repeat's ``with``: a constant, after its references are replaced."""
         if self._measure(raw)[1]:
             return raw
-        if isinstance(raw, list):
-            self._count(1 + len(raw), at)
-            return [self._item(child, (*at, i), scope) for i, child in enumerate(raw)]
-        if raw.get("type") == "repeat":
-            self.problems.note(Problem(at, "an item of with holds no repeat; put it where the item is used"))
+        if _repeats(raw):
+            self.problems.note(at, "an item of with cannot hold a repeat; put the repeat where the item is used")
             return _UNKNOWN
         if _refers(raw):
             return self._lookup(raw, at, scope)
         self._count(_own_size(raw) + len(raw), at)
+        if isinstance(raw, list):
+            return [self._item(child, (*at, i), scope) for i, child in enumerate(raw)]
         return {key: self._item(child, (*at, key), scope) for key, child in raw.items()}
 
-    def _resolve(self, raw: Any, at: JsonPath, scope: _Scope) -> Any:
-        """A value of the repeat itself, which may be a reference."""
-        if isinstance(raw, dict) and _refers(raw):
-            return self._lookup(raw, at, scope)
-        return raw
+    def _resolve(self, raw: Any, at: JsonPath, scope: _Scope) -> tuple[Any, str]:
+        """A value of the repeat itself, which may be a reference; and the iteration that decides it, for messages."""
+        if not _refers(raw):
+            return raw, ""
+        return self._lookup(raw, at, scope), Origin((), scope.iterations).iteration if "$item" in raw else ""
 
-    def _substitute(self, raw: dict[str, Any], at: JsonPath, out: JsonPath, scope: _Scope) -> Any:
-        self.origins[out] = Origin(at, scope.iterations, substituted=True, varies="$item" in raw)
-        value = self._lookup(raw, at, scope)
-        self._count(self._measure(value)[0], at)
-        return value
-
-    def _lookup(self, raw: dict[str, Any], at: JsonPath, scope: _Scope) -> Any:
-        key = next(key for key in _REFERENCES if key in raw)
+    def _lookup(self, raw: Object, at: JsonPath, scope: _Scope) -> Any:
+        key = "$var" if "$var" in raw else "$item"
+        known, where = (self.vars, "vars") if key == "$var" else (scope.items, "the with of an enclosing repeat")
         name = raw[key]
-        known = self.vars if key == "$var" else scope.items
         if len(raw) > 1:
-            self.problems.note(Problem(at, f"{key} stands alone in its object, got {shortened(raw)}"))
+            self.problems.note(at, f"{key} must be the only key of its object, got {shortened(raw)}")
         elif not isinstance(name, str) or name not in known:
-            where = "in vars" if key == "$var" else "in the with of a repeat around it"
             hint = did_you_mean(str(name), set(known))
-            self.problems.note(Problem(at, f"{key} names {shortened(name)}, which is not {where}{hint}"))
+            self.problems.note(at, f"{key} names {shortened(name)}, which is not in {where}{hint}")
         else:
             return known[name]
         return _UNKNOWN
 
     def _variables(self, given: Any) -> dict[str, Any]:
         if not isinstance(given, dict):
-            self.problems.note(Problem(("vars",), f"vars expects an object, got {shortened(given)}"))
+            self.problems.note(("vars",), f"vars expects an object, got {shortened(given)}")
             return {}
         for name, value in given.items():
             if not self._measure(value)[1]:
-                self.problems.note(Problem(("vars", name), "a variable is a constant, without repeat or reference"))
+                self.problems.note(("vars", name), "a variable must be a constant, without repeat or reference")
         return given
 
     def _measure(self, raw: Any) -> tuple[int, bool]:
-        """How many JSON values ``raw`` holds, long strings counted as several, and whether it is free of macros."""
+        """The number of JSON values in ``raw``, long strings counted as several; and whether it has no macros."""
         if isinstance(raw, str):
             return 1 + len(raw) // _STRING_PER_VALUE, True
         if not isinstance(raw, dict | list):
             return 1, True
         known = self._sizes.get(id(raw))
         if known is None:
-            plain = not isinstance(raw, dict) or (raw.get("type") != "repeat" and not _refers(raw))
+            plain = not _repeats(raw) and not _refers(raw)
             size = _own_size(raw)
             for child in raw.values() if isinstance(raw, dict) else raw:
                 inner, inner_plain = self._measure(child)
@@ -269,8 +263,5 @@ class _Expander:
     def _count(self, size: int, at: JsonPath) -> None:
         self.values += size
         if self.values > self.limits.values:
-            self._stop(Problem(at, f"more than the limit of {self.limits.values} values once everything is expanded"))
-
-    def _stop(self, problem: Problem) -> None:
-        self.problems.note(problem)
-        raise self.problems.error()
+            message = f"more than the limit of {self.limits.values} values once everything is expanded"
+            self.problems.note(at, message, last=True)

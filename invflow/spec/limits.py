@@ -1,4 +1,4 @@
-"""Bounds on what a spec may ask for: specs come from strangers."""
+"""Bounds on the size of a spec and its model, because specs may come from untrusted sources."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What a document is refused for, before time or memory is spent on it.
+    """The limits of a document; beyond them, it is refused before time or memory is spent on it.
 
     Attributes:
         text_bytes: the size of the file.
-        depth: how deep objects and lists may nest.
-        layers: how many layers there may be once every repeat is expanded.
-        values: how many JSON values there may be once every variable is substituted.
-        parameters: how many numbers all weights and buffers may hold together.
-        state: how many numbers one sample may hold in any state.
-        tensors: how many tensors a state may be made of.
+        depth: the depth of nested objects and lists.
+        layers: the number of layers after every repeat is expanded.
+        values: the number of JSON values after every reference is replaced.
+        parameters: the numbers in all weights and buffers together.
+        state: the numbers of one sample in any state.
+        tensors: the tensors of a state.
     """
 
     text_bytes: int = 2**20

@@ -1,8 +1,7 @@
-"""The spec language as JSON Schema (2020-12), from what is registered: for editors, and for validators elsewhere.
+"""The spec language as JSON Schema (2020-12), for all registered classes: for editors and other validators.
 
-The schema is written so that VS Code's JSON language service completes, explains and marks well: which fields a
-document may have follows from its ``type`` by ``if`` and ``then``, because a large ``oneOf`` only says that nothing
-fits.
+The schema is written for VS Code's JSON language service, its completions, explanations and marks: the ``type`` of a
+document selects its fields by ``if`` and ``then``, because the error of a large ``oneOf`` is only that nothing matches.
 """
 
 from __future__ import annotations
@@ -10,26 +9,27 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
 from ..fields import FieldSet, JsonField
-from ..registry import REGISTRIES, Registry, bijections, heads, priors
+from ..registry import REGISTRIES, Registry, bijections
 from .document import MOST_DIMENSIONS, TopLevel
 
 Schema: TypeAlias = dict[str, Any]
+Members: TypeAlias = dict[str, tuple[str, str]]
+"""Tag -> the name of its definition, and its summary."""
 
-_NOTE = {"type": "string", "description": "a remark for people; it changes nothing"}
-_DROPPED = ("title", "discriminator", "description", "default")
+_NOTE = {"type": "string", "description": "a remark for people, without effect"}
 
 
 def json_schema(*, plug_ins: bool = False) -> Schema:
     """The JSON Schema of a spec with everything that is registered.
 
     Args:
-        plug_ins: loads every installed plug-in first, not only those that some spec asked for; broken ones are left
-            out.
+        plug_ins: load every installed plug-in first, not only those that a spec named; broken ones are left out.
 
     Examples:
         >>> sorted(json_schema()["$defs"]["layer.split"]["properties"])
@@ -43,32 +43,28 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         "shape": _SHAPE,
         "repeat": _REPEAT,
         "layers": {"type": "array", "items": _ref("entry")},
-        "entry": _tagged("layer", _members(bijections), {"repeat": ("repeat", str(_REPEAT["description"]))}),
+        "entry": _tagged("layer", {**_members(bijections), "repeat": ("repeat", _REPEAT["description"])}),
     }
     for registry in REGISTRIES:
-        if registry.registered():
-            definitions[registry.noun] = _tagged(registry.noun, _members(registry))
+        definitions[registry.noun] = _tagged(registry.noun, _members(registry))
         for tag, cls in sorted(registry.registered().items()):
             definitions[f"{registry.noun}.{tag}"] = _document(tag, cls, registry.fields(cls), definitions)
     top = _model(TopLevel, definitions)
-    top["properties"].update(
-        vars={"type": "object", "description": 'constants, referred to as {"$var": "name"}'},
-        layers=_referable(_ref("layers"), top["properties"]["layers"]),
-        **{name: _above(name, registry, top["properties"][name]) for name, registry in _ABOVE.items()},
-    )
-    definitions["Input"]["properties"]["shape"] = _referable(_ref("shape"), definitions["Input"]["properties"]["shape"])
-    both: Schema = {name: {"type": "object"} for name in _ABOVE}
+    fields, of_input = top["properties"], definitions["Input"]["properties"]
+    for name in ("head", "prior"):
+        fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(name), {"type": "null"}]}
+    fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
+    fields["layers"] = _referable(_ref("layers"), fields["layers"])
+    of_input["shape"] = _referable(_ref("shape"), of_input["shape"])
+    both: Schema = {"head": {"type": "object"}, "prior": {"type": "object"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "invflow spec",
         **top,
-        "description": "An invertible neural network: the layers in data order, and what stands on top of them.",
+        "description": "An invertible neural network: the layers in data order, and a head or a prior.",
         "not": {"required": list(both), "properties": both},
         "$defs": definitions,
     }
-
-
-_ABOVE: Mapping[str, Registry[Any]] = {"head": heads, "prior": priors}
 
 
 def _ref(name: str) -> Schema:
@@ -76,35 +72,34 @@ def _ref(name: str) -> Schema:
 
 
 _REFERENCE: Schema = {
-    "description": 'a constant of vars, {"$var": "name"}, or the item of a repeat around it, {"$item": "name"}',
+    "description": 'a constant of vars, {"$var": "name"}, or an item of an enclosing repeat, {"$item": "name"}',
     "type": "object",
     "properties": {
         "$var": {"type": "string", "description": "the name of a constant in the vars at the top"},
-        "$item": {"type": "string", "description": "the name of a list in the with of a repeat around it"},
+        "$item": {"type": "string", "description": "the name of a list in the with of an enclosing repeat"},
     },
     "minProperties": 1,
     "maxProperties": 1,
     "additionalProperties": False,
 }
-_EXTENT: Schema = {"type": "integer", "exclusiveMinimum": 0}
 _SHAPE: Schema = {
     "type": "array",
     "minItems": 1,
     "anyOf": [
-        {"items": {"anyOf": [_EXTENT, _ref("reference")]}, "maxItems": MOST_DIMENSIONS},
+        {"maxItems": MOST_DIMENSIONS, "items": {"anyOf": [{"type": "integer", "minimum": 1}, _ref("reference")]}},
         {"items": {"anyOf": [_ref("shape"), _ref("reference")]}},
     ],
 }
 _REPEAT: Schema = {
-    "description": "The layers, several times over, written out into the list that this stands in.",
+    "description": "The layers several times, inserted into the enclosing list.",
     "type": "object",
     "properties": {
         "type": {"const": "repeat"},
         "times": {
-            "description": "how often, 1 or more",
+            "description": "the number of repetitions, 1 or more",
             "anyOf": [{"type": "integer", "minimum": 1}, _ref("reference")],
         },
-        "layers": {"description": "what is repeated", "type": "array", "minItems": 1, "items": _ref("entry")},
+        "layers": {"description": "the repeated layers", "type": "array", "minItems": 1, "items": _ref("entry")},
         "with": {
             "description": 'lists with one item per iteration, referred to as {"$item": "name"}',
             "type": "object",
@@ -117,46 +112,42 @@ _REPEAT: Schema = {
 }
 
 
-def _members(registry: Registry[Any]) -> dict[str, tuple[str, str]]:
-    """Tag -> the name of its definition and what it is."""
+def _members(registry: Registry[Any]) -> Members:
     return {tag: (f"{registry.noun}.{tag}", _summary(cls)) for tag, cls in sorted(registry.registered().items())}
 
 
-def _tagged(noun: str, *members: Mapping[str, tuple[str, str]]) -> Schema:
-    """A document that its type decides, or a reference to one."""
-    choices = {tag: member for group in members for tag, member in group.items()}
+def _tagged(noun: str, members: Members) -> Schema:
+    """A document whose type decides its fields, or a reference to one."""
     return {
-        "type": "object",
-        "properties": {"type": _type(noun, {tag: summary for tag, (_, summary) in choices.items()})},
+        **_choice(noun, members),
         "if": {"anyOf": [{"required": ["$item"]}, {"required": ["$var"]}]},
         "then": _ref("reference"),
         "else": {"required": ["type"]},
-        "allOf": [_when(tag, _ref(definition)) for tag, (definition, _) in choices.items()],
     }
 
 
-def _type(noun: str, summaries: Mapping[str, str]) -> Schema:
+def _choice(noun: str, members: Members, key: str = "type") -> Schema:
+    """An object in which one key decides which other keys there are."""
+    summaries = [summary for _, summary in members.values()]
+    decides = {"description": f"which {noun} this is", "enum": list(members), "enumDescriptions": summaries}
     return {
-        "description": f"which {noun} this is",
-        "enum": list(summaries),
-        "enumDescriptions": list(summaries.values()),
+        "type": "object",
+        "properties": {key: decides},
+        "allOf": [
+            {"if": {"properties": {key: {"const": tag}}, "required": [key]}, "then": _ref(definition)}
+            for tag, (definition, _) in members.items()
+        ],
     }
-
-
-def _when(tag: str, then: Schema, key: str = "type") -> Schema:
-    return {"if": {"properties": {key: {"const": tag}}, "required": [key]}, "then": then}
 
 
 def _document(tag: str, cls: type, field_set: FieldSet, definitions: dict[str, Schema]) -> Schema:
     """The documents of one registered class."""
     plain = _model(field_set.values, definitions)["properties"]
-    fields = {
-        name: plain[name] if field.kind == "value" else _nested(field) for name, field in field_set.fields.items()
-    }
+    shown = {name: plain[name] if field.kind == "value" else _nested(field) for name, field in field_set.fields.items()}
     return {
         "description": _summary(cls),
         "type": "object",
-        "properties": {"type": {"const": tag}, **fields, "note": _referable(_NOTE, _NOTE)},
+        "properties": {"type": {"const": tag}, **shown, "note": _referable(_NOTE, _NOTE)},
         "required": ["type", *(name for name, field in field_set.fields.items() if field.required)],
         "additionalProperties": False,
     }
@@ -171,65 +162,52 @@ def _nested(field: JsonField) -> Schema:
     return described | _ref(field.kind)
 
 
-def _above(name: str, registry: Registry[Any], described: Schema) -> Schema:
-    """The head or the prior."""
-    allowed = [_ref(name)] if registry.registered() else []
-    return {"description": described["description"], "anyOf": [*allowed, {"type": "null"}]}
-
-
 def _model(model: type[BaseModel], definitions: dict[str, Schema]) -> Schema:
-    """What pydantic says of a model, in the form of this schema; what it refers to goes into the definitions."""
+    """Pydantic's schema of a model in the form of this schema; the models it refers to are added to the definitions."""
     schema = model.model_json_schema()
     found = schema.pop("$defs", {})
-    for name, inner in found.items():
-        definitions[name] = _object(inner, found)
+    definitions.update({name: _object(inner, found) for name, inner in found.items()})
     return _object(schema, found)
 
 
 def _object(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    kept = {key: value for key, value in schema.items() if key != "title"}
-    if "properties" not in schema:
-        return kept
+    kept = _without(schema, "title")
     properties = {
-        name: inner if name == "$schema" or "const" in inner else _referable(_value(inner, definitions), inner)
-        for name, inner in schema["properties"].items()
+        name: _without(inner, "title")
+        if name == "$schema" or "const" in inner
+        else _referable(_value(inner, definitions), inner)
+        for name, inner in schema.get("properties", {}).items()
     }
-    return {**kept, "properties": {name: _untitled(inner) for name, inner in properties.items()}}
+    return {**kept, "properties": properties} if properties else kept
 
 
 def _value(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """The schema of a value, in which references may stand; without its description and default."""
+    """The schema of a value that may contain references, without its description and default."""
     if "discriminator" in schema:
         key = schema["discriminator"]["propertyName"]
-        tags = {tag: ref.rsplit("/", 1)[-1] for tag, ref in schema["discriminator"]["mapping"].items()}
-        summaries = {tag: definitions[name].get("description", "") for tag, name in tags.items()}
-        return {
-            "type": "object",
-            "properties": {key: _type("one", summaries)},
-            "required": [key],
-            "allOf": [_when(tag, _ref(name), key) for tag, name in tags.items()],
-        }
-    value = {key: inner for key, inner in schema.items() if key not in _DROPPED}
+        names = {tag: ref.rsplit("/", 1)[-1] for tag, ref in schema["discriminator"]["mapping"].items()}
+        members = {tag: (name, definitions[name].get("description", "")) for tag, name in names.items()}
+        return {**_choice("one", members, key), "required": [key]}
+    value = _without(schema, "title", "description", "default")
     for key in ("anyOf", "prefixItems"):
         if key in value:
             value[key] = [_value(inner, definitions) for inner in value[key]]
     if "prefixItems" in value:
-        value["prefixItems"] = [_referable(inner, {}) for inner in value["prefixItems"]]
+        value["prefixItems"] = [_referable(inner) for inner in value["prefixItems"]]
     if value.get("items"):
-        value["items"] = _referable(_value(value["items"], definitions), {})
+        value["items"] = _referable(_value(value["items"], definitions))
     return value
 
 
-def _referable(value: Schema, described: Schema) -> Schema:
-    """A value or a reference, with what the original said of it."""
+def _referable(value: Schema, described: Mapping[str, Any] = MappingProxyType({})) -> Schema:
+    """A value or a reference, with the description and the default of the original."""
     kept: Schema = {key: described[key] for key in ("description", "default") if key in described}
     options = value["anyOf"] if set(value) == {"anyOf"} else [value]
-    options = [{key: part for key, part in option.items() if key not in kept} for option in options]
-    return {**kept, "anyOf": [*options, _ref("reference")]}
+    return {**kept, "anyOf": [*(_without(option, *kept) for option in options), _ref("reference")]}
 
 
-def _untitled(schema: Schema) -> Schema:
-    return {key: value for key, value in schema.items() if key != "title"}
+def _without(schema: Schema, *dropped: str) -> Schema:
+    return {key: value for key, value in schema.items() if key not in dropped}
 
 
 def _summary(cls: type) -> str:

@@ -1,25 +1,17 @@
-"""What a spec says about training: data, augmentation, optimiser, schedule."""
+"""The training options of a spec: data, augmentation, optimiser, schedule."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ..options import Options
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 POINTS = frozenset({"moons", "circles", "checkerboard"})
-"""The data sets that are points of the plane and no images."""
+"""The data sets of points in the plane instead of images."""
 Scale: TypeAlias = Annotated[float, Field(ge=0.01, le=100)]
 
 
@@ -29,14 +21,15 @@ def _in_order(scales: tuple[float, float]) -> tuple[float, float]:
     return scales
 
 
+ScaleRange: TypeAlias = Annotated[tuple[Scale, Scale], AfterValidator(_in_order)]
+
+
 class RandomAffine(Options):
     """Random rotation, shift, scale and shear of every training image."""
 
     degrees: NonNegativeFloat = Field(default=0.0, le=180, description="largest rotation either way, in degrees")
     translate: Fraction = Field(default=0.0, description="largest shift, as a fraction of height and width")
-    scale: Annotated[tuple[Scale, Scale], AfterValidator(_in_order)] = Field(
-        default=(1.0, 1.0), description="smallest and largest scale"
-    )
+    scale: ScaleRange = Field(default=(1.0, 1.0), description="smallest and largest scale")
     shear: NonNegativeFloat = Field(default=0.0, lt=90, description="largest shear either way, in degrees")
 
 
@@ -48,15 +41,15 @@ class Elastic(Options):
 
 
 class Stroke(Options):
-    """Random thickness of the strokes: some images are blurred and sharpened again about a random grey."""
+    """Random thickness of the strokes: some images are blurred, then sharpened about a random grey."""
 
-    probability: Fraction = Field(default=0.5, description="how many of the images, 0 to 1")
-    shift: Fraction = Field(default=0.3, le=0.5, description="how far that grey may lie from 1/2, either way")
-    contrast: PositiveFloat = Field(default=2.0, le=1e3, description="how steep the edges become")
+    probability: Fraction = Field(default=0.5, description="the fraction of the images that are changed")
+    shift: Fraction = Field(default=0.3, le=0.5, description="largest distance of that grey from 1/2, either way")
+    contrast: PositiveFloat = Field(default=2.0, le=1e3, description="steepness of the edges")
 
 
 class Augmentation(Options):
-    """What happens to each training image each time it is seen."""
+    """Random changes of each training image, drawn anew each time it is used."""
 
     affine: RandomAffine | None = Field(default=None, description="random affine map")
     elastic: Elastic | None = Field(default=None, description="random smooth deformation")
@@ -69,21 +62,17 @@ class Data(Options):
     name: Literal["digits", "mnist", "moons", "circles", "checkerboard"] = Field(
         default="digits", description="digits ships with scikit-learn; moons, circles and checkerboard are points (2,)"
     )
-    train_size: PositiveInt | None = Field(
-        default=None, description="how many training samples, from the first; null: all images, or 4096 points"
-    )
-    test_size: PositiveInt | None = Field(default=None, description="how many test samples, likewise")
-    noise: NonNegativeFloat | None = Field(
-        default=None, le=10, description="standard deviation of the noise of moons and circles; null: 0.1"
-    )
+    train_size: PositiveInt | None = Field(default=None, description="the first n samples; null: all, or 4096 points")
+    test_size: PositiveInt | None = Field(default=None, description="likewise of the test samples")
+    noise: NonNegativeFloat | None = Field(default=None, le=10, description="noise of moons and circles; null: 0.1")
     augmentation: Augmentation | None = Field(default=None, description="random changes of the training images")
 
     @model_validator(mode="after")
     def _options_fit_the_data(self) -> Data:
         if self.noise is not None and self.name not in ("moons", "circles"):
-            raise ValueError(f"noise belongs to moons and circles, {self.name} has none")
+            raise ValueError(f"noise is an option of moons and circles, not of {self.name}")
         if self.augmentation is not None and self.name in POINTS:
-            raise ValueError(f"augmentation changes images, {self.name} has points")
+            raise ValueError(f"augmentation changes images, but {self.name} has points")
         return self
 
 
@@ -116,16 +105,16 @@ class AdamW(Options):
 
 
 class OneCycle(Options):
-    """Up to the peak learning rate and down again, step by step."""
+    """The learning rate rises to its peak and falls again, step by step."""
 
     type: Literal["one_cycle"]
-    warmup: Fraction = Field(default=0.3, gt=0, lt=1, description="the part of the steps that goes up")
+    warmup: Fraction = Field(default=0.3, gt=0, lt=1, description="the fraction of the steps in which it rises")
     start_factor: PositiveFloat = Field(default=25.0, ge=1, description="the peak divided by the first learning rate")
     final_factor: PositiveFloat = Field(default=1e4, ge=1, description="the first divided by the last learning rate")
 
 
 class Cosine(Options):
-    """Down from the learning rate along half a cosine, step by step."""
+    """The learning rate falls along half a cosine, step by step."""
 
     type: Literal["cosine"]
     final_lr: NonNegativeFloat = Field(default=0.0, description="the learning rate at the end")
@@ -142,12 +131,8 @@ class Training(Options):
     batch_size: PositiveInt = Field(default=64, description="samples per step")
     epochs: PositiveInt = Field(default=40, description="passes over the training samples")
     optimizer: Optimizer = Field(default=Adam(type="adam"), description="the optimiser")
-    schedule: Schedule | None = Field(default=None, description="how the learning rate moves; constant by default")
-    clip_gradient: PositiveFloat | None = Field(
-        default=None, description="the largest norm of all gradients together; null: as large as they are"
-    )
-    label_smoothing: Fraction = Field(
-        default=0.0, lt=1, description="of classifiers: probability spread over the other classes"
-    )
+    schedule: Schedule | None = Field(default=None, description="how the learning rate changes; null: it is constant")
+    clip_gradient: PositiveFloat | None = Field(default=None, description="largest norm of the gradients; null: any")
+    label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")
-    seed: NonNegativeInt = Field(default=0, description="seed of weights, order and all random draws")
+    seed: int = Field(default=0, ge=0, description="seed of weights, order and all random draws")

@@ -1,6 +1,6 @@
-"""Versions of the spec language: older documents are brought up to date, newer ones refused.
+"""Versions of the spec language: older documents are migrated, newer ones refused.
 
-Version 2 has the estimator of a residual block's log-determinant as one nested option. Fields that are no part of a
+Version 2 has the estimator of a residual block's log-determinant as one nested option. Fields that are not part of a
 spec's identity (`backprop`, `monitor`) may change their default within a version; all others keep theirs.
 """
 
@@ -18,7 +18,7 @@ Migration = Callable[[dict[str, Any]], dict[str, Any]]
 _ESTIMATOR = {"log_det": "auto", "terms": None, "probes": 1, "probe": "rademacher", "continuation": None}
 """The fields of version 1 that became one, with their defaults."""
 _UNUSED = {"exact": {"terms", "probes", "probe", "continuation"}, "power_series": {"continuation"}}
-"""Options that version 1 accepted with an estimator that has no use for them."""
+"""Options that version 1 accepted with an estimator that does not use them."""
 
 
 def nest_estimators(document: Any) -> Any:
@@ -32,37 +32,36 @@ def nest_estimators(document: Any) -> Any:
         return nested
     kind = nested.get("log_det", "auto")
     if isinstance(kind, dict) and not kind.keys() & {"$var", "$item"}:
-        return nested  # no version 1: validation says what is wrong, if anything is
-    nested.pop("log_det", None)
+        return nested  # not version 1: left to validation
     unused = _UNUSED.get(kind, set()) if isinstance(kind, str) else set()
-    options = {key: nested.pop(key) for key in list(nested) if key in _ESTIMATOR}
+    options = {key: nested.pop(key) for key in list(nested) if key in _ESTIMATOR and key != "log_det"}
     nested["log_det"] = {"type": kind, **{key: value for key, value in options.items() if key not in unused}}
     return nested
 
 
 MIGRATIONS: Mapping[int, Migration] = {1: nest_estimators}
-"""Version n -> a pure function that makes of a document of version n the same document in version n + 1.
+"""Version n -> a pure function from a document of version n to the same document in version n + 1.
 
-It returns a new document and leaves its argument as it is; entries it does not know it hands on, for validation to
-judge. Errors still point into the text that the user wrote, as long as their paths did not change.
+It returns a new document and does not change its argument; unknown entries are passed on to validation.
+Errors still point into the text that the user wrote, as long as their paths did not change.
 """
 
 
 def version_of(source: Source) -> int | None:
-    """The version that a document declares; None if it declares none, or one that is no version."""
+    """The version that a document declares; None if it declares none, or an invalid one."""
     version = source.data.get("spec_version")
     return version if isinstance(version, int) and not isinstance(version, bool) and version >= 1 else None
 
 
 def migrate(source: Source, migrations: Mapping[int, Migration] = MIGRATIONS, current: int = SPEC_VERSION) -> Source:
-    """The document in the current version of the language; one that declares none is taken to be of version 1.
+    """The document in the current version of the language; if it declares no version, it is read as version 1.
 
     Raises:
         SpecError: a version newer than the library.
     """
     data = source.data
     if "spec_version" in data and version_of(source) is None:
-        return source  # validation says so, together with whatever else is wrong
+        return source  # validation reports this with all other faults
     version = version_of(source) or 1
     if version > current:
         message = f"spec_version {version} is newer than this invflow reads (up to {current}); upgrade invflow"
@@ -73,11 +72,11 @@ def migrate(source: Source, migrations: Mapping[int, Migration] = MIGRATIONS, cu
 
 
 def in_version_1(canonical: Any, expanded: Any) -> Any:
-    """What decided the function of a document by the rules of version 1, from what does so now.
+    """The canonical document by the rules of version 1.
 
     Args:
         canonical: the canonical document in version 2.
-        expanded: the document as it stands, in version 1, without repeat and references.
+        expanded: the original document, in version 1, without repeat and references.
     """
     if isinstance(canonical, list):
         return [in_version_1(*pair) for pair in zip(canonical, expanded, strict=True)]

@@ -1,4 +1,4 @@
-"""What invflow 0.1 wrote, loads, builds and gives the same numbers: specs, checkpoints, a run."""
+"""Specs, checkpoints and a run of invflow 0.1 still load, build and give the same numbers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ OLD = HERE / "v0.1"
 NUMBERS = json.loads((OLD / "numbers.json").read_text())
 
 SAME = 1e-9
-"""Relative, in float64: another version of PyTorch may sum in another order, through a few dozen layers."""
+"""Relative, in float64: another version of PyTorch may sum in another order in each of a few dozen layers."""
 
 
 def pixels(shape, batch=3):
-    """Numbers like pixels, the same wherever they are made."""
+    """Numbers like pixels, the same on every machine."""
 
     def leaf(extents):
         count = batch * torch.Size(extents).numel()
@@ -39,7 +39,7 @@ def chain_of(model):
 
 
 def first(values):
-    """The first numbers of the first sample, or one number a sample."""
+    """The first numbers of the first sample, or one number per sample."""
     return values[0].flatten()[:6] if values.dim() > 1 else values
 
 
@@ -94,7 +94,7 @@ def test_a_run_evaluates_to_what_was_recorded(name, score):
 
 
 def test_a_document_of_version_1_keeps_its_identity():
-    """By the rules of that version, whatever the estimators were said to be."""
+    """By the rules of that version, for every estimator."""
     old = load_spec(OLD / "residual.json")
     assert invflow.load_spec(OLD / "residual" / "spec.json").declared_hash == NUMBERS["checkpoint/residual"]["hash"]
     assert old.hash == load_spec(invflow.to_spec(invflow.build_model(old))).hash

@@ -1,4 +1,4 @@
-"""Wrong documents: one fault each, the place where it must be reported marked in the text."""
+"""Invalid documents with one fault each; a mark in the text shows the place where it must be reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from invflow.registry import bijections, did_you_mean, priors
 
 MARK = "§"
-"""Stands right before the place that the error must point at; it is no part of the document."""
+"""Precedes the place that the error must point at; it is not part of the document."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Fault:
     Attributes:
         marked: its text, with the mark.
         path: the path that the error must carry.
-        message: all that the error must say.
+        message: the exact message of the error.
         in_schema: whether a JSON schema can express the fault, so that an editor marks it too.
     """
 
@@ -40,7 +40,7 @@ class Fault:
 
 
 def document(*layers: str, shape: str = "[4, 4, 4]", more: str = "") -> str:
-    """A spec with these layers, a line each: the first stands at 4:5."""
+    """A spec with these layers, one per line: the first is at 4:5."""
     inside = ",\n    ".join(layers)
     return f'{{\n  "input": {{"shape": {shape}}},\n  "layers": [\n    {inside}\n  ]{more and ", "}{more}\n}}'
 
@@ -76,25 +76,25 @@ SYNTAX = {
     "empty": Fault("§", "", "not JSON: the document is empty"),
     "no JSON": Fault("§hello", "", "not JSON: expected a value"),
     "ends early": Fault('{"input": {"shape": [4]§', "", "not JSON: the document ends too early"),
-    "trailing comma": Fault('{\n  "layers": []§,\n}', "", "not JSON: a comma too many"),
-    "trailing comma in a list": Fault('{"layers": [1§, ]}', "", "not JSON: a comma too many"),
+    "trailing comma": Fault('{\n  "layers": []§,\n}', "", "not JSON: an extra comma"),
+    "trailing comma in a list": Fault('{"layers": [1§, ]}', "", "not JSON: an extra comma"),
     "missing comma": Fault(
         '{"name": "a"\n  §"layers": []}', "", "not JSON: expected a comma, or the end of the object or list"
     ),
     "missing colon": Fault('{"name" §3}', "", "not JSON: expected a colon after the key"),
-    "single quotes": Fault("{§'input': 1}", "", "not JSON: strings and keys stand in double quotes"),
+    "single quotes": Fault("{§'input': 1}", "", "not JSON: strings and keys need double quotes"),
     "bare key": Fault("{§input: 1}", "", "not JSON: expected a key in double quotes"),
     "comment": Fault(
-        '{\n  "name": "a",\n  §// why\n  "layers": []}', "", 'not JSON: a spec has no comments; use "note"'
+        '{\n  "name": "a",\n  §// why\n  "layers": []}', "", 'not JSON: comments are not allowed; use "note"'
     ),
-    "open string": Fault('{"name": §"abc}', "", "not JSON: a string without its closing quote"),
+    "open string": Fault('{"name": §"abc}', "", "not JSON: a string without a closing quote"),
     "line break in a string": Fault(
         '{"name": "a§\n"}', "", "not JSON: a line break or another control character inside a string"
     ),
     "unknown escape": Fault(
-        '{"name": "C:§\\data"}', "", "not JSON: an unknown escape in a string; a backslash itself is written twice"
+        '{"name": "C:§\\data"}', "", "not JSON: an unknown escape in a string; write a backslash twice"
     ),
-    "text after the end": Fault(document() + "\n§}", "", "not JSON: the document ends before this"),
+    "text after the end": Fault(document() + "\n§}", "", "not JSON: unexpected text after the end of the document"),
 }
 
 TEXT = {
@@ -105,13 +105,13 @@ TEXT = {
     "NaN": Fault(
         document('{"type": "psi", "block_size": §NaN}'),
         "layers.0.block_size",
-        "NaN is no number in a spec",
+        "NaN is not allowed in a spec",
         in_schema=False,
     ),
     "Infinity": Fault(
         training('{"optimizer": {"type": "sgd", "lr": §-Infinity}}'),
         "training.optimizer.lr",
-        "-Infinity is no number in a spec",
+        "-Infinity is not allowed in a spec",
         in_schema=False,
     ),
     "1e999": Fault(
@@ -135,7 +135,7 @@ TEXT = {
     "half a character": Fault(
         document('{"type": "psi", "note": §"\\ud83d"}'),
         "layers.0.note",
-        "the string holds half a character (a lone surrogate)",
+        "the string contains half a character (a lone surrogate)",
         in_schema=False,
     ),
 }
@@ -358,7 +358,7 @@ NET = {
     "weights too large for any machine": Fault(
         coupling('§{"type": "conv", "kernel_size": 2147483649}'),
         "layers.1.net",
-        "conv cannot be made of these fields: "
+        "conv cannot be made from these fields: "
         "Storage size calculation overflowed with sizes=[2, 2, 2147483649, 2147483649]",
         in_schema=False,
     ),
@@ -558,7 +558,7 @@ REPEAT = {
             '"layers": [{"$item": "b"}]}'
         ),
         "layers.0.with.b.0",
-        "an item of with holds no repeat; put it where the item is used",
+        "an item of with cannot hold a repeat; put the repeat where the item is used",
         in_schema=False,
     ),
     "unknown item": Fault(
@@ -567,19 +567,19 @@ REPEAT = {
             '      {"type": "psi", "block_size": §{"$item": "blocks"}}]}'
         ),
         "layers.0.layers.0.block_size",
-        "$item names \"blocks\", which is not in the with of a repeat around it; did you mean 'block'?",
+        "$item names \"blocks\", which is not in the with of an enclosing repeat; did you mean 'block'?",
         in_schema=False,
     ),
     "item outside": Fault(
         document('{"type": "psi", "block_size": §{"$item": "b"}}'),
         "layers.0.block_size",
-        '$item names "b", which is not in the with of a repeat around it',
+        '$item names "b", which is not in the with of an enclosing repeat',
         in_schema=False,
     ),
     "unknown item as times": Fault(
         document(f'{{"type": "repeat", "times": §{{"$item": "n"}}, "layers": [{PSI}]}}'),
         "layers.0.times",
-        '$item names "n", which is not in the with of a repeat around it',
+        '$item names "n", which is not in the with of an enclosing repeat',
         in_schema=False,
     ),
     "unknown variable": Fault(
@@ -591,7 +591,7 @@ REPEAT = {
     "a reference with other keys": Fault(
         document('{"type": "psi", "block_size": §{"$var": "b", "default": 2}}', more='"vars": {"b": 2}'),
         "layers.0.block_size",
-        '$var stands alone in its object, got {"$var": "b", "default": 2}',
+        '$var must be the only key of its object, got {"$var": "b", "default": 2}',
     ),
     "a reference to a number": Fault(
         document('{"type": "psi", "block_size": §{"$var": 1}}', more='"vars": {"b": 2}'),
@@ -602,7 +602,7 @@ REPEAT = {
     "a variable that refers": Fault(
         document(more='"vars": {"a": 1, "b": §{"$var": "a"}}'),
         "vars.b",
-        "a variable is a constant, without repeat or reference",
+        "a variable must be a constant, without repeat or reference",
         in_schema=False,
     ),
     "wrong value of a variable": Fault(
@@ -632,12 +632,12 @@ REPEAT = {
     "repeat where one layer stands": Fault(
         document(f'{{"type": "inverse", "layer": §{{"type": "repeat", "times": 2, "layers": [{PSI}]}}}}'),
         "layers.0.layer",
-        'repeat is no layer of its own: it stands in a list of layers, such as that of a {"type": "sequential"}',
+        'repeat is not a layer itself: use it in a list of layers, such as that of a {"type": "sequential"}',
     ),
     "repeat as a net": Fault(
         coupling(f'§{{"type": "repeat", "times": 2, "layers": [{PSI}]}}'),
         "layers.1.net",
-        "repeat is no net of its own: it stands in a list of layers",
+        "repeat is not a net itself: use it in a list of layers",
     ),
     "the same fault in every iteration": Fault(
         document('{"type": "repeat", "times": 3, "layers": [{"type": "psi", "layout": §"rows"}]}'),
@@ -662,7 +662,7 @@ TRAINING = {
     "noise of images": Fault(
         training('{"data": §{"name": "mnist", "noise": 0.1}}'),
         "training.data",
-        'noise belongs to moons and circles, mnist has none, got {"name": "mnist", "noise": 0.1}',
+        'noise is an option of moons and circles, not of mnist, got {"name": "mnist", "noise": 0.1}',
         in_schema=False,
     ),
     "clipping to nothing": Fault(
@@ -743,10 +743,10 @@ LIMITS = {
     "depth": Fault(
         document(more='"vars": {"a": ' + "[" * 31 + "§[1]" + "]" * 31 + "}"),
         "vars.a" + ".0" * 31,
-        "objects and lists nest deeper than the limit of 32",
+        "objects and lists are nested deeper than the limit of 32",
         in_schema=False,
     ),
-    "far too deep": Fault("§" + "[" * 100_000, "", "the document nests too deep to be read", in_schema=False),
+    "far too deep": Fault("§" + "[" * 100_000, "", "the document is nested too deeply to be read", in_schema=False),
     "times": Fault(
         document(f'{{"type": "repeat", "times": §1000000000, "layers": [{PSI}]}}'),
         "layers.0.times",

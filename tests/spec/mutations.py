@@ -1,4 +1,4 @@
-"""Valid documents with something done to them: what a typo, a merge conflict or malice makes of a spec."""
+"""Mutated valid documents, as from typos, merge conflicts or malice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEEDS = [path.read_text() for path in sorted((Path(__file__).parent / "golden" /
 
 
 class Object(list):
-    """A JSON object as a list of ``[key, value]``, so that a key can stand twice."""
+    """A JSON object as a list of ``[key, value]``, so that a key can be repeated."""
 
 
 def mutated(seed: int) -> str:
@@ -26,7 +26,7 @@ def mutated(seed: int) -> str:
 
 
 def written(value: Any) -> str:
-    """JSON text, a member a line; NaN and what is too large for a float are written as Python does."""
+    """JSON text with one member per line; NaN and numbers too large for a float are written as Python writes them."""
     if isinstance(value, Object):
         return "{" + ",\n".join(f"{json.dumps(key)}: {written(inner)}" for key, inner in value) + "}"
     if isinstance(value, list):
@@ -39,7 +39,7 @@ def _pairs(items: list[tuple[str, Any]]) -> Object:
 
 
 def _slots(container: Any) -> list[tuple[Any, int]]:
-    """Every place that holds a value: the list around it and the index there."""
+    """Every place of a value: the enclosing list and the index."""
     found: list[tuple[Any, int]] = []
     for i, entry in enumerate(container):
         slot = (entry, 1) if isinstance(container, Object) else (container, i)
@@ -50,7 +50,7 @@ def _slots(container: Any) -> list[tuple[Any, int]]:
 
 
 def _containers(root: Object) -> list[Any]:
-    """Every object and list that holds something, the document's own among them."""
+    """Every object and list that is not empty, the document itself included."""
     values = [holder[i] for holder, i in _slots(root)]
     return [value for value in values if isinstance(value, list)] or [Object()]
 

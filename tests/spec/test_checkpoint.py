@@ -1,4 +1,4 @@
-"""Checkpoints: the model that was saved comes back, or nothing does."""
+"""Checkpoints: loading returns exactly the saved model, or fails."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def flow(seed=0):
 
 
 def same(first, second):
-    """Whether two models are of one kind, of one spec, and agree in every bit of every tensor."""
+    """Whether two models have the same type and spec, and equal bits in every tensor."""
     one, other = first.state_dict(), second.state_dict()
     return (
         type(first) is type(second)
@@ -124,7 +124,7 @@ def rewrite_spec(folder, change):
 
 
 def store(model, weights, folder):
-    """A checkpoint with its digests in order, but with other weights."""
+    """A checkpoint with other weights and valid digests."""
     write_checkpoint(invflow.to_spec(model), weights, folder)
 
 
@@ -188,17 +188,17 @@ def no_safetensors(folder):
 
 
 REFUSALS = {
-    missing_key: "'layers.3.net.0.bias' is missing, which the spec's model has",
-    other_key: "'layers.9.weight' is no weight of the spec's model",
+    missing_key: "'layers.3.net.0.bias' of the spec's model is missing",
+    other_key: "the spec's model has no weight 'layers.9.weight'",
     other_shape: r"'layers.3.net.0.bias' is expected to have shape \(3,\), got \(4,\)",
     other_layers: "spec.json: the layers were changed after the weights were saved; build it instead",
-    truncated: r"the weights are not those that were saved \(their digest differs\); copy them again",
-    flipped: r"the weights are not those that were saved \(their digest differs\); copy them again",
+    truncated: r"these are not the saved weights \(their digest differs\); copy them again",
+    flipped: r"these are not the saved weights \(their digest differs\); copy them again",
     no_weights: "the weights cannot be read: No such file",
     huge: "larger than the weights of its spec can be",
-    no_spec: "no checkpoint here: expected a folder with spec.json, as save writes it",
+    no_spec: "no checkpoint here: expected a folder with spec.json, as written by save",
     no_block: "no weights: this spec has no checkpoint block; build it instead of loading it",
-    no_safetensors: "no safetensors file",
+    no_safetensors: "not a safetensors file",
 }
 
 

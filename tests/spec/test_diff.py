@@ -1,4 +1,4 @@
-"""The difference of two specs is what a reader would name."""
+"""The differences of two specs are those that a reader would name."""
 
 from __future__ import annotations
 

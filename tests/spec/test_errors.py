@@ -1,4 +1,4 @@
-"""Every fault of a document is reported where it stands, in words that say how to mend it."""
+"""Every fault of a document is reported at its place, with a message that says how to fix it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .faults import FAULTS, document
 
 
 def build(source, **options):
-    """Builds a source, with its head or its prior where it has one."""
+    """Builds a source, with its head or its prior if it has one."""
     spec = invflow.load_spec(source, **options)
     return (invflow.build_model if spec.head or spec.prior else invflow.build)(spec, **options)
 
@@ -47,7 +47,7 @@ def test_one_fault_is_one_error_at_its_place(name, write):
 
 
 def only_text_has(fault):
-    """Whether a fault is lost where Python has parsed the document: its syntax, say, or a key that stands twice."""
+    """Whether a fault is lost after Python has parsed the document, such as a syntax error or a duplicate key."""
     try:
         return not isinstance(json.loads(fault.text), dict) or "duplicate" in fault.message
     except (ValueError, RecursionError):
@@ -62,7 +62,7 @@ def test_a_dict_is_refused_for_the_same_without_a_place(name):
     if any(word in fault.message for word in ("NaN", "Infinity", "1e999")):
         (only,) = error.errors
         assert only["line"] is only["column"] is None
-        assert only["message"].startswith("the dict is no JSON document: ")
+        assert only["message"].startswith("the dict is not a JSON document: ")
     else:
         assert error.errors == [{"path": fault.path, "line": None, "column": None, "message": fault.message}]
         assert str(error) == (fault.path and f"{fault.path}: ") + fault.message
@@ -103,7 +103,7 @@ def test_two_faults_are_two_errors_in_the_order_of_the_text(write):
 def test_two_faults_of_the_text_are_two_errors(write):
     text = '{"a": NaN, "b": 1,\n "b": -1e999}'
     assert [(e["line"], e["column"], e["message"]) for e in refuse(write(text)).errors] == [
-        (1, 7, "NaN is no number in a spec"),
+        (1, 7, "NaN is not allowed in a spec"),
         (2, 2, "duplicate key 'b'"),
         (2, 7, "the number -1e999 is out of range"),
     ]
@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({1, 2}, "the dict is no JSON document: Object of type set is not JSON serializable"),
+        ({1, 2}, "the dict is not a JSON document: Object of type set is not JSON serializable"),
         ("x" * 2**20, f"the document has {2**20 + 12} bytes as JSON, the limit is {2**20}"),
         (2**60, "the number 1152921504606846976 is out of range"),
     ],
@@ -166,7 +166,7 @@ def test_dicts_that_are_no_document(value, message):
     ("limits", "message"),
     [
         (Limits(text_bytes=100), "the file is larger than the limit of 100 bytes"),
-        (Limits(depth=3), "objects and lists nest deeper than the limit of 3"),
+        (Limits(depth=3), "objects and lists are nested deeper than the limit of 3"),
         (Limits(layers=4), "repeat 5 times makes more layers than the limit of 4"),
         (Limits(layers=5), "more layers than the limit of 5 once every repeat is expanded"),
         (Limits(values=20), "more than the limit of 20 values once everything is expanded"),

@@ -1,4 +1,4 @@
-"""Whatever happens to a document, it is built or refused with a place: there is no third way."""
+"""Any mutated document is either built or refused with a place."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_mutated_document_is_built_or_refused_with_a_line(path, seed):
 
 
 def assert_runs(chain):
-    """What was built takes the states that its document declares, and returns the shape that was inferred."""
+    """A built chain takes the states that its document declares, and returns the inferred shape."""
     context = chain.declared_context_shape and torch.zeros((2, *chain.declared_context_shape))
     with torch.no_grad():
         y = chain(zeros(chain.declared_shape, batch=2), context)
@@ -61,7 +61,7 @@ def assert_runs(chain):
 
 
 def test_the_mutations_make_both_kinds(path):
-    """Else the property above would be worth nothing."""
+    """Otherwise the property above would be vacuous."""
     results = []
     for seed in range(200):
         path.write_text(mutated(seed))

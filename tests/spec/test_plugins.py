@@ -1,4 +1,4 @@
-"""Third parties bring bijections, nets and heads by entry point; each test installs a package and starts a process."""
+"""Packages provide bijections, nets and heads by entry points; each test installs a package and starts a process."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def clean_process():
-    """Runs a program in a process where invflow has loaded no plug-in; importing torch once is enough for all."""
+    """Runs a program in a process where invflow has loaded no plug-in; torch is imported only once for all."""
     arguments = [sys.executable, "-W", "error", "-c", FORKING]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
@@ -136,7 +136,7 @@ def clean_process():
 
 @pytest.fixture
 def run(clean_process, tmp_path):
-    """Runs code with the package installed beside it, and returns what it printed."""
+    """Runs code with the package installed, and returns the printed lines."""
     site = tmp_path / "site"
     information = site / "acme_flows-1.0.dist-info"
     information.mkdir(parents=True)
@@ -211,7 +211,7 @@ def test_a_broken_plug_in_is_named_and_hurts_no_other_spec(run):
         "layers.0: layer type 'acme.absent': the plug-in 'acme_absent:Scale' of the distribution 'acme-flows' does "
         "not load: ModuleNotFoundError: No module named 'acme_absent'",
         "layers.0: layer type 'acme.number': the plug-in 'acme_number:NUMBER' of the distribution 'acme-flows' does "
-        "not load: TypeError: 3 cannot be registered as a layer: it is no Bijection",
+        "not load: TypeError: 3 cannot be registered as a layer: it is not a Bijection",
         "layers.0: unknown layer type 'acme.scael'; did you mean 'acme.scale'?",
         broken,
         "acme is loaded",
@@ -262,7 +262,7 @@ def test_two_packages_that_advertise_one_tag(run, tmp_path):
 
 
 def test_one_line_tests_the_bijections_of_another_package(run, tmp_path):
-    """The package's own test module finds its bijection by entry point; no profile and no log stands in its way."""
+    """The package's own test module finds its bijection by entry point; profiles and logs do not interfere."""
     del run  # installs the package
     site = tmp_path / "site"
     (site / "test_acme.py").write_text(

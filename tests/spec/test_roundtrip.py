@@ -1,4 +1,4 @@
-"""There and back: documents, the chains they build, and the hash that names their function."""
+"""Round trips between documents and chains, and the hash that identifies their function."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hash_of(document):
 
 
 def bits(function, shape, context_shape):
-    """What a module returns for a fixed input, to the bit."""
+    """The exact bits that a module returns for a fixed input."""
     generator = torch.Generator().manual_seed(7)
     x = make_state(lambda leaf: torch.randn((3, *leaf), generator=generator), shape)
     context = None if context_shape is None else torch.randn((3, *context_shape), generator=generator)
@@ -43,7 +43,7 @@ def bits(function, shape, context_shape):
 
 
 def same_function(first, second, shape, context_shape=None):
-    """Whether the second module does what the first does, once it has the first one's weights."""
+    """Whether the second module computes the same as the first, given the first one's weights."""
     second.load_state_dict(first.state_dict())
     first.eval()
     second.eval()
@@ -101,12 +101,12 @@ def with_defaults(value):
 
 
 def remarked(value, rng):
-    """The document with notes here and there."""
+    """The document with notes in some places."""
     if isinstance(value, list):
         return [remarked(item, rng) for item in value]
     if not isinstance(value, dict):
         return value
-    # What is no document, but an option of one, has no notes.
+    # Options of a document have no notes.
     noted = {key: item if key == "log_det" else remarked(item, rng) for key, item in value.items()}
     return {**noted, "note": "n"} if "type" in noted and rng.random() < 0.5 else noted
 
@@ -200,7 +200,7 @@ def test_numbers_that_are_equal_hash_alike():
 
 
 class registered_for_now:  # noqa: N801 -- reads as a function
-    """Registers a bijection inside a with block only."""
+    """Registers a bijection within a with block."""
 
     def __init__(self, tag, cls):
         self.patch = pytest.MonkeyPatch()
@@ -262,7 +262,7 @@ def test_what_is_no_chain_has_no_spec(model):
 
 def test_a_head_of_somebody_s_own_is_refused_with_the_way_to_register_it():
     model = invflow.Classifier(invflow.Sequential(), nn.Linear(4, 2))
-    with pytest.raises(invflow.SpecError, match=r"decorate that with @invflow.register_head\('acme.name'\)"):
+    with pytest.raises(invflow.SpecError, match=r"decorate it with @invflow.register_head\('acme.name'\)"):
         invflow.to_spec(model, input_shape=(4,))
 
 
@@ -326,7 +326,7 @@ DEFAULT_ENTRIES = [
 
 @pytest.mark.parametrize(("group", "tag", "field"), DEFAULT_ENTRIES)
 def test_no_default_ever_changes_within_a_version(group, tag, field):
-    """A default is part of every spec that leaves the field out: change it and old specs mean something else."""
+    """A default is part of every spec that leaves the field out: if it changes, old specs change their meaning."""
     now = current_defaults()[group]
     assert tag in now, f"{group} {tag!r} is gone, and specs that name it no longer build"
     assert field in now[tag], f"{tag}.{field} is gone or lost its default, and specs that leave it out no longer build"
@@ -350,7 +350,7 @@ def test_new_defaults_are_written_down():
 
 @pytest.mark.parametrize("name", HASHES)
 def test_documents_of_version_1_keep_their_hash(name):
-    """These files are never changed: a checkpoint of version 1 must load for ever."""
+    """These files are never changed: checkpoints of version 1 must always load."""
     path = GOLDEN / "v1" / f"{name}.json"
     spec = invflow.load_spec(path)
     assert spec.hash == HASHES[name]

@@ -1,4 +1,4 @@
-"""The JSON Schema says the same as the library, to an independent validator."""
+"""By an independent validator, the JSON Schema agrees with the library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def validator():
 
 
 def parsed(text):
-    """The text as the validator's user would read it; None where it is no JSON."""
+    """The text as the validator's user would read it; None if it is not JSON."""
 
     def refuse(constant):
         raise ValueError(constant)
@@ -42,7 +42,7 @@ def parsed(text):
 
 
 def test_the_file_in_docs_is_fresh():
-    """Write it anew with: python -m invflow.spec.schema > docs/spec.schema.json."""
+    """Regenerate it with: python -m invflow.spec.schema > docs/spec.schema.json."""
     assert json.loads((ROOT / "docs" / "spec.schema.json").read_text()) == json_schema()
 
 
