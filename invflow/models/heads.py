@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..nets.parts import Activation, OddInt, Widths, conv_stack
+from ..nets.parts import Activation, OddInt, Widths, make_layers
 from ..registry import register_head
 from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape
 
@@ -82,7 +82,7 @@ class ConvNetHead(Head):
     ) -> None:
         super().__init__()
         channels, height, width = _image_shape(shape)
-        self.convs = nn.Sequential(*conv_stack([channels, *hidden], kernel_size, activation, None, True))
+        self.convs = nn.Sequential(*make_layers([channels, *hidden], kernel_size, activation, None, True))
         self.linear = nn.Linear(hidden[-1] * height * width, classes)
 
     def forward(self, state: State) -> Tensor:
@@ -93,9 +93,8 @@ class ConvNetHead(Head):
 def _image_shape(shape: Shape) -> TensorShape:
     """(channels, height, width) of a state, its tensors concatenated."""
     parts = [shape] if is_tensor_shape(shape) else list(shape)
-    sizes = {part[1:] for part in parts if is_tensor_shape(part) and len(part) == 3}
-    if len(sizes) != 1 or not all(is_tensor_shape(part) and len(part) == 3 for part in parts):
+    if not all(is_tensor_shape(part) and len(part) == 3 and part[1:] == parts[0][1:] for part in parts):  # type: ignore[index]
         raise ShapeError(
             f"the convnet head expects (channels, height, width), or a tuple of such with one size, got {shape}"
         )
-    return sum(part[0] for part in parts), *sizes.pop()  # type: ignore[index, misc]
+    return sum(part[0] for part in parts), *parts[0][1:]  # type: ignore[index, misc]

@@ -52,7 +52,8 @@ def takes_context(net: nn.Module) -> bool:
     except (AttributeError, TypeError, ValueError):  # a scripted module has no signature: it is given what there is
         return True
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    if any(one.name == "context" for one in parameters) and [one.name for one in positional[1:2]] != ["context"]:
+    named = any(one.name == "context" for one in parameters)
+    if named and [one.name for one in positional[1:2]] != ["context"]:
         raise InvflowError(
             f"{type(net).__name__}: a net is called with the context behind the state; make context the second "
             "parameter of its forward"
@@ -61,7 +62,6 @@ def takes_context(net: nn.Module) -> bool:
     any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     if any_number and (inner := unwrapped(net)) is not net:
         return takes_context(inner)
-    named = any(one.name == "context" for one in positional)
     return "context_shape" in constructor or named or any_number or len(needed) > 1
 
 

@@ -1,4 +1,4 @@
-"""Conditioners whose Lipschitz constant is at most 1: what `Residual` is made of."""
+"""Conditioners whose Lipschitz constant is at most 1: the nets of `Residual`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch.nn import functional
 from ..errors import InvflowError, ShapeError
 from ..registry import register_net
 from ..state import Shape, TensorShape, flat_size, require_tensor, shape_of
-from .conv import context_channels, with_context_channels
-from .parts import OddInt, Widths, require_context, start_at_zero
+from .parts import ACTIVATIONS, OddInt, Widths, image_sizes, start_at_zero, with_context
 from .spectral import SpectralConv2d, SpectralLinear
 
 Contraction: TypeAlias = Literal[
@@ -73,22 +72,11 @@ class MaxMin(nn.Module):
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b), rest], dim=1)
 
 
-_CONTRACTIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": Gelu,
-    "silu": Silu,
-    "lipswish": LipSwish,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "maxmin": MaxMin,
-}
+_CONTRACTIONS = {**ACTIVATIONS, "gelu": Gelu, "silu": Silu, "lipswish": LipSwish, "maxmin": MaxMin}
 
 
 class LipschitzNet(nn.Module):
-    """Normalised maps with activations between them, the first one before them too if ``input_activation``."""
+    """Normalised maps with activations between them, and with one before the first if ``before``."""
 
     def __init__(self, maps: Sequence[SpectralLinear | SpectralConv2d], activation: Contraction, before: bool) -> None:
         super().__init__()
@@ -98,27 +86,20 @@ class LipschitzNet(nn.Module):
         )
 
     def lipschitz_bound(self) -> float:
-        """1: every map is divided by its norm where that is larger, and no activation has a larger slope."""
+        """1: every map is divided by its norm if that is above 1, and no activation has a larger slope."""
         return 1.0
 
     def prepared(self) -> Callable[..., Tensor]:
-        """The net as a function of ``(x, context)``, what depends on the weights alone computed once."""
+        """The net as a function of ``(x, context)``; what depends on the weights alone is computed once."""
         return functools.partial(self._evaluate, [one.normalized_weight() for one in self.maps])  # type: ignore[operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        made: Tensor = self.prepared()(x, context)
-        return made
+        return self.prepared()(x, context)
 
     def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
-        x = self._entered(x, context)
+        """The maps of x. A subclass joins the context to x first."""
         for one, activation, weight in zip(self.maps, self.activations, weights, strict=True):
-            x = one.apply_weight(activation(x), weight)  # type: ignore[operator]
-        return self._left(x)
-
-    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def _left(self, x: Tensor) -> Tensor:
+            x = one.linear(activation(x), weight, one.bias)  # type: ignore[operator]
         return x
 
 
@@ -160,30 +141,22 @@ class LipschitzConv(LipschitzNet):
         input_activation: bool = True,
         zero_last: bool = False,
     ) -> None:
-        channels, height, width = require_tensor("lipschitz_conv", in_shape, dims=3)
-        out_channels, *out_size = require_tensor("lipschitz_conv", out_shape, dims=3)
-        if out_size != [height, width]:
-            raise ShapeError(f"lipschitz_conv expects to keep height and width, got {in_shape} in and {out_shape} out")
-        count = len(hidden) + 1
-        sides = kernel_sizes or [3 if position in (0, count - 1) else 1 for position in range(count)]
-        if len(sides) != count:
+        size, channels, more, out_channels = image_sizes("lipschitz_conv", in_shape, out_shape, context_shape)
+        pairs = [*itertools.pairwise([channels + more, *hidden, out_channels])]
+        sides = kernel_sizes or [3, *[1] * (len(pairs) - 2), 3][: len(pairs)]
+        if len(sides) != len(pairs):
             raise InvflowError(
-                f"lipschitz_conv with {len(hidden)} hidden widths has {count} convolutions; it expects as many "
+                f"lipschitz_conv with {len(hidden)} hidden widths has {len(pairs)} convolutions; it expects as many "
                 f"kernel_sizes, got {len(sides)}"
             )
-        more = context_channels("lipschitz_conv", context_shape, (height, width))
-        widths = itertools.pairwise([channels + more, *hidden, out_channels])
-        maps = [
-            SpectralConv2d(narrow, wide, side, (height, width))
-            for (narrow, wide), side in zip(widths, sides, strict=True)
-        ]
+        maps = [SpectralConv2d(*pair, side, size) for pair, side in zip(pairs, sides, strict=True)]
         super().__init__(maps, activation, input_activation)
         self.context_shape = context_shape
         if zero_last:
-            start_at_zero("lipschitz_conv", maps[-1], final_activation=False)
+            start_at_zero("lipschitz_conv", maps[-1])
 
-    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return with_context_channels("lipschitz_conv", x, context, self.context_shape)
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super()._evaluate(weights, with_context("lipschitz_conv", x, context, self.context_shape))
 
 
 @register_net("lipschitz_mlp")
@@ -224,15 +197,10 @@ class LipschitzMLP(LipschitzNet):
         self.out_shape = out_shape
         self.context_shape = context_shape
         if zero_last:
-            start_at_zero("lipschitz_mlp", self.maps[-1], final_activation=False)
+            start_at_zero("lipschitz_mlp", self.maps[-1])
 
-    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
         if shape_of(x) != self.in_shape:
             raise ShapeError(f"lipschitz_mlp expects the shape {self.in_shape}, got {shape_of(x)}")
-        flat = x.flatten(1)
-        if context is None and self.context_shape is None:
-            return flat
-        return torch.cat([flat, require_context("lipschitz_mlp", context, self.context_shape).flatten(1)], dim=1)
-
-    def _left(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], *self.out_shape)  # type: ignore[arg-type]
+        flat = with_context("lipschitz_mlp", x.flatten(1), context, self.context_shape)
+        return super()._evaluate(weights, flat).reshape(x.shape[0], *self.out_shape)  # type: ignore[arg-type]

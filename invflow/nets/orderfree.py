@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,30 +21,18 @@ ASSUMED_RANGE = 8.0
 _TABULATED = (nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
 
+Ranges: TypeAlias = dict[str, float]
+"""The largest magnitudes that data reached in a net: in its input, "state" and "context", and "before 0" and "after 0"
+its first activation, "before 1" and "after 1" its second."""
+
+
 @dataclass
-class Ranges:
-    """The largest magnitudes that data reached in a net.
-
-    Attributes:
-        state: of its input.
-        context: of its context.
-        before: of what each activation was given.
-        after: of what each activation returned.
-    """
-
-    state: float = ASSUMED_RANGE
-    context: float = ASSUMED_RANGE
-    before: dict[int, float] = field(default_factory=dict)
-    after: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class _Block:
     """One linear layer and what follows it."""
 
     linear: nn.Conv2d | nn.Linear
-    norm: BatchNorm | None
-    activation: nn.Module | None
+    norm: BatchNorm | None = None
+    activation: nn.Module | None = None
 
 
 def is_order_free(net: nn.Module) -> bool:
@@ -55,10 +42,9 @@ def is_order_free(net: nn.Module) -> bool:
 
 def obstacle(net: nn.Module) -> str | None:
     """Why a net cannot be made order-free; None where it can, or is."""
-    if is_order_free(net):
-        return None
     try:
-        _blocks(net)
+        if not is_order_free(net):
+            _blocks(net)
     except NumericsError as error:
         return str(error)
     return None
@@ -80,33 +66,26 @@ def make_order_free(net: nn.Module, numerics: Exact, ranges: Ranges | None = Non
     if is_order_free(net):
         return
     blocks = _blocks(net)
-    known = ranges or Ranges()
+    reached = ranges or {}
     limit = 2**numerics.activation_bits - 1
-    scale = _input_scale(blocks[0].linear, context_features(net), known, limit)
+    scale = _input_scale(blocks[0].linear, context_features(net), reached, limit)
     parts: list[nn.Module] = [Quantize(scale, limit)]
     unit = scale.double()  # integers of the input per real unit, by input channel
     for position, block in enumerate(blocks):
         is_last = position == len(blocks) - 1
-        after = known.after.get(position, ASSUMED_RANGE)
-        out = 2.0**numerics.frac_bits if is_last else _scale(after, limit)
-        tabulated = isinstance(block.activation, _TABULATED)
-        fine = _scale(known.before.get(position, ASSUMED_RANGE), limit) if tabulated else out
-        parts.append(_fixed_point(block, unit, fine, limit))
+        out = 2.0**numerics.frac_bits if is_last else _scale(reached.get(f"after {position}"), limit)
         if isinstance(block.activation, _TABULATED):
+            fine = _scale(reached.get(f"before {position}"), limit)
             largest = 2**SUM_BITS if is_last else limit
-            parts.append(_table(block.activation, fine, out, limit, largest, block.linear.weight))
+            table = _table(block.activation, fine, out, limit, largest, block.linear.weight)
+            parts += [_fixed_point(block, unit, fine, limit), table]
         else:
-            parts.append(
-                Requantize(
-                    0 if isinstance(block.activation, nn.ReLU) else None if is_last else -limit,
-                    None if is_last else limit,
-                )
-            )
+            low = 0 if isinstance(block.activation, nn.ReLU) else None if is_last else -limit
+            parts += [_fixed_point(block, unit, out, limit), Requantize(low, None if is_last else limit)]
         unit = torch.tensor(out, dtype=torch.float64)
     stack = cast(nn.Sequential, net)
     del stack[:]
-    for part in parts:
-        stack.append(part.train(net.training))
+    stack.extend(parts).train(net.training)
 
 
 def activations(net: nn.Module) -> list[nn.Module | None]:
@@ -128,15 +107,15 @@ def _blocks(net: nn.Module) -> list[_Block]:
         name = type(part).__name__
         last = blocks[-1] if blocks else None
         if type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros"):
-            blocks.append(_Block(part, None, None))
+            blocks.append(_Block(part))
         elif isinstance(part, nn.Identity | Dropout):
             pass  # nothing, in eval mode
         elif last is None or last.activation is not None:
             raise NumericsError(f"its net's {name} does not follow a convolution or a linear layer")
         elif isinstance(part, BatchNorm) and part.running_mean is not None and last.norm is None:
-            blocks[-1] = _Block(last.linear, part, None)
+            last.norm = part
         elif isinstance(part, (nn.ReLU, *_TABULATED)):
-            blocks[-1] = _Block(last.linear, last.norm, part)
+            last.activation = part
         else:
             raise NumericsError(f"its net's {name} sums in an order of its own; use relu, or another known activation")
     if not blocks:
@@ -146,24 +125,22 @@ def _blocks(net: nn.Module) -> list[_Block]:
     return blocks
 
 
-def _scale(reached: float, limit: int) -> float:
-    """The largest power of two that takes a range to integers within the limit."""
-    if not reached > 0 or not math.isfinite(reached):
+def _scale(reached: float | None, limit: int) -> float:
+    """The largest power of two that maps a range to integers within the limit."""
+    if reached is None or not 0 < reached < math.inf:
         reached = ASSUMED_RANGE
     exponent = math.floor(math.log2(limit / reached))
     return 2.0 ** max(-MOST_SHIFT, min(MOST_SHIFT, exponent))
 
 
-def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, known: Ranges, limit: int) -> Tensor:
-    """One power of two, or one per input channel where a context comes with the state."""
-    like = linear.weight
-    state = _scale(known.state, limit)
+def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, reached: Ranges, limit: int) -> Tensor:
+    """One power of two, or one per input channel if a context comes with the state."""
+    weight, state = linear.weight, _scale(reached.get("state"), limit)
     if not context:
-        return torch.tensor(state, dtype=like.dtype, device=like.device)
-    channels = like.shape[1] * (linear.groups if isinstance(linear, nn.Conv2d) else 1)
-    scales = [state] * (channels - context) + [_scale(known.context, limit)] * context
-    shape = (-1, 1, 1) if isinstance(linear, nn.Conv2d) else (-1,)
-    return torch.tensor(scales, dtype=like.dtype, device=like.device).reshape(shape)
+        return weight.new_tensor(state)
+    channels = weight.shape[1] * (linear.groups if isinstance(linear, nn.Conv2d) else 1)
+    scales = weight.new_tensor([state] * (channels - context) + [_scale(reached.get("context"), limit)] * context)
+    return scales.reshape(-1, *(1,) * (weight.dim() - 2))
 
 
 def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPoint:
@@ -210,9 +187,9 @@ def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
     if weight.is_meta:
         return torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     rows = weight.flatten(1)
-    if not bool(rows.isfinite().all() and bias.isfinite().all()):
-        raise NumericsError("its net's weights are not finite")
     worst = limit * rows.abs().sum(1) + bias.abs()
+    if not bool(worst.isfinite().all()):
+        raise NumericsError("its net's weights are not finite")
     shift = (SUM_BITS - worst.clamp(min=2.0**-MOST_SHIFT).log2()).floor().clamp(-MOST_SHIFT, MOST_SHIFT).long()
     for _ in range(2 * MOST_SHIFT):  # rounding up may have gone beyond the bound
         power = powers_of_two(shift)
@@ -228,6 +205,5 @@ def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
 def _table(activation: nn.Module, fine: float, out: float, limit: int, largest: int, like: Tensor) -> Table:
     """An activation as integers of integers."""
     places = torch.arange(-limit, limit + 1, dtype=torch.float64, device=like.device)
-    values: Callable[[Tensor], Tensor] = activation
-    found = (values(places / fine) * out).round().clamp(-largest, largest) + 0.0
+    found = (activation(places / fine) * out).round().clamp(-largest, largest) + 0.0
     return Table(found.detach().to(like.dtype), largest)

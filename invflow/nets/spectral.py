@@ -59,10 +59,9 @@ class _Spectral(nn.Module, ABC):
     margin: Tensor
     fingerprint: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, in_shape: TensorShape, out_shape: TensorShape) -> None:
+    def __init__(self, plain: nn.Linear | nn.Conv2d, in_shape: TensorShape, out_shape: TensorShape) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
+        self.weight, self.bias = plain.weight, plain.bias  # type: ignore[assignment]  # both have a bias
         self.in_shape = in_shape
         self.out_shape = out_shape
         self.register_buffer("u", torch.zeros(out_shape))
@@ -71,23 +70,19 @@ class _Spectral(nn.Module, ABC):
         self.register_buffer("fingerprint", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """A x, without the bias, for a batch."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``A x + bias`` for a batch, with the ``A`` of these weights."""
 
     @abstractmethod
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
-        """A^T y, for a batch."""
+        """``A^T y`` for a batch."""
 
     @abstractmethod
     def certified_norm(self) -> Tensor:
         """An upper bound of the norm that no rounding or unlucky start can undercut; up to some percent above it."""
 
-    @abstractmethod
-    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        """A x + bias for a batch, with these weights."""
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.apply_weight(x, self.normalized_weight())
+        return self.linear(x, self.normalized_weight(), self.bias)
 
     def norm(self) -> Tensor:
         """The norm of the map as the weights are, with its gradient."""
@@ -101,24 +96,18 @@ class _Spectral(nn.Module, ABC):
         """The weight of a map whose norm is at most 1: left as it is where the norm is at most 1 already."""
         return self.weight / self.norm().clamp(min=1.0)
 
-    def settle(self) -> None:
-        """Brings the singular vectors to the weights; where these have not moved, nothing happens."""
-        self._pair(keep=True)
-
     def train(self, mode: bool = True) -> Any:
-        """Sets the mode, and settles: so evaluation after a training step does not iterate at every call."""
+        """Set the mode, and update the singular vectors, so that evaluation does not iterate at every call."""
         super().train(mode)
-        self.settle()
+        self._pair(keep=True)
         return self
 
     @torch.no_grad()
     def _pair(self, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """``u, v`` and the factor that makes their norm a safe one."""
         weight = self.weight.detach()
-        if weight.is_meta:  # shapes only
-            return self.u.clone(), self.v.clone(), self.margin.clone()
         key = _fingerprint(weight)
-        if bool(key == self.fingerprint):
+        if weight.is_meta or bool(key == self.fingerprint):  # the meta device has shapes only
             return self.u.clone(), self.v.clone(), self.margin.clone()
         u, v, margin = (found.to(self.u.dtype) for found in self._iterate(weight, int(key)))
         # Within torch.func nothing outside may be written to; what is found there is found again.
@@ -171,17 +160,14 @@ class SpectralLinear(_Spectral):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         plain = nn.Linear(in_features, out_features)
-        super().__init__(plain.weight.detach(), _bias_of(plain), (in_features,), (out_features,))
-        self.settle()
+        super().__init__(plain, (in_features,), (out_features,))
+        self.train()
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x @ weight.mT
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, weight, bias)
 
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
         return y @ weight
-
-    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.linear(x, weight, self.bias)
 
     @torch.no_grad()
     def certified_norm(self) -> Tensor:
@@ -221,25 +207,22 @@ class SpectralConv2d(_Spectral):
         if min(after) < 1:
             raise ShapeError(f"a kernel of side {kernel_size} expects larger images than {size[0]} x {size[1]}")
         plain = nn.Conv2d(in_channels, out_channels, kernel_size)
-        super().__init__(plain.weight.detach(), _bias_of(plain), (in_channels, *size), (out_channels, *after))
+        super().__init__(plain, (in_channels, *size), (out_channels, *after))
         self.stride = stride
         self.padding = padding
         # What the stride leaves over at the end of the input, which the transposed map has to be told.
         self._left_over = [(extent + 2 * padding - kernel_size) % stride for extent in size]
-        self.settle()
+        self.train()
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.conv2d(x, weight, None, self.stride, self.padding)
-
-    def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
-        return functional.conv_transpose2d(y, weight, None, self.stride, self.padding, self._left_over)
-
-    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if shape_of(x) != self.in_shape:
             raise ShapeError(
                 f"a spectral convolution built for the shape {self.in_shape} got {shape_of(x)}: its norm would differ"
             )
-        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return functional.conv2d(x, weight, bias, self.stride, self.padding)
+
+    def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
+        return functional.conv_transpose2d(y, weight, None, self.stride, self.padding, self._left_over)
 
     @torch.no_grad()
     def certified_norm(self) -> Tensor:
@@ -292,37 +275,31 @@ def _bidiagonalize(apply: Map, transpose: Map, v: Tensor, tolerance: float) -> t
         return torch.zeros_like(u), v, alpha, 0.0
     u = u / alpha
     left, right = u[None], v[None]
-    diagonal: list[float] = [alpha]
-    above: list[float] = []
     steps = min(STEPS, u.numel(), v.numel())
-    # The smallest number that is no rounding: below it, the space is exhausted.
+    band = torch.zeros(steps, steps, dtype=torch.float64)
+    band[0, 0] = largest = alpha
+    # Anything smaller is a rounding error: the space is exhausted.
     floor = 10 * torch.finfo(v.dtype).eps * max(1.0, math.sqrt(v.numel()) / 10)
-    while True:
-        w = _orthogonal(transpose(u) - diagonal[-1] * v, right)
+    for done in range(1, steps + 1):
+        w = _orthogonal(transpose(u) - alpha * v, right)
         beta = float(w.norm())
-        done = len(diagonal)
-        exhausted = done >= steps or beta <= floor * max(diagonal)
+        exhausted = done == steps or beta <= floor * largest
         if exhausted or done % 4 == 0:
-            band = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-            band += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
-            p, values, q = torch.linalg.svd(band)
-            residual = beta * abs(float(p[-1, 0]))
-            norm = float(values[0])
+            p, values, q = torch.linalg.svd(band[:done, :done])
+            norm, residual = float(values[0]), beta * abs(float(p[-1, 0]))
             if exhausted or residual <= tolerance * norm:
-                found = (p[:, 0].to(v) @ left, q[0].to(v) @ right)
-                return found[0] / found[0].norm(), found[1] / found[1].norm(), norm, residual
+                break
         v = w / beta
         right = torch.cat([right, v[None]])
         u = _orthogonal(apply(v) - beta * u, left)
         alpha = float(u.norm())
-        if alpha <= floor * max(diagonal):
-            # A v is within what was seen: v adds nothing to the image, and one more column ends the space.
-            u = torch.zeros_like(u)
-        else:
-            u = u / alpha
+        # If A v lies in the span of the images so far, v adds nothing to it, and one more column exhausts the space.
+        u = torch.zeros_like(u) if alpha <= floor * largest else u / alpha
         left = torch.cat([left, u[None]])
-        above.append(beta)
-        diagonal.append(alpha)
+        band[done - 1, done], band[done, done] = beta, alpha
+        largest = max(largest, alpha)
+    u, v = p[:, 0].to(v) @ left, q[0].to(v) @ right
+    return u / u.norm(), v / v.norm(), norm, residual
 
 
 def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
@@ -360,12 +337,6 @@ def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
     return bound
 
 
-def _bias_of(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    bias = layer.bias
-    assert bias is not None  # both are made with one
-    return bias.detach()
-
-
 def _at_least_single(weight: Tensor) -> Tensor:
     return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
@@ -383,5 +354,4 @@ def _fingerprint(weight: Tensor) -> Tensor:
     key = torch.arange(1, bits.numel() + 1, device=bits.device) * -7046029254386353131
     key = ((key >> 32) ^ key) * -4658895280553007687
     key = ((key >> 29) ^ key) | 1
-    found: Tensor = (bits * key).sum() + 1
-    return found
+    return (bits * key).sum() + 1

@@ -1,4 +1,4 @@
-"""A chain of bijections with a prior: a density."""
+"""Models: a chain of bijections with a head on top is a classifier, one with a prior a density."""
 
 from __future__ import annotations
 
@@ -10,11 +10,64 @@ from ..arguments import one_line
 from ..errors import ShapeError
 from ..sequential import Sequential
 from ..state import State, leaves, shape_of
+from .heads import Head
 from .priors import Prior
 
 
-class Flow(nn.Module):
-    """The density of x where the chain turns x into a sample of the prior.
+class _Model(nn.Module):
+    """A trunk with one module on top."""
+
+    def __init__(self, bijection: Sequential) -> None:
+        super().__init__()
+        self.bijection = bijection
+
+    def inverse(self, features: Any, context: Tensor | None = None) -> Any:
+        """The input that the trunk maps to these features."""
+        return self.bijection.inverse(features, context)
+
+    def __repr__(self) -> str:
+        trunk, *top = self.children()
+        lines = [*repr(trunk).splitlines(), *map(one_line, top)]
+        return "\n".join([f"{type(self).__name__}(", *("  " + line for line in lines), ")"])
+
+
+class Classifier(_Model):
+    """Class scores from the last state of a chain: ``logits = head(bijection(x))``.
+
+    Args:
+        bijection: the invertible trunk, a chain.
+        head: maps the trunk's last state to logits of shape ``(batch, classes)``.
+
+    Attributes:
+        linear_head: whether the logits are a linear function of the features, so that the whole model is invertible
+            up to its last linear layer.
+
+    Examples:
+        >>> import torch, invflow
+        >>> model = Classifier(invflow.Sequential(), invflow.models.LinearHead(classes=3, shape=(4,)))
+        >>> model(torch.zeros(2, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, bijection: Sequential, head: nn.Module) -> None:
+        super().__init__(bijection)
+        self.head = head
+
+    @property
+    def linear_head(self) -> bool:
+        return isinstance(self.head, Head) and self.head.linear_in_features
+
+    def features(self, x: Any, context: Tensor | None = None) -> Any:
+        """The state after the last invertible layer, which ``bijection.inverse`` maps back to ``x``."""
+        return self.bijection(x, context)
+
+    def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
+        """Logits, ``(batch, classes)``."""
+        return self.head(self.features(x, context))  # type: ignore[no-any-return]
+
+
+class Flow(_Model):
+    """The density of x, for a chain that turns x into a sample of the prior.
 
     ``log p(x) = log prior(f(x)) + log |det df/dx|``. Calling the module is `log_prob`.
 
@@ -25,8 +78,8 @@ class Flow(nn.Module):
         prior: the distribution of f(x).
 
     Raises:
-        ShapeError: the chain adds dimensions, so that images have no density; a call raises it if the chain does so
-            without saying so.
+        ShapeError: the chain adds dimensions, so that there is no density; if it does so without declaring it, a call
+            raises the error.
 
     Examples:
         >>> import torch
@@ -37,11 +90,10 @@ class Flow(nn.Module):
     """
 
     def __init__(self, bijection: Sequential, prior: Prior) -> None:
-        super().__init__()
+        super().__init__(bijection)
         if not bijection.surjective:
             names = ", ".join(layer.tag for layer in bijection if not layer.surjective)
             raise ShapeError(f"a flow expects a chain that adds no dimensions, got one with {names}; put a head on it")
-        self.bijection = bijection
         self.prior = prior
 
     def log_prob(self, x: Any, context: Tensor | None = None) -> Tensor:
@@ -56,25 +108,17 @@ class Flow(nn.Module):
         """``count`` samples, differentiable with respect to the weights.
 
         Args:
-            count: how many.
+            count: the number of samples.
             context: one row per sample.
-            temperature: below 1 the prior's samples lie closer to what is most likely, and so, roughly, do these.
+            temperature: below 1, the prior's samples are nearer to the most likely states, and so, roughly, are these.
         """
         z = self.bijection.numerics.nearest(self.prior.sample(count, temperature))
         x = self.bijection.inverse(z, context)
         _require_equal_sizes(x, z)
         return x
 
-    def inverse(self, features: Any, context: Tensor | None = None) -> Any:
-        """The x that the chain turns into these features, a state of the prior."""
-        return self.bijection.inverse(features, context)
-
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)
-
-    def __repr__(self) -> str:
-        lines = [*repr(self.bijection).splitlines(), one_line(self.prior)]
-        return "\n".join(["Flow(", *("  " + line for line in lines), ")"])
 
 
 def _require_equal_sizes(x: State, z: State) -> None:
