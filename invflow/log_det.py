@@ -7,10 +7,10 @@ k products with J^T and no matrix.
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
 from pydantic import Field, PositiveInt
@@ -61,7 +61,6 @@ class ExactLogDet(Options):
 class _Series(Options):
     """What estimates of the power series share."""
 
-    certain: ClassVar[int]
     terms: PositiveInt | None = None
     probes: PositiveInt = Field(default=1, description="how many, for each sample")
     probe: Probe = Field(
@@ -75,33 +74,25 @@ class _Series(Options):
         pass
 
     def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
-        if not training:
-            generator = torch.Generator().manual_seed(EVAL_SEED)
-            shape = (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
-            probes = draw_probes(self.probe, shape, x, generator)
-            return series_log_det(g, x, context, probes, self._weights_in_eval_mode(coefficient))
-        weights = self._weights(coefficient)
-        return series_log_det(g, x, context, draw_probes(self.probe, (self.probes, *x.shape), x, None), weights)
+        weights = self._weights(coefficient, training)
+        generator = None if training else torch.Generator().manual_seed(EVAL_SEED)
+        shape = (self.probes, *x.shape) if training else (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
+        return series_log_det(g, x, context, draw_probes(self.probe, shape, x, generator), weights)
 
-    def _weights(self, coefficient: float) -> list[float]:
-        return [1.0] * (self.terms or self.certain)
-
-    def _weights_in_eval_mode(self, coefficient: float) -> list[float]:
-        return [1.0] * (self.terms or self.certain)
+    def _weights(self, coefficient: float, training: bool) -> list[float]:
+        return [1.0] * (self.terms or 10)
 
 
 class PowerSeries(_Series):
     """The power series, truncated after some terms, each trace estimated by probes."""
 
     type: Literal["power_series"]
-    certain: ClassVar[int] = 10
     terms: PositiveInt | None = Field(default=None, description="how many terms; null: 10")
 
 
 class _Roulette(_Series):
     """The power series with a random number of terms."""
 
-    certain: ClassVar[int] = 2
     terms: PositiveInt | None = Field(default=None, description="how many terms are never left out; null: 2")
     continuation: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
@@ -116,13 +107,12 @@ class _Roulette(_Series):
                 f"{coefficient**2:g}, got {self.continuation}: the variance of the log-determinant would be infinite"
             )
 
-    def _weights(self, coefficient: float) -> list[float]:
+    def _weights(self, coefficient: float, training: bool) -> list[float]:
+        certain = self.terms or 2
+        if not training:
+            return [1.0] * max(certain, enough_terms(coefficient, EVAL_ERROR))
         continuation = self.continuation or default_continuation(coefficient)
-        certain = self.terms or self.certain
         return roulette_weights(draw_terms(certain, continuation), certain, continuation)
-
-    def _weights_in_eval_mode(self, coefficient: float) -> list[float]:
-        return [1.0] * max(self.terms or self.certain, enough_terms(coefficient, EVAL_ERROR))
 
 
 class Roulette(_Roulette):
@@ -156,13 +146,11 @@ def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
         >>> exact_log_det(lambda x, context: x / 2, torch.zeros(1, 3), None)  # 3 log 1.5
         tensor([1.2164])
     """
-    size = x[:1].numel()
+    batch, size = len(x), x[:1].numel()
     identity = torch.eye(size, dtype=x.dtype, device=x.device)
     # One copy of the batch per row of the Jacobian: that works for every g, and under every transform of torch's.
-    copies, given = repeated(x, size), None if context is None else repeated(context, size)
-    basis = identity[:, None].expand(size, x.shape[0], size).reshape(copies.shape)
-    rows = pulled_back(functools.partial(_of_x, g, given), copies)(basis)
-    dense = rows.reshape(size, -1, size).movedim(1, 0)
+    basis = identity[:, None].expand(size, batch, size).reshape(size * batch, *x.shape[1:])
+    dense = _pulled_back_on_copies(g, x, context, size)(basis).reshape(size, batch, size).movedim(1, 0)
     found: Tensor = torch.linalg.slogdet(identity + dense).logabsdet
     return found
 
@@ -187,9 +175,8 @@ def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor,
         weights: one for each term.
     """
     number = probes.shape[0]
-    copies, given = repeated(x, number), None if context is None else repeated(context, number)
-    v = probes.expand(number, *x.shape).reshape(copies.shape)
-    pull = pulled_back(functools.partial(_of_x, g, given), copies)
+    v = probes.expand(number, *x.shape).flatten(0, 1)
+    pull = _pulled_back_on_copies(g, x, context, number)
     with torch.no_grad():
         value = x.new_zeros(len(v))
         power, weighted = v, torch.zeros_like(v)
@@ -218,10 +205,7 @@ def truncation_error(coefficient: float, terms: int, size: int) -> float:
 
 def enough_terms(coefficient: float, error: float) -> int:
     """The smallest number of terms whose truncation error is at most ``error`` for each dimension."""
-    terms = 1
-    while truncation_error(coefficient, terms, 1) > error:
-        terms += 1
-    return terms
+    return next(terms for terms in itertools.count(1) if truncation_error(coefficient, terms, 1) <= error)
 
 
 def roulette_weights(number: int, certain: int, continuation: float) -> list[float]:
@@ -262,11 +246,6 @@ def draw_terms(certain: int, continuation: float) -> int:
     return certain + math.floor(math.log1p(-uniform) / math.log(continuation))
 
 
-def repeated(x: Tensor, number: int) -> Tensor:
-    """So many copies of a batch, one after the other."""
-    return x[None].expand(number, *x.shape).flatten(0, 1)
-
-
 def pulled_back(g: Map, x: Tensor) -> Map:
     """``u -> (dg/dx)^T u`` at x, for any number of u; differentiable where it is called with gradients on."""
     with torch.enable_grad():
@@ -284,8 +263,10 @@ def pulled_back(g: Map, x: Tensor) -> Map:
     return pull
 
 
-def _of_x(g: Branch, context: Tensor | None, x: Tensor) -> Tensor:
-    return g(x, context)
+def _pulled_back_on_copies(g: Branch, x: Tensor, context: Tensor | None, number: int) -> Map:
+    """`pulled_back` at a number of copies of a batch, one after the other."""
+    copies, given = (None if one is None else one.expand(number, *one.shape).flatten(0, 1) for one in (x, context))
+    return pulled_back(lambda at: g(at, given), cast(Tensor, copies))
 
 
 class _Once(torch.autograd.Function):

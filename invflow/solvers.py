@@ -140,8 +140,7 @@ class _Samples:
         rows: their places in the batch.
         x: the last point.
         image: f there.
-        residual: the image less the point.
-        size: the residual's norm.
+        size: the norm of the residual, ``image - x``.
         scale: the unit of errors.
         best: the image with the smallest relative residual so far.
         relative: that residual.
@@ -158,7 +157,6 @@ class _Samples:
     rows: Tensor
     x: Tensor
     image: Tensor
-    residual: Tensor
     size: Tensor
     scale: Tensor
     best: Tensor
@@ -181,39 +179,29 @@ class _Solver:
     """The samples at work, and what has been found for the others."""
 
     def __init__(
-        self,
-        step: Step,
-        start: Tensor,
-        contraction: float,
-        method: Method,
-        tolerance: float | None,
-        max_evaluations: int | None,
+        self, step: Step, start: Tensor, contraction: float, method: Method, tolerance: float | None, most: int | None
     ) -> None:
         self.step, self.shape, self.method, self.limit = step, start.shape, method, contraction
         self.eps = torch.finfo(start.dtype).eps
         self.patience = math.log(PROGRESS) / math.log(contraction) + PATIENCE
         enough = 2 * math.log(self.eps) / math.log(contraction) + self.patience
-        self.most = max_evaluations or min(math.ceil(enough), MOST_EVALUATIONS)
+        self.most = most or min(math.ceil(enough), MOST_EVALUATIONS)
         self.target = self.eps / 2 if tolerance is None else tolerance * (1 - contraction)
         self.allowed = accuracy(start.dtype) if tolerance is None else tolerance
         self.tikhonov = max(TIKHONOV, 10 * self.eps)
+        self.most_debt = LARGEST_DEBT if method == "anderson" else -math.inf  # Picard's method never mixes
         x = start.flatten(1)
-        batch, size = x.shape
-        self.x = x.clone()
-        self.unit = _norm(x)
-        self.evaluations = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        self.residual, self.contraction = torch.full_like(self.unit, math.inf), torch.zeros_like(self.unit)
-        rows = torch.arange(batch, device=x.device)
+        self.x, self.unit = x.clone(), _norm(x)
+        rows, zero = torch.arange(len(x), device=x.device), torch.zeros_like(self.unit)
+        self.evaluations, self.residual, self.contraction = torch.zeros_like(rows), zero + math.inf, zero.clone()
         self.count = 1
         image = step(start, rows).flatten(1)
-        none = torch.zeros_like(self.unit)
-        history = x.new_zeros(batch, MEMORY, size)
+        history = x.new_zeros(len(x), MEMORY, x.shape[1])
         self.at_work = _Samples(
-            rows=rows, x=x, image=image, residual=image - x, size=none, scale=none, best=image,
-            relative=none + math.inf, mark=none + math.inf, stalled=none, contraction=none, debt=none,
-            mixes=rows < 0, images=history, changes=history.clone(), gram=x.new_zeros(batch, MEMORY, MEMORY),
+            rows=rows, x=x, image=image, size=_norm(image - x), scale=zero, best=image, relative=zero + math.inf,
+            mark=zero + math.inf, stalled=zero, contraction=zero, debt=zero, mixes=rows < 0,
+            images=history, changes=history.clone(), gram=x.new_zeros(len(x), MEMORY, MEMORY),
         )  # fmt: skip
-        self.at_work.size = _norm(self.at_work.residual)
         self._look()
 
     def solution(self) -> Solution:
@@ -224,16 +212,11 @@ class _Solver:
     def advance(self) -> None:
         """One evaluation for each sample at work."""
         now = self.at_work
-        mixing = now.mixes & (now.debt < LARGEST_DEBT)
-        x = now.image
-        if self.method == "anderson" and bool(mixing.any()):
-            x = torch.where(mixing[:, None], self._mixed(), x)
-        else:
-            mixing = torch.zeros_like(mixing)
+        mixing = now.mixes & (now.debt < self.most_debt)
+        x = torch.where(mixing[:, None], self._mixed(), now.image) if bool(mixing.any()) else now.image
         image = self.step(x.reshape(-1, *self.shape[1:]), now.rows).flatten(1)
         self.count += 1
-        residual = image - x
-        size = _norm(residual)
+        size = _norm(image - x)
         kept = ~mixing | (size <= LARGEST_GROWTH * now.size)
         move, difference = x - now.x, image - now.image
         distance = _norm(move)
@@ -246,7 +229,7 @@ class _Solver:
         now.mixes = kept
         self._remember(kept, difference, difference - move)
         now.x, now.image = torch.where(kept[:, None], x, now.x), torch.where(kept[:, None], image, now.image)
-        now.residual, now.size = torch.where(kept[:, None], residual, now.residual), torch.where(kept, size, now.size)
+        now.size = torch.where(kept, size, now.size)
         self._look()
 
     def _mixed(self) -> Tensor:
@@ -256,7 +239,7 @@ class _Solver:
         lengths = torch.where(lengths > 0, lengths, 1.0)
         gram = now.gram.double() / (lengths[:, :, None] * lengths[:, None, :])
         gram.diagonal(dim1=1, dim2=2).add_(self.tikhonov)
-        right = (now.changes @ now.residual[:, :, None])[:, :, 0].double() / lengths
+        right = (now.changes @ (now.image - now.x)[:, :, None])[:, :, 0].double() / lengths
         weights = torch.linalg.solve_ex(gram, right).result / lengths
         mixed: Tensor = now.image - (weights.to(now.image.dtype)[:, None, :] @ now.images)[:, 0]
         return mixed

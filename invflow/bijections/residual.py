@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from ..state import Shape, TensorShape, flat_size, require_tensor
 GRADIENT_ERROR = 10
 """How exact gradients of the inverse are, in units of the inverse's own accuracy: nobody needs their last digit."""
 
-Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
-Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+SolveLinear: TypeAlias = Callable[[Step, Tensor], Tensor]
 
 
 class NotConverged(RuntimeWarning):
@@ -80,9 +79,9 @@ class Residual(Conditioned, Bijection):
     def __init__(
         self,
         net: nn.Module | None = None,
-        coefficient: Contractive = 0.9,
+        coefficient: Fraction = 0.9,
         solver: Method = "anderson",
-        tolerance: Tolerance | None = None,
+        tolerance: Fraction | None = None,
         on_failure: Literal["warn", "raise"] = "warn",
         log_det: Estimator = AUTO,
         shape: Shape | None = None,
@@ -92,9 +91,7 @@ class Residual(Conditioned, Bijection):
         log_det.check(coefficient)
         if net is None:
             if shape is None:
-                raise InvflowError(
-                    "residual expects a net, or the incoming shape to make one for: Residual(shape=(2,))"
-                )
+                raise InvflowError("residual expects a net, or the incoming shape to build one: Residual(shape=(2,))")
             extents = require_tensor("residual", shape)
             default = LipschitzConv if len(extents) == 3 else LipschitzMLP
             net = default(extents, extents, context_shape)
@@ -124,7 +121,15 @@ class Residual(Conditioned, Bijection):
         net = self.net.prepared() if isinstance(self.net, LipschitzNet) else self.net
         bound = cast(Lipschitz, self.net).lipschitz_bound()
         scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
-        return functools.partial(_branch, net, self.net_takes_context, scale)
+        with_context = self.net_takes_context
+
+        def g(x: Tensor, context: Tensor | None) -> Tensor:
+            made: Tensor = net(x, context) if with_context and context is not None else net(x)
+            if made.shape == x.shape:
+                return scale * made
+            raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
+
+        return g
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with own_precision(x):
@@ -175,7 +180,7 @@ class Residual(Conditioned, Bijection):
             return y - g(y, context)
         solution = self._solve(g, y.detach(), context)
         self._complain("inverse", y, solution)
-        return attach(functools.partial(_picard_step, g, y, context), solution.x, self._solve_linear)
+        return attach(lambda x: y - g(x, context), solution.x, self._solve_linear)
 
     def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
@@ -207,20 +212,7 @@ class Residual(Conditioned, Bijection):
         warnings.warn(message, NotConverged, stacklevel=4)
 
 
-def _branch(
-    net: Callable[..., Tensor], with_context: bool, scale: float | Tensor, x: Tensor, context: Tensor | None
-) -> Tensor:
-    made = net(x, context) if with_context and context is not None else net(x)
-    if made.shape != x.shape:
-        raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
-    return scale * made
-
-
-def _picard_step(g: Branch, y: Tensor, context: Tensor | None, x: Tensor) -> Tensor:
-    return y - g(x, context)
-
-
-def attach(step: Map, x: Tensor, solve_linear: Callable[[Step, Tensor], Tensor]) -> Tensor:
+def attach(step: Map, x: Tensor, solve_linear: SolveLinear) -> Tensor:
     """The fixed point ``x = step(x)``, found without a graph, with the gradient that the implicit function has.
 
     With ``J`` the Jacobian of the step at x: ``dx = (1 - J)^-1 d step``, so a gradient w is pulled back through the
@@ -239,9 +231,7 @@ class _Implicit(torch.autograd.Function):
     """The identity on x; backward solves the transposed linear system."""
 
     @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: Callable[[Step, Tensor], Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: SolveLinear) -> Tensor:
         ctx.step, ctx.solve_linear = step, solve_linear
         x = x.clone()
         ctx.save_for_backward(x)
@@ -253,13 +243,8 @@ class _Implicit(torch.autograd.Function):
         again = torch.is_grad_enabled()  # somebody differentiates this gradient
         pull = pulled_back(ctx.step, x if again else x.detach())
 
-        def transposed(u: Tensor) -> Tensor:
-            return grad + pull(u)
-
         def of_rows(u: Tensor, rows: Tensor) -> Tensor:
-            whole = torch.zeros_like(grad)
-            whole[rows] = u
-            return transposed(whole)[rows]
+            return grad[rows] + pull(torch.zeros_like(grad).index_copy(0, rows, u))[rows]
 
         found = ctx.solve_linear(of_rows, grad.detach())
-        return attach(transposed, found, ctx.solve_linear), None, None, None
+        return attach(lambda u: grad + pull(u), found, ctx.solve_linear), None, None, None
