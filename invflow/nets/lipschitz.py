@@ -30,14 +30,14 @@ SILU_SLOPE = 1.1
 
 
 class Gelu(nn.Module):
-    """GELU over its largest slope."""
+    """GELU divided by its largest slope."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.gelu(x) / GELU_SLOPE
 
 
 class Silu(nn.Module):
-    """``x sigmoid(x)`` over its largest slope."""
+    """``x sigmoid(x)`` divided by its largest slope."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.silu(x) / SILU_SLOPE
@@ -59,9 +59,9 @@ class LipSwish(nn.Module):
 
 
 class MaxMin(nn.Module):
-    """Each pair of channels becomes its larger and its smaller number: slope 1, and the gradient keeps its norm.
+    """Sorts pairs of channels into the larger and the smaller number: slope 1, and the gradient keeps its norm.
 
-    The last one of an odd number of channels stays as it is.
+    If the number of channels is odd, the last one stays unchanged.
 
     Reference: Anil, Lucas, Grosse: Sorting out Lipschitz function approximation, 2018, https://arxiv.org/abs/1811.05381
     """
@@ -86,18 +86,18 @@ class LipschitzNet(nn.Module):
         )
 
     def lipschitz_bound(self) -> float:
-        """1: every map is divided by its norm if that is above 1, and no activation has a larger slope."""
+        """1: every map is divided by its norm if that is above 1, and no activation has a slope above 1."""
         return 1.0
 
     def prepared(self) -> Callable[..., Tensor]:
-        """The net as a function of ``(x, context)``; what depends on the weights alone is computed once."""
+        """The net as a function of ``(x, context)``, with the normalised weights computed once."""
         return functools.partial(self._evaluate, [one.normalized_weight() for one in self.maps])  # type: ignore[operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.prepared()(x, context)
 
     def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The maps of x. A subclass joins the context to x first."""
+        """Applies the maps to x; subclasses concatenate the context first."""
         for one, activation, weight in zip(self.maps, self.activations, weights, strict=True):
             x = one.linear(activation(x), weight, one.bias)  # type: ignore[operator]
         return x
@@ -107,22 +107,22 @@ class LipschitzNet(nn.Module):
 class LipschitzConv(LipschitzNet):
     """Convolutions from ``in_shape`` to ``out_shape`` whose Lipschitz constant is at most 1.
 
-    Each has zero padding that keeps the size, and is divided by its norm at this very size and padding where that is
-    above 1. The default is i-ResNet's block: activation, 3x3, activation, 1x1, activation, 3x3. The context enters as
-    further input channels, a vector spread over all positions.
+    Each has zero padding that keeps the size, and is divided by its norm at this size and padding if that is above 1.
+    The default is i-ResNet's block: activation, 3x3, activation, 1x1, activation, 3x3. The context becomes further
+    input channels; a vector is spread over all positions.
 
     Reference: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018,
     https://arxiv.org/abs/1811.00995
 
     Args:
         in_shape: (channels, height, width) of the input, without the batch.
-        out_shape: likewise of the output.
+        out_shape: likewise for the output.
         context_shape: (features,), or (channels, height, width) with the input's height and width.
-        hidden: the channels of the layers between, as many as you like: only the map as a whole has to contract.
-        kernel_sizes: the side of every kernel, odd; by default 3 for the first and the last, 1 between them.
-        activation: what comes before each convolution; each has a slope of at most 1: gelu and silu are divided by
-            their largest one, lipswish is a silu whose steepness is learned, maxmin sorts pairs of channels.
-        input_activation: whether it comes before the first convolution too.
+        hidden: the channels between the convolutions, in any number: only the net as a whole must contract.
+        kernel_sizes: the side of each kernel, odd; by default 3 for the first and the last, 1 for the others.
+        activation: the function before each convolution, with a slope of at most 1: gelu and silu are divided by their
+            largest slope, lipswish is a silu with a learned steepness, maxmin sorts pairs of channels.
+        input_activation: whether there is an activation before the first convolution.
         zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
 
     Examples:
@@ -163,15 +163,15 @@ class LipschitzConv(LipschitzNet):
 class LipschitzMLP(LipschitzNet):
     """Linear layers on the flattened input, reshaped to ``out_shape``, whose Lipschitz constant is at most 1.
 
-    Each is divided by its norm where that is above 1. The context is flattened and concatenated to the input.
+    Each is divided by its norm if that is above 1. The context is flattened and concatenated to the input.
 
     Args:
         in_shape: the shape of the input, without the batch.
-        out_shape: likewise of the output.
-        context_shape: likewise of the context.
-        hidden: the features of the layers between.
-        activation: what comes between the layers, as in `LipschitzConv`.
-        input_activation: whether it comes before the first layer too.
+        out_shape: likewise for the output.
+        context_shape: likewise for the context.
+        hidden: the features between the layers.
+        activation: the function between the layers, as in `LipschitzConv`.
+        input_activation: whether there is an activation before the first layer.
         zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
 
     Examples:

@@ -1,4 +1,4 @@
-"""From a float conditioner to an order-free one: batch norm folded, weights and activations in fixed point."""
+"""Makes a float conditioner order-free: folds batch norm, converts weights and activations to fixed point."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..numerics.modes import Exact
 from .contract import Stack
 
 ASSUMED_RANGE = 8.0
-"""How large inputs and activations are taken to be where no data were seen."""
+"""The assumed magnitude of inputs and activations for which no data were seen."""
 
 _TABULATED = (nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
 
 Ranges: TypeAlias = dict[str, float]
-"""The largest magnitudes that data reached in a net: in its input, "state" and "context", and "before 0" and "after 0"
-its first activation, "before 1" and "after 1" its second."""
+"""The largest magnitudes that data reach in a net: "state" and "context" of its input, "before 0" and "after 0" its
+first activation, and so on."""
 
 
 @dataclass
 class _Block:
-    """One linear layer and what follows it."""
+    """A linear layer with the norm and the activation that follow it."""
 
     linear: nn.Conv2d | nn.Linear
     norm: BatchNorm | None = None
@@ -36,12 +36,12 @@ class _Block:
 
 
 def is_order_free(net: nn.Module) -> bool:
-    """Whether a net has been made order-free."""
+    """Whether a net is order-free already."""
     return isinstance(net, nn.Sequential) and len(net) > 0 and isinstance(net[0], Quantize)
 
 
 def obstacle(net: nn.Module) -> str | None:
-    """Why a net cannot be made order-free; None where it can, or is."""
+    """Why a net cannot be made order-free; None if it can, or is already."""
     try:
         if not is_order_free(net):
             _blocks(net)
@@ -51,14 +51,14 @@ def obstacle(net: nn.Module) -> str | None:
 
 
 def make_order_free(net: nn.Module, numerics: Exact, ranges: Ranges | None = None) -> None:
-    """Replaces what a net is made of, in place, by integer layers that compute the same up to their resolution.
+    """Replaces the layers of a net, in place, by integer layers that compute the same function up to their resolution.
 
-    Its result then counts steps of the grid: ``round(2^frac_bits t)``.
+    The result of the net then counts steps of the grid: ``round(2^frac_bits t)``.
 
     Args:
         net: a `conv` or an `mlp`, or an `nn.Sequential` of such layers.
-        numerics: how fine state and activations are.
-        ranges: what data reached in the net; without, `ASSUMED_RANGE` everywhere.
+        numerics: the resolution of state and activations.
+        ranges: the magnitudes that data reach in the net; `ASSUMED_RANGE` for any that is missing.
 
     Raises:
         NumericsError: the net holds a layer that is not order-free.
@@ -70,7 +70,7 @@ def make_order_free(net: nn.Module, numerics: Exact, ranges: Ranges | None = Non
     limit = 2**numerics.activation_bits - 1
     scale = _input_scale(blocks[0].linear, context_features(net), reached, limit)
     parts: list[nn.Module] = [Quantize(scale, limit)]
-    unit = scale.double()  # integers of the input per real unit, by input channel
+    unit = scale.double()  # integer steps per real unit of the input, for each input channel
     for position, block in enumerate(blocks):
         is_last = position == len(blocks) - 1
         out = 2.0**numerics.frac_bits if is_last else _scale(reached.get(f"after {position}"), limit)
@@ -94,12 +94,12 @@ def activations(net: nn.Module) -> list[nn.Module | None]:
 
 
 def context_features(net: nn.Module) -> int:
-    """How many of the input's last channels are the context's."""
+    """The number of channels at the end of the input that belong to the context."""
     return net.context_features if isinstance(net, Stack) else 0
 
 
 def _blocks(net: nn.Module) -> list[_Block]:
-    """The layers of a net. Raises NumericsError for what is not order-free."""
+    """The layers of a net, in blocks. Raises NumericsError if one of them is not order-free."""
     if not (type(net) is nn.Sequential or isinstance(net, Stack)):
         raise NumericsError(f"its net, a {type(net).__name__}, is no plain stack of convolutions or linear layers")
     blocks: list[_Block] = []
@@ -109,7 +109,7 @@ def _blocks(net: nn.Module) -> list[_Block]:
         if type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros"):
             blocks.append(_Block(part))
         elif isinstance(part, nn.Identity | Dropout):
-            pass  # nothing, in eval mode
+            pass  # the identity in eval mode
         elif last is None or last.activation is not None:
             raise NumericsError(f"its net's {name} does not follow a convolution or a linear layer")
         elif isinstance(part, BatchNorm) and part.running_mean is not None and last.norm is None:
@@ -134,7 +134,7 @@ def _scale(reached: float | None, limit: int) -> float:
 
 
 def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, reached: Ranges, limit: int) -> Tensor:
-    """One power of two, or one per input channel if a context comes with the state."""
+    """The scale of the input, a power of two; one for each channel if a context comes with the state."""
     weight, state = linear.weight, _scale(reached.get("state"), limit)
     if not context:
         return weight.new_tensor(state)
@@ -144,12 +144,12 @@ def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, reached: Ranges, l
 
 
 def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPoint:
-    """The block's linear map, batch norm folded in, from integers to multiples of powers of two.
+    """The block's linear map with batch norm folded in, from integers to multiples of powers of two.
 
     Args:
-        block: in real numbers.
-        unit: integers per real unit of the input, for each input channel or for all.
-        out: likewise of the output.
+        block: the block in real numbers.
+        unit: integer steps per real unit of the input, for each input channel or for all.
+        out: likewise for the output.
         limit: the largest input.
     """
     linear = block.linear
@@ -171,7 +171,7 @@ def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPo
 
 
 def _folded(weight: Tensor, bias: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """The linear map followed by batch norm as it is in eval mode, as one linear map."""
+    """The linear map followed by batch norm in eval mode, as one linear map."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
@@ -183,7 +183,7 @@ def _folded(weight: Tensor, bias: Tensor, norm: BatchNorm) -> tuple[Tensor, Tens
 
 
 def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
-    """For each output channel the largest e for which integers near 2^e times its weights satisfy the bound."""
+    """For each output channel, the largest e for which its weights times 2^e, rounded, satisfy the bound."""
     if weight.is_meta:
         return torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     rows = weight.flatten(1)
@@ -191,7 +191,7 @@ def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
     if not bool(worst.isfinite().all()):
         raise NumericsError("its net's weights are not finite")
     shift = (SUM_BITS - worst.clamp(min=2.0**-MOST_SHIFT).log2()).floor().clamp(-MOST_SHIFT, MOST_SHIFT).long()
-    for _ in range(2 * MOST_SHIFT):  # rounding up may have gone beyond the bound
+    for _ in range(2 * MOST_SHIFT):  # rounding up may have exceeded the bound
         power = powers_of_two(shift)
         norm = (rows * power[:, None]).round().long().abs().sum(1)
         reached = limit * norm + (bias * power).round().long().abs()
@@ -203,7 +203,7 @@ def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
 
 
 def _table(activation: nn.Module, fine: float, out: float, limit: int, largest: int, like: Tensor) -> Table:
-    """An activation as integers of integers."""
+    """The table of an activation, from integers to integers."""
     places = torch.arange(-limit, limit + 1, dtype=torch.float64, device=like.device)
     found = (activation(places / fine) * out).round().clamp(-largest, largest) + 0.0
     return Table(found.detach().to(like.dtype), largest)

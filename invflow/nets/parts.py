@@ -65,10 +65,10 @@ def make_layers(
 
 
 def start_at_zero(who: str, last: nn.Module, final_activation: bool = False) -> None:
-    """Sets weights and bias of a net's last layer to zero. Raises InvflowError if an activation follows it."""
+    """Sets the weights and the bias of a net's last layer to 0. Raises InvflowError if an activation follows it."""
     if final_activation:
         raise InvflowError(
-            f"{who} with zero_last expects final_activation false: before an activation, zeros may never learn"
+            f"{who} with zero_last expects final_activation false: before an activation, zeros may get no gradient"
         )
     for weight in last.parameters():
         nn.init.zeros_(weight)
@@ -90,9 +90,9 @@ def image_sizes(
 
 
 def with_context(who: str, x: Tensor, context: Tensor | None, shape: TensorShape | None) -> Tensor:
-    """Vectors or images with their context, of this shape, as further channels.
+    """Vectors or images with their context, expected to have this shape, as further channels.
 
-    For vectors the context is flattened; for images, a vector is spread over all positions.
+    The context of vectors is flattened; a vector as the context of images is spread over all positions.
     """
     if context is None and shape is None:
         return x

@@ -15,18 +15,18 @@ class Conv(Stack):
     """Convolutions from ``in_shape`` to ``out_shape``, which agree in height and width.
 
     Each convolution has zero padding that keeps the size; each but the last is followed by norm and activation. The
-    context enters as further input channels, a vector spread over all positions.
+    context becomes further input channels; a vector is spread over all positions.
 
     Args:
         in_shape: (channels, height, width) of the input, without the batch.
-        out_shape: likewise of the output.
+        out_shape: likewise for the output.
         context_shape: (features,), or (channels, height, width) with the input's height and width.
-        hidden: the channels of the layers between; none makes one convolution.
+        hidden: the channels between the convolutions; an empty list makes one convolution.
         kernel_size: the side of every kernel, odd.
-        activation: what follows each convolution but the last.
+        activation: the function after each convolution but the last.
         norm: "batch" puts batch normalisation between convolution and activation.
-        final_activation: whether the last convolution is followed by norm and activation too; couplings that need
-            outputs of either sign, log-scales for example, leave it off.
+        final_activation: whether norm and activation follow the last convolution too; leave it off for outputs of
+            either sign, such as log-scales.
         zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
 
     Examples:
@@ -66,12 +66,12 @@ class MLP(Stack):
 
     Args:
         in_shape: the shape of the input, without the batch.
-        out_shape: likewise of the output.
-        context_shape: likewise of the context.
-        hidden: the features of the layers between; none makes one linear map.
-        activation: what follows each layer but the last.
+        out_shape: likewise for the output.
+        context_shape: likewise for the context.
+        hidden: the features between the layers; an empty list makes one linear map.
+        activation: the function after each layer but the last.
         norm: "batch" puts batch normalisation between layer and activation.
-        final_activation: whether the last layer is followed by norm and activation too.
+        final_activation: whether norm and activation follow the last layer too.
         zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
 
     Examples:
