@@ -1,4 +1,4 @@
-"""Invertible residual blocks: y = x + g(x), where g contracts."""
+"""Invertible residual blocks: ``y = x + g(x)`` with a contraction g."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from ..solvers import Method, Solution, Step, accuracy, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor
 
 GRADIENT_ERROR = 10
-"""How exact gradients of the inverse are, in units of the inverse's own accuracy: nobody needs their last digit."""
+"""The relative error of the inverse's gradient, in units of the inverse's own accuracy."""
 
 Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 SolveLinear: TypeAlias = Callable[[Step, Tensor], Tensor]
 
 
 class NotConverged(RuntimeWarning):
-    """Samples whose inverse is not as exact as was asked for."""
+    """The inverse of some samples is less accurate than requested."""
 
 
 @register("residual")
 class Residual(Conditioned, Bijection):
     """``y = x + g(x)`` with ``g = coefficient * net`` and a net whose Lipschitz constant is at most 1.
 
-    For a given y the map ``x -> y - g(x)`` contracts by the coefficient c, so it has exactly one fixed point (Banach),
-    the x with ``x + g(x) = y``; a point with the residual ``r = |y - x - g(x)|`` is within ``r / (1 - c)`` of it. Its
-    Jacobian ``1 + J`` has a positive determinant, for ``|J| <= c < 1`` and t J never has the eigenvalue -1 on the way
-    from t = 0, where the determinant is 1, to t = 1.
+    For a given y the map ``x -> y - g(x)`` contracts by the coefficient c. So it has exactly one fixed point (Banach),
+    the x with ``x + g(x) = y``; a point with the residual ``r = |y - x - g(x)|`` is within ``r / (1 - c)`` of it. The
+    Jacobian ``1 + J`` has a positive determinant: ``det(1 + t J)`` is 1 for t = 0, and as ``|J| <= c < 1``, t J does
+    not have the eigenvalue -1 for any t from 0 to 1.
 
-    Autocast is off inside: g in bfloat16 is no map that could be inverted in float32. The solver's loop depends on the
-    data: `torch.compile` breaks the graph there and at the norms, and gives the same numbers.
+    Autocast is off inside, because g in bfloat16 could not be inverted in float32. The loop of the solver depends on
+    the data: `torch.compile` breaks the graph there and at the norms, and gives the same numbers.
 
     Reference: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018,
     https://arxiv.org/abs/1811.00995
 
     Args:
-        net: a net with a certified Lipschitz constant, from the state to the state; by default `LipschitzConv` on
-            images and `LipschitzMLP` on anything else.
+        net: a net with a certified Lipschitz constant that keeps the shape of the state; by default `LipschitzConv`
+            for images and `LipschitzMLP` for anything else.
         coefficient: the bound of g's Lipschitz constant, below 1.
-        solver: how the inverse is found: "anderson" or "picard".
-        tolerance: the relative error of the inverse at which the solver stops; null goes on to the roundings.
-        on_failure: whether samples that did not converge make a warning or an error.
-        log_det: how the log-determinant is found: ``{"type": "exact"}`` from the dense Jacobian; "power_series",
-            truncated; "roulette", unbiased; "auto", exact for states of up to 64 numbers and roulette for larger ones;
-            each with its own options. In eval mode nothing is random.
-        shape: the incoming shape, from which the default net is made.
-        context_shape: likewise of the context.
+        solver: the method for the inverse: "anderson" or "picard".
+        tolerance: the relative error of the inverse at which the solver stops; null stops at rounding errors.
+        on_failure: whether samples that do not converge cause a warning or an error.
+        log_det: the method for the log-determinant: ``{"type": "exact"}`` from the dense Jacobian; "power_series",
+            truncated; "roulette", unbiased; "auto", exact for states of at most 64 numbers and roulette for larger
+            ones; each with its own options. In eval mode nothing is random.
+        shape: the incoming shape, for which the default net is built.
+        context_shape: likewise for the context.
 
     Examples:
         >>> block = Residual(shape=(2,))
@@ -117,7 +117,7 @@ class Residual(Conditioned, Bijection):
         return not self.log_det.is_exact(sys.maxsize if self.shape is None else flat_size(self.shape))
 
     def branch(self) -> Branch:
-        """``g`` as a function of ``(x, context)``, what depends on the weights alone computed once."""
+        """``g`` as a function of ``(x, context)``, with the normalised weights computed once."""
         net = self.net.prepared() if isinstance(self.net, LipschitzNet) else self.net
         bound = cast(Lipschitz, self.net).lipschitz_bound()
         scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
@@ -152,7 +152,7 @@ class Residual(Conditioned, Bijection):
 
     @torch.no_grad()
     def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
-        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
+        """The inverse without a gradient and the solver's report, without a warning or an error."""
         with own_precision(y):
             return self._solve(self.branch(), y, context)
 
@@ -175,7 +175,7 @@ class Residual(Conditioned, Bijection):
         return self.log_det.find(g, x, context, self.coefficient, self.training)
 
     def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
-        """The inverse with its gradient."""
+        """The inverse, differentiable."""
         if y.is_meta:
             return y - g(y, context)
         solution = self._solve(g, y.detach(), context)
@@ -191,7 +191,7 @@ class Residual(Conditioned, Bijection):
         return solve(step, y, contraction=self.coefficient, method=self.solver, tolerance=self.tolerance)
 
     def _solve_linear(self, step: Step, start: Tensor) -> Tensor:
-        """The fixed point ``u = w + J^T u`` that a gradient w of the inverse is pulled back to."""
+        """The fixed point ``u = w + J^T u`` for a gradient w of the inverse."""
         tolerance = GRADIENT_ERROR * accuracy(start.dtype)
         solution = solve(step, start, contraction=self.coefficient, method=self.solver, tolerance=tolerance)
         self._complain("gradient of the inverse", start, solution)
@@ -213,11 +213,11 @@ class Residual(Conditioned, Bijection):
 
 
 def attach(step: Map, x: Tensor, solve_linear: SolveLinear) -> Tensor:
-    """The fixed point ``x = step(x)``, found without a graph, with the gradient that the implicit function has.
+    """Attaches to the fixed point ``x = step(x)``, found without a graph, the gradient of the implicit function.
 
-    With ``J`` the Jacobian of the step at x: ``dx = (1 - J)^-1 d step``, so a gradient w is pulled back through the
-    step as ``(1 - J^T)^-1 w``, the fixed point of ``u = w + J^T u``. That is attached likewise, so second derivatives
-    are right too.
+    With the Jacobian ``J`` of the step at x, ``dx = (1 - J)^-1 d step``. So the gradient of the step is
+    ``(1 - J^T)^-1 w`` for a gradient w of x: the fixed point of ``u = w + J^T u``. That fixed point gets its gradient
+    in the same way, so second derivatives are correct too.
     """
     if not torch.is_grad_enabled():
         return x
@@ -228,7 +228,7 @@ def attach(step: Map, x: Tensor, solve_linear: SolveLinear) -> Tensor:
 
 
 class _Implicit(torch.autograd.Function):
-    """The identity on x; backward solves the transposed linear system."""
+    """The identity on x, whose backward solves the transposed linear system."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: SolveLinear) -> Tensor:
@@ -240,7 +240,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # somebody differentiates this gradient
+        again = torch.is_grad_enabled()  # this gradient is differentiated again
         pull = pulled_back(ctx.step, x if again else x.detach())
 
         def of_rows(u: Tensor, rows: Tensor) -> Tensor:

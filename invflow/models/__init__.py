@@ -1,4 +1,4 @@
-"""What stands on top of a chain: heads make a classifier of it, priors a density."""
+"""Models: a chain with a head on top is a classifier, a chain with a prior is a density."""
 
 from .heads import ConvNetHead, Head, LinearHead
 from .model import Classifier, Flow

@@ -1,4 +1,4 @@
-"""From a trained model to one that inverts without a wrong bit."""
+"""Converts a trained model to one that inverts to the bit."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _BATCH = 500
 
 
 def freeze(model: M, data: State, numerics: Mode, context: Tensor | None = None) -> M:
-    """A copy of a trained model in other numerics, in eval mode; the model stays as it is.
+    """A copy of a trained model in other numerics, in eval mode; the model itself is unchanged.
 
-    For `exact`, batch norm is folded into the weights, the weights are rounded, each output channel with a power of two
-    of its own, and activations are rounded and clamped to the range that the data reach. Weights of order-free nets are
-    constants: the copy's conditioners are not trained further.
+    For `exact`, batch norm is folded into the weights, the weights are rounded, with a power of two for each output
+    channel, and activations are rounded and clamped to the range that the data reach. The weights of order-free nets
+    are constants, so the copy's conditioners cannot be trained.
 
     Args:
-        model: a chain, or a classifier or a flow with one, in float, snap or grid numerics.
-        data: inputs that the ranges are read off, as many as are typical: some hundred training images.
-        numerics: those of the copy.
-        context: of the data, where the chain takes one.
+        model: a chain, a classifier or a flow, in float, snap or grid numerics.
+        data: typical inputs, for example some hundred training images, from which the ranges are measured.
+        numerics: the numerics of the copy.
+        context: the context of the data, if the chain takes one.
 
     Raises:
-        NumericsError: a layer cannot be as exact; or the model is exact already.
+        NumericsError: a layer cannot reach the level, or the model is exact already.
 
     Examples:
         >>> import torch, invflow
@@ -93,7 +93,7 @@ def _reached(chain: Sequential, data: State, context: Tensor | None) -> dict[nn.
 
 
 def _observe(net: Any, ranges: Ranges) -> Iterator[RemovableHandle]:
-    """Hooks that keep the largest magnitudes in a float net at work."""
+    """Hooks that record the largest magnitudes in a float net."""
 
     def see(where: str, x: Tensor) -> None:
         ranges[where] = max(ranges.get(where, 0.0), float(x.abs().amax()) if x.numel() else 0.0)

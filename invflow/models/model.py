@@ -1,4 +1,4 @@
-"""Models: a chain of bijections with a head on top is a classifier, one with a prior a density."""
+"""Classifiers, chains of bijections with a head on top, and flows, chains with a prior."""
 
 from __future__ import annotations
 

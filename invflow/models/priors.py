@@ -21,14 +21,14 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, count: int, temperature: float = 1.0) -> State:
-        """``count`` independent samples; a temperature below 1 draws them closer to what is most likely."""
+        """``count`` independent samples; a temperature below 1 draws them nearer to the most likely states."""
 
 
 @register_prior("standard_normal")
 class StandardNormal(Prior):
     """Independent standard normal numbers: ``log p(z) = -1/2 sum(z^2 + log 2 pi)``.
 
-    At another temperature samples have that standard deviation.
+    Samples have the temperature as their standard deviation.
 
     Args:
         shape: the shape of the state, without the batch.
@@ -43,7 +43,7 @@ class StandardNormal(Prior):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        # Tells samples which device and dtype the model was moved to.
+        # Samples take the device and the dtype of this buffer, which moves with the model.
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def log_prob(self, z: State) -> Tensor:
@@ -58,26 +58,26 @@ class StandardNormal(Prior):
 
 
 def dequantize(pixels: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:
-    """``(k + u) / levels`` for pixels ``k / levels`` with whole k, and u uniform on [0, 1) of its own for each.
+    """``(k + u) / levels`` for pixels ``k / levels`` with integers k, and for each an independent uniform u in [0, 1).
 
-    A density fitted to k alone could grow without bound on the grid; the mean of its logarithm over u is a lower bound
-    of log P(k) for the probability P that it gives to the cells of the grid. Pixels off the grid, as augmentation makes
-    them, go to the nearest k first.
+    A density fitted to k alone could grow without bound on the grid. The mean of its logarithm over u is a lower bound
+    of ``log P(k)``, where P is the probability that the density gives to the cells of the grid. Pixels off the grid,
+    as augmentation makes them, are rounded to the nearest k first.
 
     Reference: Theis, van den Oord, Bethge: A note on the evaluation of generative models, 2015,
     https://arxiv.org/abs/1511.01844
 
     Args:
-        pixels: k / levels, of any shape.
+        pixels: ``k / levels``, of any shape.
         levels: the inverse of a grey level's width.
-        generator: where u is drawn from; torch's global one by default.
+        generator: the generator for u; torch's global one by default.
 
     Examples:
         >>> x = dequantize(torch.tensor([0.0, 0.25, 0.75]), levels=4)
         >>> (x * 4).floor().tolist()
         [0.0, 1.0, 3.0]
     """
-    # Drawn in steps of 2^-24, so (k + u) / levels may round up to the next cell, at most to 1: no density minds.
+    # u is a multiple of 2^-24, so (k + u) / levels may round up to the next cell, at most to 1. That is harmless.
     noise = torch.rand(pixels.shape, dtype=pixels.dtype, device=pixels.device, generator=generator)
     return (torch.round(pixels * levels) + noise) / levels
 
@@ -89,7 +89,7 @@ def bits_per_dimension(log_prob: Tensor, dimensions: int, levels: int) -> Tensor
 
     Args:
         log_prob: the log-density of the pixels in [0, 1), in nats, of any shape.
-        dimensions: how many numbers a sample has.
+        dimensions: the number of numbers in a sample.
         levels: as in `dequantize`.
 
     Examples:
