@@ -280,6 +280,6 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise InvflowError(
-                "an estimated log-determinant has first derivatives only; use log_det='exact' to differentiate twice"
+                "an estimated log-determinant has first derivatives only; use log_det={'type': 'exact'} for second ones"
             )
         return grad

@@ -132,7 +132,7 @@ class TestNets:
             def forward(self, a, weight=None, context=None):
                 return a
 
-        with pytest.raises(ValueError, match="Late: a net is called with the context behind the state"):
+        with pytest.raises(ValueError, match="Late: a net is called with the context as the second argument"):
             AdditiveCoupling(Late())
 
     def test_what_wraps_a_net_is_looked_through(self):
@@ -143,7 +143,7 @@ class TestNets:
             torch.testing.assert_close(AdditiveCoupling(net)(pair, context), AdditiveCoupling(inner)(pair))
 
     def test_conditioned_comes_first(self):
-        with pytest.raises(TypeError, match="Wrong: put Conditioned before the other classes"):
+        with pytest.raises(TypeError, match="Wrong: put Conditioned before the other base classes"):
 
             class Wrong(Bijection, Conditioned):
                 pass

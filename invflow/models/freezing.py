@@ -71,7 +71,7 @@ def _refuse_inner_numerics(chain: Sequential) -> None:
             raise NumericsError("freeze expects a model that is not exact yet: order-free nets have no float weights")
         own = part.__dict__.get("_arguments", {}).get("numerics")
         if isinstance(part, Sequential) and part is not chain and own not in (None, FLOAT):
-            raise NumericsError(f"freeze expects numerics at the outermost chain alone, got {own.model_dump()} inside")
+            raise NumericsError(f"freeze expects numerics on the outermost chain only, got {own.model_dump()} inside")
 
 
 @torch.no_grad()

@@ -125,6 +125,6 @@ def _require_equal_sizes(x: State, z: State) -> None:
     """Refuses a change of size, for which there is no density: any number would be wrong."""
     if sum(leaf.numel() for leaf in leaves(x)) != sum(leaf.numel() for leaf in leaves(z)):
         raise ShapeError(
-            f"a flow expects its chain to keep the number of numbers, got the shapes {shape_of(x)} and {shape_of(z)}; "
+            f"a flow expects its chain to keep the size of the state, got the shapes {shape_of(x)} and {shape_of(z)}; "
             "a layer that adds dimensions is an invflow.Injection, which belongs below a head"
         )

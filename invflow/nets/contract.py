@@ -56,8 +56,8 @@ def takes_context(net: nn.Module) -> bool:
     named = any(one.name == "context" for one in parameters)
     if named and [one.name for one in positional[1:2]] != ["context"]:
         raise InvflowError(
-            f"{type(net).__name__}: a net is called with the context behind the state; make context the second "
-            "parameter of its forward"
+            f"{type(net).__name__}: a net is called with the context as the second argument; make it the second "
+            "parameter of forward"
         )
     needed = [one for one in positional if one.default is one.empty]
     any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
@@ -80,7 +80,7 @@ class Conditioned:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.__setattr__ is not Conditioned.__setattr__:
-            raise TypeError(f"{cls.__name__}: put Conditioned before the other classes that it inherits")
+            raise TypeError(f"{cls.__name__}: put Conditioned before the other base classes")
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -101,7 +101,7 @@ def context_features(net: nn.Module) -> int:
 def _blocks(net: nn.Module) -> list[_Block]:
     """The layers of a net, in blocks. Raises NumericsError if one of them is not order-free."""
     if not (type(net) is nn.Sequential or isinstance(net, Stack)):
-        raise NumericsError(f"its net, a {type(net).__name__}, is no plain stack of convolutions or linear layers")
+        raise NumericsError(f"its net, a {type(net).__name__}, is not a plain stack of convolutions or linear layers")
     blocks: list[_Block] = []
     for part in net:
         name = type(part).__name__
@@ -117,9 +117,9 @@ def _blocks(net: nn.Module) -> list[_Block]:
         elif isinstance(part, (nn.ReLU, *_TABULATED)):
             last.activation = part
         else:
-            raise NumericsError(f"its net's {name} sums in an order of its own; use relu, or another known activation")
+            raise NumericsError(f"its net's {name} is not known to be order-free; use relu or another known activation")
     if not blocks:
-        raise NumericsError("its net holds no convolution and no linear layer")
+        raise NumericsError("its net has no convolution or linear layer")
     if any(block.activation is None for block in blocks[:-1]):
         raise NumericsError("its net has two linear layers without an activation between")
     return blocks
@@ -159,7 +159,7 @@ def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPo
         weight, bias = _folded(weight, bias, block.norm)
     per_channel = unit.flatten().to(weight.device)
     if per_channel.numel() > 1 and isinstance(linear, nn.Conv2d) and linear.groups > 1:
-        raise NumericsError("its net's first convolution has groups, which share no scale with a context")
+        raise NumericsError("its net's first convolution has groups, so a context cannot have a scale of its own")
     spread = per_channel.reshape(1, -1, *(1,) * (weight.dim() - 2))
     weight, bias = weight / spread * out, bias * out
     shift = _shifts(weight, bias, limit)

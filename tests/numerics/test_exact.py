@@ -294,13 +294,13 @@ def test_half_precision_is_refused():
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "LayerNorm sums in an order of its own"),
-        (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "Softmax sums in an order of its own"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "LayerNorm is not known to be order-free"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "Softmax is not known to be order-free"),
         (lambda: nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), "ReLU does not follow"),
         (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "without an activation between"),
-        (nn.Sequential, "holds no convolution and no linear layer"),
-        (lambda: nn.Bilinear(2, 2, 2), "a Bilinear, is no plain stack"),
-        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "is no plain stack"),
+        (nn.Sequential, "has no convolution or linear layer"),
+        (lambda: nn.Bilinear(2, 2, 2), "a Bilinear, is not a plain stack"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "is not a plain stack"),
         (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), "ParametrizedLinear"),
     ],
 )  # fmt: skip
