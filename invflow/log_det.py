@@ -1,16 +1,16 @@
-"""``log |det(1 + J)|`` for the Jacobian J of a contraction g: exact, truncated, or unbiased, as options that do it.
+"""``log |det(1 + J)|`` for the Jacobian J of a contraction g: exact, truncated or unbiased estimators.
 
 With ``||J|| <= c < 1`` the series ``log det(1 + J) = sum_k (-1)^(k+1) tr(J^k) / k`` converges, and the determinant is
-positive. A trace is the mean of ``v^T J^k v`` over random probes v with uncorrelated entries of variance 1, which costs
-k products with J^T and no matrix.
+positive. A trace is the mean of ``v^T J^k v`` over random probes v with uncorrelated entries of variance 1. That takes
+k products with J^T and never forms a matrix.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
 from pydantic import Field, PositiveInt
@@ -24,48 +24,47 @@ Branch: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 Probe: TypeAlias = Literal["rademacher", "gaussian"]
 
 EXACT_SIZE = 64
-"""Numbers in a state up to which "auto" makes the dense Jacobian: that costs about as much as 4 probes of 16 terms."""
+"""The largest state for which "auto" computes the dense Jacobian: that costs about as much as 4 probes of 16 terms."""
 
 EVAL_PROBES = 8
 EVAL_SEED = 0
 EVAL_ERROR = 0.01
-"""What a series in eval mode may leave out, a dimension, in nats, if every singular value of J were at the limit."""
+"""The largest truncation error of a series in eval mode, in nats per dimension, if all singular values of J were c."""
 
 
 class ExactLogDet(Options):
-    """From the dense Jacobian, by as many products as the state has numbers."""
+    """Exact, from the dense Jacobian: one product for each number in the state."""
 
     type: Literal["exact"]
 
     def is_exact(self, size: int) -> bool:
-        """Whether the log-determinant of a state of this size is exact, not an estimate."""
+        """Whether the log-determinant for a state of this size is exact, not an estimate."""
         return True
 
     def check(self, coefficient: float) -> None:
-        """Refuses options that cannot be for a contraction by this coefficient. Raises InvflowError."""
+        """Raises InvflowError if the options do not suit a contraction by this coefficient."""
 
     def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
         """``log |det(1 + dg/dx)|`` of each sample, ``(batch,)``.
 
         Args:
             g: the contraction.
-            x: where, ``(batch, ...)``.
-            context: its context.
+            x: the points, ``(batch, ...)``.
+            context: the context of x.
             coefficient: the bound of g's Lipschitz constant.
-            training: whether probes are drawn anew; if not, they are the same ones each time, at least 8, so that a
+            training: whether new probes are drawn. Otherwise the same probes are used each time, at least 8, so that a
                 density is a function, and the inverse's log-determinant is the negative of the forward's.
         """
         return exact_log_det(g, x, context)
 
 
 class _Series(Options):
-    """What estimates of the power series share."""
+    """The base class of estimates from the power series."""
 
-    certain: ClassVar[int]
     terms: PositiveInt | None = None
-    probes: PositiveInt = Field(default=1, description="how many, for each sample")
+    probes: PositiveInt = Field(default=1, description="the number of probes for each sample")
     probe: Probe = Field(
-        default="rademacher", description="their distribution: signs, of the smaller variance, or normal"
+        default="rademacher", description="the distribution of probes: random signs, with less variance, or normal"
     )
 
     def is_exact(self, size: int) -> bool:
@@ -75,37 +74,29 @@ class _Series(Options):
         pass
 
     def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
-        if not training:
-            generator = torch.Generator().manual_seed(EVAL_SEED)
-            shape = (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
-            probes = draw_probes(self.probe, shape, x, generator)
-            return series_log_det(g, x, context, probes, self._weights_in_eval_mode(coefficient))
-        weights = self._weights(coefficient)
-        return series_log_det(g, x, context, draw_probes(self.probe, (self.probes, *x.shape), x, None), weights)
+        weights = self._weights(coefficient, training)
+        generator = None if training else torch.Generator().manual_seed(EVAL_SEED)
+        shape = (self.probes, *x.shape) if training else (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
+        return series_log_det(g, x, context, draw_probes(self.probe, shape, x, generator), weights)
 
-    def _weights(self, coefficient: float) -> list[float]:
-        return [1.0] * (self.terms or self.certain)
-
-    def _weights_in_eval_mode(self, coefficient: float) -> list[float]:
-        return [1.0] * (self.terms or self.certain)
+    def _weights(self, coefficient: float, training: bool) -> list[float]:
+        return [1.0] * (self.terms or 10)
 
 
 class PowerSeries(_Series):
-    """The power series, truncated after some terms, each trace estimated by probes."""
+    """The truncated power series, with each trace estimated by probes."""
 
     type: Literal["power_series"]
-    certain: ClassVar[int] = 10
-    terms: PositiveInt | None = Field(default=None, description="how many terms; null: 10")
+    terms: PositiveInt | None = Field(default=None, description="the number of terms; null: 10")
 
 
 class _Roulette(_Series):
     """The power series with a random number of terms."""
 
-    certain: ClassVar[int] = 2
-    terms: PositiveInt | None = Field(default=None, description="how many terms are never left out; null: 2")
+    terms: PositiveInt | None = Field(default=None, description="the number of terms that are always used; null: 2")
     continuation: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None,
-        description="the probability of each further term, above coefficient^2, where the variance becomes infinite; "
+        description="the probability of each further term, above coefficient^2, below which the variance is infinite; "
         "null: a third of the way from there to 1",
     )
 
@@ -116,23 +107,22 @@ class _Roulette(_Series):
                 f"{coefficient**2:g}, got {self.continuation}: the variance of the log-determinant would be infinite"
             )
 
-    def _weights(self, coefficient: float) -> list[float]:
+    def _weights(self, coefficient: float, training: bool) -> list[float]:
+        certain = self.terms or 2
+        if not training:
+            return [1.0] * max(certain, enough_terms(coefficient, EVAL_ERROR))
         continuation = self.continuation or default_continuation(coefficient)
-        certain = self.terms or self.certain
         return roulette_weights(draw_terms(certain, continuation), certain, continuation)
-
-    def _weights_in_eval_mode(self, coefficient: float) -> list[float]:
-        return [1.0] * max(self.terms or self.certain, enough_terms(coefficient, EVAL_ERROR))
 
 
 class Roulette(_Roulette):
-    """The series with a random number of terms, weighted so that the mean is right; in eval mode a long series."""
+    """The series with a random number of terms, weighted to be unbiased; in eval mode a long series."""
 
     type: Literal["roulette"]
 
 
 class Auto(_Roulette):
-    """Exact for states of up to 64 numbers, roulette for larger ones."""
+    """Exact for states of at most 64 numbers, roulette for larger ones."""
 
     type: Literal["auto"]
 
@@ -150,19 +140,17 @@ AUTO = Auto(type="auto")
 
 
 def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
-    """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian: as many products as x has numbers.
+    """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian: one product for each number in a sample.
 
     Examples:
         >>> exact_log_det(lambda x, context: x / 2, torch.zeros(1, 3), None)  # 3 log 1.5
         tensor([1.2164])
     """
-    size = x[:1].numel()
+    batch, size = len(x), x[:1].numel()
     identity = torch.eye(size, dtype=x.dtype, device=x.device)
-    # One copy of the batch per row of the Jacobian: that works for every g, and under every transform of torch's.
-    copies, given = repeated(x, size), None if context is None else repeated(context, size)
-    basis = identity[:, None].expand(size, x.shape[0], size).reshape(copies.shape)
-    rows = pulled_back(functools.partial(_of_x, g, given), copies)(basis)
-    dense = rows.reshape(size, -1, size).movedim(1, 0)
+    # One copy of the batch for each row of the Jacobian works for every g and under every transform of torch.func.
+    basis = identity[:, None].expand(size, batch, size).reshape(size * batch, *x.shape[1:])
+    dense = _pulled_back_on_copies(g, x, context, size)(basis).reshape(size, batch, size).movedim(1, 0)
     found: Tensor = torch.linalg.slogdet(identity + dense).logabsdet
     return found
 
@@ -170,26 +158,25 @@ def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
 def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor, weights: list[float]) -> Tensor:
     """``sum_k weights[k-1] (-1)^(k+1) / k  mean_v(v^T J^k v)`` over k from 1, of each sample, with its gradient.
 
-    With weights of 1 this is the power series, truncated after as many terms; with ``1 / P(N >= k)`` for a random
-    number N of terms it is unbiased. The gradient is not that of the terms, whose graphs would have to be kept. Since
-    ``d tr(J^k) = k tr(J^(k-1) dJ)``, it is ``a^T dJ v`` with ``a = sum_k weights[k-1] (-J^T)^(k-1) v``: that of one
-    product with a graph, whatever the number of terms. It is right in the mean over the probes. Its own derivative
-    would not be, and is refused (``create_graph``).
+    With weights of 1 this is the truncated power series; with weights of ``1 / P(N >= k)`` for a random number N of
+    terms it is unbiased. The gradient does not differentiate the terms, which would keep a graph for each. Since
+    ``d tr(J^k) = k tr(J^(k-1) dJ)``, it is ``a^T dJ v`` with ``a = sum_k weights[k-1] (-J^T)^(k-1) v``: the gradient of
+    a single product, whatever the number of terms. Its mean over the probes is correct. Its own derivative would not
+    be; ``create_graph`` is refused.
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen: Residual Flows for Invertible Generative Modeling, 2019,
     https://arxiv.org/abs/1906.02735
 
     Args:
         g: the contraction.
-        x: where, ``(batch, ...)``.
-        context: its context.
-        probes: ``(number, batch, ...)``, or ``(number, 1, ...)`` where all samples share them.
+        x: the points, ``(batch, ...)``.
+        context: the context of x.
+        probes: ``(number, batch, ...)``, or ``(number, 1, ...)`` if all samples share them.
         weights: one for each term.
     """
     number = probes.shape[0]
-    copies, given = repeated(x, number), None if context is None else repeated(context, number)
-    v = probes.expand(number, *x.shape).reshape(copies.shape)
-    pull = pulled_back(functools.partial(_of_x, g, given), copies)
+    v = probes.expand(number, *x.shape).flatten(0, 1)
+    pull = _pulled_back_on_copies(g, x, context, number)
     with torch.no_grad():
         value = x.new_zeros(len(v))
         power, weighted = v, torch.zeros_like(v)
@@ -204,9 +191,9 @@ def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor,
 
 
 def truncation_error(coefficient: float, terms: int, size: int) -> float:
-    """How far the series is from ``log det(1 + J)`` at most after this number of terms, for ``||J|| <= coefficient``.
+    """A bound of the series' error after this number of terms, for ``||J|| <= coefficient``.
 
-    ``|tr(J^k)| <= size * coefficient^k``, so the rest is at most
+    ``|tr(J^k)| <= size * coefficient^k``, so the remaining terms sum to at most
     ``size * sum_(k > terms) coefficient^k / k <= size * coefficient^(terms+1) / ((terms+1) (1 - coefficient))``.
 
     Examples:
@@ -217,15 +204,12 @@ def truncation_error(coefficient: float, terms: int, size: int) -> float:
 
 
 def enough_terms(coefficient: float, error: float) -> int:
-    """The smallest number of terms whose truncation error is at most ``error`` for each dimension."""
-    terms = 1
-    while truncation_error(coefficient, terms, 1) > error:
-        terms += 1
-    return terms
+    """The smallest number of terms whose truncation error is at most ``error`` per dimension."""
+    return next(terms for terms in itertools.count(1) if truncation_error(coefficient, terms, 1) <= error)
 
 
 def roulette_weights(number: int, certain: int, continuation: float) -> list[float]:
-    """``1 / P(N >= k)`` for k from 1 to ``number``, where N is ``certain`` and a geometric number more.
+    """``1 / P(N >= k)`` for k from 1 to ``number``, where N is ``certain`` plus a geometric random number.
 
     The estimate's variance is a sum of ``(coefficient^2 / continuation)^k``: finite only for a continuation above
     ``coefficient^2``.
@@ -238,7 +222,7 @@ def roulette_weights(number: int, certain: int, continuation: float) -> list[flo
 
 
 def default_continuation(coefficient: float) -> float:
-    """A third of the way from ``coefficient^2``, where the variance becomes infinite, to 1, where the cost does.
+    """A third of the way from ``coefficient^2``, at which the variance is infinite, to 1, at which the cost is.
 
     Examples:
         >>> default_continuation(0.5)
@@ -248,7 +232,7 @@ def default_continuation(coefficient: float) -> float:
 
 
 def draw_probes(kind: Probe, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Probes of a shape in the dtype and on the device of a tensor; from the global generator where none is given."""
+    """Probes of a shape in the dtype and on the device of a tensor; drawn from the global generator by default."""
     device = like.device if generator is None else generator.device
     if kind == "gaussian":
         return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
@@ -257,18 +241,13 @@ def draw_probes(kind: Probe, shape: tuple[int, ...], like: Tensor, generator: to
 
 
 def draw_terms(certain: int, continuation: float) -> int:
-    """N of `roulette_weights`, from the global generator of the CPU."""
+    """Draws the N of `roulette_weights` from the global generator of the CPU."""
     uniform = float(torch.rand((), dtype=torch.float64, device="cpu"))
     return certain + math.floor(math.log1p(-uniform) / math.log(continuation))
 
 
-def repeated(x: Tensor, number: int) -> Tensor:
-    """So many copies of a batch, one after the other."""
-    return x[None].expand(number, *x.shape).flatten(0, 1)
-
-
 def pulled_back(g: Map, x: Tensor) -> Map:
-    """``u -> (dg/dx)^T u`` at x, for any number of u; differentiable where it is called with gradients on."""
+    """``u -> (dg/dx)^T u`` at x, for any number of u; differentiable if gradients are enabled at the call."""
     with torch.enable_grad():
         at = x if x.requires_grad else x.detach().requires_grad_()
         made = g(at)
@@ -284,12 +263,14 @@ def pulled_back(g: Map, x: Tensor) -> Map:
     return pull
 
 
-def _of_x(g: Branch, context: Tensor | None, x: Tensor) -> Tensor:
-    return g(x, context)
+def _pulled_back_on_copies(g: Branch, x: Tensor, context: Tensor | None, number: int) -> Map:
+    """`pulled_back` at ``number`` copies of a batch, one after the other."""
+    copies, given = (None if one is None else one.expand(number, *one.shape).flatten(0, 1) for one in (x, context))
+    return pulled_back(lambda at: g(at, given), cast(Tensor, copies))
 
 
 class _Once(torch.autograd.Function):
-    """The identity; who would differentiate its gradient is told that this has no derivative of its own."""
+    """The identity, with a gradient that raises an error if it is differentiated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -299,6 +280,6 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             raise InvflowError(
-                "an estimated log-determinant has first derivatives only; use log_det='exact' to differentiate twice"
+                "an estimated log-determinant has first derivatives only; use log_det={'type': 'exact'} for second ones"
             )
         return grad

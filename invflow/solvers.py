@@ -1,4 +1,4 @@
-"""Fixed points of contractions, each sample on its own, with an account of how well they were found."""
+"""Fixed points of contractions, solved for each sample separately, with a report on their accuracy."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ Method: TypeAlias = Literal["anderson", "picard"]
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 MEMORY = 8
-"""How many differences Anderson's method looks back on. With 5, where few directions sit near the limit, it takes 23
-evaluations instead of 16 (128 dimensions, contraction 0.97, to an error of 1e-6); with 10, 14."""
+"""The number of past differences that Anderson's method combines. If few directions are near the limit (128
+dimensions, contraction 0.97, to an error of 1e-6), 5 differences need 23 evaluations, 8 need 16, 10 need 14."""
 
 LARGEST_GROWTH = 2.0
-"""A mixed step whose residual is more times the one before is taken back. Smaller growth is made good by later steps:
-to take back whatever is larger than Picard's residual could be costs up to 6 evaluations more where f has kinks."""
+"""A mixed step is undone if its residual is larger than the last one times this. Later steps make up for smaller
+growth: a bound at the largest residual of a Picard step costs up to 6 more evaluations if f has kinks."""
 
 TIKHONOV = 1e-8
-"""Regularisation of its least squares, relative to the size of each difference; ten roundings where these are more."""
+"""Regularisation of Anderson's least squares, relative to the size of each difference; 10 eps if that is more."""
 
 LARGEST_DEBT = 1.0
 CREDIT = 3.0
-"""Evaluations that Anderson's method may have lost against Picard's before a sample goes on by the latter, and how many
-it may have won that losses are set against: old gains are no reason to go on losing."""
+"""A sample continues with Picard's method when Anderson's has lost `LARGEST_DEBT` evaluations against it. Gains offset
+losses up to `CREDIT` evaluations, so that old gains do not hide new losses for long."""
 
 PROGRESS = 0.9
 PATIENCE = 3
-"""A residual near the roundings is at its floor when it has not fallen by `PROGRESS` in as many evaluations as Picard's
-method takes for that at worst, plus this number."""
+"""A residual near the rounding errors has reached its floor if it has not fallen by the factor `PROGRESS` for
+`PATIENCE` more evaluations than Picard's method needs for that in the worst case."""
 
 ROUNDING = 0.25
-"""In units of eps, the root mean square of what one rounding of each number leaves off."""
+"""The root mean square of one rounding error per number, in units of eps."""
 
 NEAR = 1e3
-"""Points that are nearer than this number of roundings tell nothing of the contraction."""
+"""Points nearer to each other than this, in units of eps, give no estimate of the contraction."""
 
 MOST_EVALUATIONS = 10_000
 
 FLOOR = 64
-"""So many roundings is near: where the residual has stopped falling further up, something else is wrong."""
+"""A residual is near the rounding errors up to this, in units of eps; if it stalls above, rounding is not the cause."""
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """How a fixed point was found, each entry of shape ``(batch,)``.
+    """How well a fixed point was found; each entry has the shape ``(batch,)``.
 
     Attributes:
-        evaluations: how often the map was evaluated for the sample.
-        residual: ``|f(x) - x| / max(|x|, |f(x)|, |start|)``, Euclidean norms.
-        contraction: the largest ratio ``|f(x) - f(x')| / |x - x'|`` that was seen.
-        error: an estimate of ``|x - x*|`` in the same unit: the residual, and what evaluating f rounds off, over
-            1 - contraction.
+        evaluations: the number of evaluations of the map for the sample.
+        residual: ``|f(x) - x| / max(|x|, |f(x)|, |start|)``, with Euclidean norms.
+        contraction: the largest ratio ``|f(x) - f(x')| / |x - x'|`` observed.
+        error: an estimate of ``|x - x*|`` in the same unit: the residual plus the rounding error of evaluating f,
+            divided by ``1 - contraction``.
         converged: whether that error is within the tolerance.
     """
 
@@ -67,7 +67,7 @@ class Convergence:
 
     @property
     def failed(self) -> list[int]:
-        """The samples that have not converged."""
+        """The indices of the samples that have not converged."""
         found: list[int] = (~self.converged).nonzero().flatten().tolist()
         return found
 
@@ -83,7 +83,7 @@ class Convergence:
 
 @dataclass(frozen=True)
 class Solution:
-    """A fixed point and how it was found."""
+    """A fixed point and the report on its convergence."""
 
     x: Tensor
     convergence: Convergence
@@ -99,24 +99,24 @@ def solve(
     tolerance: float | None = None,
     max_evaluations: int | None = None,
 ) -> Solution:
-    """The fixed point ``x = f(x)`` of a contraction, for each sample of a batch on its own.
+    """The fixed point ``x = f(x)`` of a contraction, for each sample of a batch separately.
 
-    Picard's method repeats ``x <- f(x)``: the error falls by the factor L, the Lipschitz constant of f, each time.
-    Anderson's takes the combination of the last points whose residuals cancel best, which is as good as GMRES where f
-    is nearly linear. It keeps account, against the contraction that it sees, of what its steps win and lose: a sample
-    that loses goes on by Picard's method, and a step that makes the residual much larger is taken back.
+    Picard's method repeats ``x <- f(x)``: each step reduces the error by the factor L, the Lipschitz constant of f.
+    Anderson's method takes the combination of the last points whose residuals cancel best; if f is nearly linear, it is
+    as good as GMRES. It compares the progress of its steps with the contraction that it observes: a sample that falls
+    behind continues with Picard's method, and a step that makes the residual much larger is undone.
 
-    A sample that has converged, or is not finite, or gets no further, is not evaluated any more; so what a sample gets
-    does not depend on the others.
+    A sample that has converged, is not finite, or makes no more progress is not evaluated again. So the result for a
+    sample does not depend on the others.
 
     Args:
-        step: ``f(x, rows)`` for some samples only; ``rows`` says which of the batch they are.
-        start: where to begin, ``(batch, ...)``.
+        step: ``f(x, rows)`` for a part of the batch; ``rows`` are the indices of its samples.
+        start: the first x, ``(batch, ...)``.
         contraction: L, below 1.
         method: "anderson" or "picard".
-        tolerance: the relative error at which to stop, which ``residual / (1 - L)`` bounds; None goes on until
-            roundings keep the residual from falling.
-        max_evaluations: the limit for each sample; by default as many as Picard's method takes at worst.
+        tolerance: the relative error at which to stop, which ``residual / (1 - L)`` bounds; with None, the solver
+            continues until rounding errors keep the residual from falling.
+        max_evaluations: the limit for each sample; by default what Picard's method needs in the worst case.
 
     Examples:
         >>> solution = solve(lambda x, rows: 1 + x / 2, torch.zeros(3, 1), contraction=0.5)
@@ -134,31 +134,29 @@ def solve(
 
 @dataclass
 class _Samples:
-    """What is known of the samples that are still at work, one row each, their numbers flattened.
+    """The state of the samples that are not finished, one row each, flattened.
 
     Attributes:
-        rows: their places in the batch.
+        rows: their indices in the batch.
         x: the last point.
-        image: f there.
-        residual: the image less the point.
-        size: the residual's norm.
+        image: f(x).
+        size: the norm of the residual, ``image - x``.
         scale: the unit of errors.
         best: the image with the smallest relative residual so far.
         relative: that residual.
-        mark: the residual's norm when it last fell by `PROGRESS`.
-        stalled: evaluations since.
+        mark: the norm of the residual when it last fell by the factor `PROGRESS`.
+        stalled: the number of evaluations since then.
         contraction: the largest ratio of distances so far.
-        debt: evaluations lost by mixing.
-        mixes: whether there is something to mix, and the last mixing was not taken back.
-        images: the last `MEMORY` differences of images, zeros where there are fewer.
-        changes: those of residuals.
-        gram: the inner products of the latter.
+        debt: the number of evaluations lost by mixing.
+        mixes: whether there are differences to mix, and the last step was not undone.
+        images: the last `MEMORY` differences of images, padded with zeros.
+        changes: the last differences of residuals.
+        gram: the inner products of ``changes``.
     """
 
     rows: Tensor
     x: Tensor
     image: Tensor
-    residual: Tensor
     size: Tensor
     scale: Tensor
     best: Tensor
@@ -173,47 +171,37 @@ class _Samples:
     gram: Tensor
 
     def select(self, kept: Tensor) -> _Samples:
-        """Some of the samples, by their rows here."""
+        """The samples in some of these rows."""
         return _Samples(**{field.name: getattr(self, field.name).index_select(0, kept) for field in fields(self)})
 
 
 class _Solver:
-    """The samples at work, and what has been found for the others."""
+    """The samples that are not finished, and the results of those that are."""
 
     def __init__(
-        self,
-        step: Step,
-        start: Tensor,
-        contraction: float,
-        method: Method,
-        tolerance: float | None,
-        max_evaluations: int | None,
+        self, step: Step, start: Tensor, contraction: float, method: Method, tolerance: float | None, most: int | None
     ) -> None:
         self.step, self.shape, self.method, self.limit = step, start.shape, method, contraction
         self.eps = torch.finfo(start.dtype).eps
         self.patience = math.log(PROGRESS) / math.log(contraction) + PATIENCE
         enough = 2 * math.log(self.eps) / math.log(contraction) + self.patience
-        self.most = max_evaluations or min(math.ceil(enough), MOST_EVALUATIONS)
+        self.most = most or min(math.ceil(enough), MOST_EVALUATIONS)
         self.target = self.eps / 2 if tolerance is None else tolerance * (1 - contraction)
         self.allowed = accuracy(start.dtype) if tolerance is None else tolerance
         self.tikhonov = max(TIKHONOV, 10 * self.eps)
+        self.most_debt = LARGEST_DEBT if method == "anderson" else -math.inf  # Picard's method never mixes
         x = start.flatten(1)
-        batch, size = x.shape
-        self.x = x.clone()
-        self.unit = _norm(x)
-        self.evaluations = torch.zeros(batch, dtype=torch.int64, device=x.device)
-        self.residual, self.contraction = torch.full_like(self.unit, math.inf), torch.zeros_like(self.unit)
-        rows = torch.arange(batch, device=x.device)
+        self.x, self.unit = x.clone(), _norm(x)
+        rows, zero = torch.arange(len(x), device=x.device), torch.zeros_like(self.unit)
+        self.evaluations, self.residual, self.contraction = torch.zeros_like(rows), zero + math.inf, zero.clone()
         self.count = 1
         image = step(start, rows).flatten(1)
-        none = torch.zeros_like(self.unit)
-        history = x.new_zeros(batch, MEMORY, size)
+        history = x.new_zeros(len(x), MEMORY, x.shape[1])
         self.at_work = _Samples(
-            rows=rows, x=x, image=image, residual=image - x, size=none, scale=none, best=image,
-            relative=none + math.inf, mark=none + math.inf, stalled=none, contraction=none, debt=none,
-            mixes=rows < 0, images=history, changes=history.clone(), gram=x.new_zeros(batch, MEMORY, MEMORY),
+            rows=rows, x=x, image=image, size=_norm(image - x), scale=zero, best=image, relative=zero + math.inf,
+            mark=zero + math.inf, stalled=zero, contraction=zero, debt=zero, mixes=rows < 0,
+            images=history, changes=history.clone(), gram=x.new_zeros(len(x), MEMORY, MEMORY),
         )  # fmt: skip
-        self.at_work.size = _norm(self.at_work.residual)
         self._look()
 
     def solution(self) -> Solution:
@@ -222,31 +210,26 @@ class _Solver:
         return Solution(self.x.reshape(self.shape), convergence)
 
     def advance(self) -> None:
-        """One evaluation for each sample at work."""
+        """Takes one step for each sample that is not finished."""
         now = self.at_work
-        mixing = now.mixes & (now.debt < LARGEST_DEBT)
-        x = now.image
-        if self.method == "anderson" and bool(mixing.any()):
-            x = torch.where(mixing[:, None], self._mixed(), x)
-        else:
-            mixing = torch.zeros_like(mixing)
+        mixing = now.mixes & (now.debt < self.most_debt)
+        x = torch.where(mixing[:, None], self._mixed(), now.image) if bool(mixing.any()) else now.image
         image = self.step(x.reshape(-1, *self.shape[1:]), now.rows).flatten(1)
         self.count += 1
-        residual = image - x
-        size = _norm(residual)
+        size = _norm(image - x)
         kept = ~mixing | (size <= LARGEST_GROWTH * now.size)
         move, difference = x - now.x, image - now.image
         distance = _norm(move)
-        far = distance > NEAR * self.eps * now.scale  # nearer points differ by their roundings
+        far = distance > NEAR * self.eps * now.scale  # nearer points differ by rounding errors
         ratio = torch.where(far, _norm(difference) / distance, 0.0).nan_to_num()
         now.contraction = torch.maximum(now.contraction, ratio)
-        won = torch.log(size / now.size) / torch.log(ratio.clamp(max=self.limit))  # in steps of Picard's
+        won = torch.log(size / now.size) / torch.log(ratio.clamp(max=self.limit))  # in steps of Picard's method
         lost = torch.where(kept, torch.where(mixing & far, (1 - won).nan_to_num(), 0.0), 1.0)
         now.debt = (now.debt + lost).clamp(min=-CREDIT)
         now.mixes = kept
         self._remember(kept, difference, difference - move)
         now.x, now.image = torch.where(kept[:, None], x, now.x), torch.where(kept[:, None], image, now.image)
-        now.residual, now.size = torch.where(kept[:, None], residual, now.residual), torch.where(kept, size, now.size)
+        now.size = torch.where(kept, size, now.size)
         self._look()
 
     def _mixed(self) -> Tensor:
@@ -256,13 +239,13 @@ class _Solver:
         lengths = torch.where(lengths > 0, lengths, 1.0)
         gram = now.gram.double() / (lengths[:, :, None] * lengths[:, None, :])
         gram.diagonal(dim1=1, dim2=2).add_(self.tikhonov)
-        right = (now.changes @ now.residual[:, :, None])[:, :, 0].double() / lengths
+        right = (now.changes @ (now.image - now.x)[:, :, None])[:, :, 0].double() / lengths
         weights = torch.linalg.solve_ex(gram, right).result / lengths
         mixed: Tensor = now.image - (weights.to(now.image.dtype)[:, None, :] @ now.images)[:, 0]
         return mixed
 
     def _remember(self, kept: Tensor, image: Tensor, change: Tensor) -> None:
-        """Puts differences in the place of the oldest ones, where they are kept."""
+        """Replaces the oldest differences by these, for the samples whose step is kept."""
         if self.method == "picard":
             return
         now, place = self.at_work, self.count % MEMORY
@@ -273,11 +256,11 @@ class _Solver:
         now.gram[:, :, place] = products
 
     def _look(self) -> None:
-        """Keeps the best image, which is nearer to the fixed point than its point, and lets go of who is done."""
+        """Keeps the best image, which is nearer to the fixed point than x, and removes the samples that are done."""
         now = self.at_work
         now.scale = torch.maximum(self.unit.index_select(0, now.rows), torch.maximum(_norm(now.x), _norm(now.image)))
         relative = torch.where(now.size == 0, 0.0, now.size / now.scale)
-        better = ~(relative >= now.relative)  # NaN too: the sample is lost, and says so
+        better = ~(relative >= now.relative)  # also if it is NaN, so that the report shows it
         now.best = torch.where(better[:, None], now.image, now.best)
         now.relative = torch.where(better, relative, now.relative)
         progress = now.size < PROGRESS * now.mark
@@ -297,7 +280,7 @@ class _Solver:
 
 
 def accuracy(dtype: torch.dtype) -> float:
-    """The relative error that counts as converged where no tolerance is named: 1e-6 in float32, 1e-12 in float64."""
+    """The relative error that counts as converged if no tolerance is given: 1e-6 in float32, 1e-12 in float64."""
     return {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 16 * torch.finfo(dtype).eps)
 
 

@@ -75,7 +75,7 @@ class TestInjections:
             invflow.build(spec_of({"type": "acme.wider"}, prior={"type": "standard_normal"}))
         flow = Flow(Sequential(Wider()), StandardNormal((6,)))
         for call in (lambda: flow.log_prob(torch.zeros(1, 4)), lambda: flow.sample(2)):
-            with pytest.raises(ShapeError, match="keep the number of numbers"):
+            with pytest.raises(ShapeError, match="keep the size of the state"):
                 call()
         with pytest.raises(BijectionError, match=r"shapes: .*\n +expected 4 numbers of 4, got 6"):
             check_bijection(Wider(), (4,), only=["shapes"])

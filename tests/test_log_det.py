@@ -27,14 +27,14 @@ EXACT = 1e-10
 STANDARD_ERRORS = 3
 GRADIENT_STANDARD_ERRORS = 4
 RELATIVE_STANDARD_ERROR = 0.01
-"""Of the mean over 10,000 draws."""
+"""The relative standard error of the mean over 10,000 draws."""
 
 DRAWS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 1_000
 SIZE = 6
 
 
 def block(c, estimator, **options):
-    """A block at its limit whose g stretches by about the coefficient in all directions."""
+    """A block whose g stretches by about the coefficient in all directions."""
     torch.manual_seed(0)
     net = LipschitzMLP((SIZE,), (SIZE,), hidden=[SIZE], activation="lipswish")
     with torch.no_grad():
@@ -49,7 +49,7 @@ def point():
 
 
 def value_and_projections(one, x, directions):
-    """The log-determinant, and its gradient along fixed directions of input and parameters."""
+    """The log-determinant and its derivatives along fixed directions of input and parameters."""
     x = x.clone().requires_grad_()
     value = one.forward_and_log_det(x)[1]
     variables = [x, *one.parameters()]
@@ -112,7 +112,7 @@ def test_roulette_and_its_gradient_are_unbiased(c, probe):
 def test_the_truncated_one_lies_within_its_bound(c, terms):
     exact, one = block(c, "exact"), block(c, "power_series")
     x = point()
-    # The mean over these probes is the trace itself: no chance left.
+    # The mean over these probes is the trace itself, without random error.
     probes = SIZE**0.5 * torch.eye(SIZE, dtype=torch.float64)[:, None]
     found = series_log_det(one.branch(), x, None, probes, [1.0] * terms)
     error = float((found - exact.forward_and_log_det(x)[1]).detach().abs().max())
@@ -152,7 +152,7 @@ def test_second_derivatives_of_an_estimate_are_refused():
 
 
 def kept_bytes(one, x):
-    """What autograd keeps between forward and backward."""
+    """The number of bytes that autograd keeps between forward and backward."""
     kept = {}
 
     def pack(tensor):
@@ -183,7 +183,7 @@ def test_in_eval_mode_nothing_is_random_and_the_inverse_has_the_negative():
         assert float((back - x).detach().abs().max()) < 1e-12
         torch.testing.assert_close(log_det_inverse, -log_det_forward, rtol=1e-9, atol=1e-9)
         exact = exact_log_det(one.branch(), x.double(), None)
-        assert float((log_det_forward - exact).detach().abs().max()) < 0.5  # 8 probes of 75 dimensions
+        assert float((log_det_forward - exact).detach().abs().max()) < 0.5  # 8 probes for 75 dimensions
 
 
 def test_in_train_mode_draws_follow_the_global_generator():

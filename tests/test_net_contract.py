@@ -1,4 +1,4 @@
-"""The contract of nets: their shapes, their context, and what a layer that takes one may ask of them."""
+"""The contract of nets: shapes, context, and what a layer with a net may require."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TestNets:
     def test_a_layer_with_a_net_and_nothing_else(self):
         @invflow.register("acme.gated")
         class Gated(Bijection):
-            """y = x, after a look at what a net makes of it.
+            """``y = x``; the net is called and its output ignored.
 
             Args:
                 net: any.
@@ -48,11 +48,11 @@ class TestNets:
     def test_net_shapes_see_the_fields(self):
         @invflow.register("acme.bins")
         class Binned(Doubling):
-            """y = 2 x, and a net that gives some numbers for each one of x.
+            """``y = 2 x``, with a net that returns several numbers for each number of x.
 
             Args:
                 net: the conditioner.
-                bins: how many numbers.
+                bins: the number of outputs for each number of x.
             """
 
             def __init__(self, net: nn.Module, bins: PositiveInt = 3) -> None:
@@ -132,7 +132,7 @@ class TestNets:
             def forward(self, a, weight=None, context=None):
                 return a
 
-        with pytest.raises(ValueError, match="Late: a net is called with the context behind the state"):
+        with pytest.raises(ValueError, match="Late: a net is called with the context as the second argument"):
             AdditiveCoupling(Late())
 
     def test_what_wraps_a_net_is_looked_through(self):
@@ -143,7 +143,7 @@ class TestNets:
             torch.testing.assert_close(AdditiveCoupling(net)(pair, context), AdditiveCoupling(inner)(pair))
 
     def test_conditioned_comes_first(self):
-        with pytest.raises(TypeError, match="Wrong: put Conditioned before the other classes"):
+        with pytest.raises(TypeError, match="Wrong: put Conditioned before the other base classes"):
 
             class Wrong(Bijection, Conditioned):
                 pass

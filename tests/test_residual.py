@@ -26,7 +26,7 @@ GRADIENT = 1e-6
 
 
 def at_the_limit(block, factor=20.0):
-    """The block with weights so large that every layer is normalised."""
+    """Makes the weights of a block so large that every layer is normalised."""
     with torch.no_grad():
         for layer in block.net.maps:
             layer.weight.mul_(factor)
@@ -38,7 +38,7 @@ def jacobian(function, x):
 
 
 def identity_like(block):
-    """Weights near multiples of the identity, so that g contracts as little as it may, in all directions."""
+    """Weights near multiples of the identity, so that g contracts as little as is allowed, in all directions."""
     with torch.no_grad():
         for layer in block.net.maps:
             layer.weight.add_(10 * torch.eye(*layer.weight.shape))
@@ -83,7 +83,7 @@ def test_a_solver_that_stops_short_warns_with_the_samples_or_raises(monkeypatch)
     block.on_failure = "raise"
     with pytest.raises(InvflowError, match=r"\(0, 1, 3\)"):
         block.inverse(y)
-    assert block.solve(y).convergence.failed == [0, 1, 2, 3]  # asked for, it only tells
+    assert block.solve(y).convergence.failed == [0, 1, 2, 3]  # solve only reports
 
 
 @given(c=st.sampled_from([0.5, 0.9, 0.97]), seed=st.integers(0, 99), image=st.booleans())
@@ -106,13 +106,15 @@ def test_g_contracts_after_training_and_reload(tmp_path):
         (y.square().flatten(1).sum(1) - 20 * log_det).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert float((chain.inverse(chain(x)) - x).detach().abs().max()) < 1e-5  # in train mode, between two steps
+        assert (
+            float((chain.inverse(chain(x)) - x).detach().abs().max()) < 1e-5
+        )  # in train mode, between two training steps
     invflow.save(chain, tmp_path)
     x = torch.randn(2, 4, 4)
     for model in (chain, chain.eval(), invflow.load(tmp_path)):
         norms = [float(torch.linalg.matrix_norm(jacobian(lambda x, b=b: b(x) - x, x), 2)) for b in model]
         assert max(norms) <= 0.9 * DECLARED
-        assert max(norms) > 0.1  # trained so that they stretch
+        assert max(norms) > 0.1  # training has increased them
 
 
 @pytest.mark.parametrize("c", [0.5, 0.9, 0.97])
@@ -194,7 +196,7 @@ def test_what_does_not_fit_is_refused(call, message):
 
 
 class Foreign(nn.Linear):
-    """Somebody's net, with a bound of his own."""
+    """A user's net with its own bound."""
 
     def lipschitz_bound(self):
         return torch.linalg.matrix_norm(self.weight)  # Frobenius: certified, not tight
@@ -245,7 +247,7 @@ def test_blocks_are_checkpointed_in_constant_memory_training_and_mixed_chains_wo
         y, log_det = chain.forward_and_log_det(start)
         before = count[0]
         (y.square().sum() + log_det.sum()).backward()
-        # Run again once, and not inverted, which would take as many evaluations as the solver.
+        # Recomputed once, not inverted, which would take as many evaluations as the solver does.
         assert count[0] - before <= (0 if policy == "stored" else before)
         found[policy] = [start.grad, *(weight.grad for weight in chain.parameters())]
     for policy in ("checkpoint", "reversible"):
@@ -254,7 +256,7 @@ def test_blocks_are_checkpointed_in_constant_memory_training_and_mixed_chains_wo
 
 
 def counted(net):
-    """How often a net is evaluated."""
+    """The number of times that a net is evaluated, in a list of one."""
     count = [0]
     evaluate = net._evaluate
 
@@ -302,7 +304,7 @@ def test_the_compiler_breaks_the_graph_and_gives_the_same_numbers():
     x = torch.randn(2, 3)
     torch.compiler.reset()
     compiled = torch.compile(block, backend="aot_eager")
-    for factor in (1, 20):  # a graph that has been made sees weights that moved
+    for factor in (1, 20):  # a compiled graph sees changed weights
         with torch.no_grad():
             block.net.maps[0].weight.mul_(factor)
             torch.testing.assert_close(compiled(x), block(x))

@@ -1,4 +1,4 @@
-"""Fixed-point solvers: exactness, how many evaluations they take, and what their reports say."""
+"""Fixed-point solvers: accuracy, number of evaluations, and reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from invflow.solvers import solve
 
 DIMENSIONS = 128
 CLUSTERED_EVALUATIONS = 20
-"""Where few directions sit near the limit, at a tolerance of 1e-6."""
+"""If few directions are near the limit, at a tolerance of 1e-6."""
 MORE_THAN_PICARD = 2
 TOLERANCE = 1e-6
 
@@ -57,7 +57,7 @@ ELSEWHERE = {
 
 
 def problem(made, batch=8, dtype=torch.float64):
-    """The fixed-point map of ``y = x + activation(A x)``, y, and the exact x where it is known by construction."""
+    """The fixed-point map of ``y = x + activation(A x)``, y, and the exact x, known by construction."""
     matrix, activation = made
     x = torch.randn(batch, DIMENSIONS, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     y = (x + activation(x @ matrix.T)).to(dtype)
@@ -96,7 +96,7 @@ def test_anderson_never_takes_more_than_picard_and_two(name, c):
 def test_without_a_tolerance_it_is_exact_or_names_the_samples(name, method, dtype, c):
     step, y, _ = problem({**CLUSTERED, **ELSEWHERE}[name](c), dtype=dtype)
     report = (solution := solve(step, y, contraction=c, method=method)).convergence
-    # The fixed point of these very numbers, found in float64.
+    # The fixed point for the same rounded numbers, found in float64.
     exact_step, exact_y, _ = problem({**CLUSTERED, **ELSEWHERE}[name](c))
     exact = solve(lambda x, rows: exact_step(x, rows) - exact_y[rows] + y[rows].double(), y.double(), contraction=c).x
     error = (solution.x.double() - exact).norm(dim=1) / exact.norm(dim=1)
@@ -128,7 +128,7 @@ def test_the_report_says_what_was_done():
 
     report = solve(step, torch.zeros(3, 1), contraction=0.9, method="picard").convergence
     assert calls[0] == [0, 1, 2]
-    assert calls[-1] == [2]  # who is done is evaluated no more
+    assert calls[-1] == [2]  # finished samples are not evaluated again
     assert report.evaluations.tolist() == [sum(i in rows for rows in calls) for i in range(3)]
     assert report.contraction.tolist() == pytest.approx([0, 0.5, 0.9], abs=1e-3)
     assert "3 samples" in str(report)

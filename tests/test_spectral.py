@@ -1,4 +1,4 @@
-"""Spectral normalisation: the norm of the map itself, as a function of the weights, whatever happens to them."""
+"""Spectral normalisation: the norm is that of the map itself and follows every change of the weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from invflow.nets import lipschitz as lipschitz_module
 from invflow.nets.spectral import gram_bound, top_singular_pair
 
 DECLARED = 1.001
-"""How far a norm may exceed what it is declared to be."""
+"""The largest norm of a map whose norm is declared to be 1."""
 
 VALUE = {torch.float64: 1e-12, torch.float32: 1e-5}
-"""Relative error of a converged norm: the square of the residual, over a gap that is not too small, and roundings."""
+"""Relative error of a converged norm: the square of the residual, over a gap that is not too small, plus rounding."""
 
 GRADIENT = 1e-6
 """Relative to its largest entry, in float64: the residual over a gap of 1e-4."""
@@ -41,7 +41,7 @@ def true_norm(layer, weight=None):
 
 
 def hostile(kind, shape, seed):
-    """Weights of a kind that iterations find hard."""
+    """Weights for which iterations converge slowly or fail."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator, dtype=torch.float64)
     flat = weight.flatten(1)
@@ -77,7 +77,7 @@ def test_the_norm_is_that_of_the_dense_map_for_hostile_weights(layer, kind, dtyp
         layer.weight.copy_(hostile(kind, layer.weight.shape, seed))
     expected = true_norm(layer)
     for training in (True, False, True):
-        layer.training = training  # by hand: nothing settles it
+        layer.training = training  # without train(), which would update the singular vectors
         assert float(layer.norm().detach()) == pytest.approx(expected, rel=VALUE[dtype])
         assert true_norm(layer, layer.normalized_weight()) <= DECLARED
     assert float(layer.certified_norm()) >= expected * (1 - VALUE[dtype])
@@ -139,9 +139,9 @@ def test_a_singular_vector_that_is_not_the_top_one_any_more_is_left():
         layer.weight.copy_(torch.diag(torch.linspace(2, 1, 40)))
         layer.train()
         assert float(layer.norm()) == pytest.approx(2.0)
-        for vector in (layer.u, layer.v):  # without the roundings, which would lead out of it
+        for vector in (layer.u, layer.v):  # without rounding errors, which would leave it
             vector.copy_(torch.eye(40)[0])
-        layer.weight.copy_(torch.diag(torch.linspace(1, 3, 40)))  # the old vector is singular still
+        layer.weight.copy_(torch.diag(torch.linspace(1, 3, 40)))  # the old vector is still singular
         assert float(layer.norm()) == pytest.approx(3.0, rel=1e-5)
 
 
@@ -249,7 +249,7 @@ def test_no_activation_is_steeper_than_one(name):
         slope = activation(x[None])[0].detach().diff() / x.diff()
         steepest = float(slope.abs().max()) if name != "maxmin" else 1.0
         assert steepest <= 1 + 1e-9
-        assert steepest > 0.2  # nothing is given away
+        assert steepest > 0.2  # not needlessly flat
     a, b = torch.randn(2, 100, 6, dtype=torch.float64)
     assert ((activation(a) - activation(b)).norm(dim=1) <= (a - b).norm(dim=1) * (1 + 1e-9)).all()
 

@@ -1,8 +1,7 @@
-"""Invertible residual blocks: y = x + g(x), where g contracts."""
+"""Invertible residual blocks: ``y = x + g(x)`` with a contraction g."""
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,43 +22,43 @@ from ..solvers import Method, Solution, Step, accuracy, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor
 
 GRADIENT_ERROR = 10
-"""How exact gradients of the inverse are, in units of the inverse's own accuracy: nobody needs their last digit."""
+"""The relative error of the inverse's gradient, in units of the inverse's own accuracy."""
 
-Contractive: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
-Tolerance: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+SolveLinear: TypeAlias = Callable[[Step, Tensor], Tensor]
 
 
 class NotConverged(RuntimeWarning):
-    """Samples whose inverse is not as exact as was asked for."""
+    """The inverse of some samples is less accurate than requested."""
 
 
 @register("residual")
 class Residual(Conditioned, Bijection):
     """``y = x + g(x)`` with ``g = coefficient * net`` and a net whose Lipschitz constant is at most 1.
 
-    For a given y the map ``x -> y - g(x)`` contracts by the coefficient c, so it has exactly one fixed point (Banach),
-    the x with ``x + g(x) = y``; a point with the residual ``r = |y - x - g(x)|`` is within ``r / (1 - c)`` of it. Its
-    Jacobian ``1 + J`` has a positive determinant, for ``|J| <= c < 1`` and t J never has the eigenvalue -1 on the way
-    from t = 0, where the determinant is 1, to t = 1.
+    For a given y the map ``x -> y - g(x)`` contracts by the coefficient c. So it has exactly one fixed point (Banach),
+    the x with ``x + g(x) = y``; a point with the residual ``r = |y - x - g(x)|`` is within ``r / (1 - c)`` of it. The
+    Jacobian ``1 + J`` has a positive determinant: ``det(1 + t J)`` is 1 for t = 0, and as ``|J| <= c < 1``, t J does
+    not have the eigenvalue -1 for any t from 0 to 1.
 
-    Autocast is off inside: g in bfloat16 is no map that could be inverted in float32. The solver's loop depends on the
-    data: `torch.compile` breaks the graph there and at the norms, and gives the same numbers.
+    Autocast is off inside, because g in bfloat16 could not be inverted in float32. The loop of the solver depends on
+    the data: `torch.compile` breaks the graph there and at the norms, and gives the same numbers.
 
     Reference: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018,
     https://arxiv.org/abs/1811.00995
 
     Args:
-        net: a net with a certified Lipschitz constant, from the state to the state; by default `LipschitzConv` on
-            images and `LipschitzMLP` on anything else.
+        net: a net with a certified Lipschitz constant that keeps the shape of the state; by default `LipschitzConv`
+            for images and `LipschitzMLP` for anything else.
         coefficient: the bound of g's Lipschitz constant, below 1.
-        solver: how the inverse is found: "anderson" or "picard".
-        tolerance: the relative error of the inverse at which the solver stops; null goes on to the roundings.
-        on_failure: whether samples that did not converge make a warning or an error.
-        log_det: how the log-determinant is found: ``{"type": "exact"}`` from the dense Jacobian; "power_series",
-            truncated; "roulette", unbiased; "auto", exact for states of up to 64 numbers and roulette for larger ones;
-            each with its own options. In eval mode nothing is random.
-        shape: the incoming shape, from which the default net is made.
-        context_shape: likewise of the context.
+        solver: the method for the inverse: "anderson" or "picard".
+        tolerance: the relative error of the inverse at which the solver stops; null stops at rounding errors.
+        on_failure: whether samples that do not converge cause a warning or an error.
+        log_det: the method for the log-determinant: ``{"type": "exact"}`` from the dense Jacobian; "power_series",
+            truncated; "roulette", unbiased; "auto", exact for states of at most 64 numbers and roulette for larger
+            ones; each with its own options. In eval mode nothing is random.
+        shape: the incoming shape, for which the default net is built.
+        context_shape: likewise for the context.
 
     Examples:
         >>> block = Residual(shape=(2,))
@@ -80,9 +79,9 @@ class Residual(Conditioned, Bijection):
     def __init__(
         self,
         net: nn.Module | None = None,
-        coefficient: Contractive = 0.9,
+        coefficient: Fraction = 0.9,
         solver: Method = "anderson",
-        tolerance: Tolerance | None = None,
+        tolerance: Fraction | None = None,
         on_failure: Literal["warn", "raise"] = "warn",
         log_det: Estimator = AUTO,
         shape: Shape | None = None,
@@ -92,9 +91,7 @@ class Residual(Conditioned, Bijection):
         log_det.check(coefficient)
         if net is None:
             if shape is None:
-                raise InvflowError(
-                    "residual expects a net, or the incoming shape to make one for: Residual(shape=(2,))"
-                )
+                raise InvflowError("residual expects a net, or the incoming shape to build one: Residual(shape=(2,))")
             extents = require_tensor("residual", shape)
             default = LipschitzConv if len(extents) == 3 else LipschitzMLP
             net = default(extents, extents, context_shape)
@@ -120,11 +117,19 @@ class Residual(Conditioned, Bijection):
         return not self.log_det.is_exact(sys.maxsize if self.shape is None else flat_size(self.shape))
 
     def branch(self) -> Branch:
-        """``g`` as a function of ``(x, context)``, what depends on the weights alone computed once."""
+        """``g`` as a function of ``(x, context)``, with the normalised weights computed once."""
         net = self.net.prepared() if isinstance(self.net, LipschitzNet) else self.net
         bound = cast(Lipschitz, self.net).lipschitz_bound()
         scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
-        return functools.partial(_branch, net, self.net_takes_context, scale)
+        with_context = self.net_takes_context
+
+        def g(x: Tensor, context: Tensor | None) -> Tensor:
+            made: Tensor = net(x, context) if with_context and context is not None else net(x)
+            if made.shape == x.shape:
+                return scale * made
+            raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
+
+        return g
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with own_precision(x):
@@ -147,7 +152,7 @@ class Residual(Conditioned, Bijection):
 
     @torch.no_grad()
     def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
-        """The inverse without a gradient, and the solver's report; it neither warns nor raises."""
+        """The inverse without a gradient and the solver's report, without a warning or an error."""
         with own_precision(y):
             return self._solve(self.branch(), y, context)
 
@@ -170,12 +175,12 @@ class Residual(Conditioned, Bijection):
         return self.log_det.find(g, x, context, self.coefficient, self.training)
 
     def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
-        """The inverse with its gradient."""
+        """The inverse, differentiable."""
         if y.is_meta:
             return y - g(y, context)
         solution = self._solve(g, y.detach(), context)
         self._complain("inverse", y, solution)
-        return attach(functools.partial(_picard_step, g, y, context), solution.x, self._solve_linear)
+        return attach(lambda x: y - g(x, context), solution.x, self._solve_linear)
 
     def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
@@ -186,7 +191,7 @@ class Residual(Conditioned, Bijection):
         return solve(step, y, contraction=self.coefficient, method=self.solver, tolerance=self.tolerance)
 
     def _solve_linear(self, step: Step, start: Tensor) -> Tensor:
-        """The fixed point ``u = w + J^T u`` that a gradient w of the inverse is pulled back to."""
+        """The fixed point ``u = w + J^T u`` for a gradient w of the inverse."""
         tolerance = GRADIENT_ERROR * accuracy(start.dtype)
         solution = solve(step, start, contraction=self.coefficient, method=self.solver, tolerance=tolerance)
         self._complain("gradient of the inverse", start, solution)
@@ -207,25 +212,12 @@ class Residual(Conditioned, Bijection):
         warnings.warn(message, NotConverged, stacklevel=4)
 
 
-def _branch(
-    net: Callable[..., Tensor], with_context: bool, scale: float | Tensor, x: Tensor, context: Tensor | None
-) -> Tensor:
-    made = net(x, context) if with_context and context is not None else net(x)
-    if made.shape != x.shape:
-        raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
-    return scale * made
+def attach(step: Map, x: Tensor, solve_linear: SolveLinear) -> Tensor:
+    """Attaches to the fixed point ``x = step(x)``, found without a graph, the gradient of the implicit function.
 
-
-def _picard_step(g: Branch, y: Tensor, context: Tensor | None, x: Tensor) -> Tensor:
-    return y - g(x, context)
-
-
-def attach(step: Map, x: Tensor, solve_linear: Callable[[Step, Tensor], Tensor]) -> Tensor:
-    """The fixed point ``x = step(x)``, found without a graph, with the gradient that the implicit function has.
-
-    With ``J`` the Jacobian of the step at x: ``dx = (1 - J)^-1 d step``, so a gradient w is pulled back through the
-    step as ``(1 - J^T)^-1 w``, the fixed point of ``u = w + J^T u``. That is attached likewise, so second derivatives
-    are right too.
+    With the Jacobian ``J`` of the step at x, ``dx = (1 - J)^-1 d step``. So the gradient of the step is
+    ``(1 - J^T)^-1 w`` for a gradient w of x: the fixed point of ``u = w + J^T u``. That fixed point gets its gradient
+    in the same way, so second derivatives are correct too.
     """
     if not torch.is_grad_enabled():
         return x
@@ -236,12 +228,10 @@ def attach(step: Map, x: Tensor, solve_linear: Callable[[Step, Tensor], Tensor])
 
 
 class _Implicit(torch.autograd.Function):
-    """The identity on x; backward solves the transposed linear system."""
+    """The identity on x, whose backward solves the transposed linear system."""
 
     @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: Callable[[Step, Tensor], Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: SolveLinear) -> Tensor:
         ctx.step, ctx.solve_linear = step, solve_linear
         x = x.clone()
         ctx.save_for_backward(x)
@@ -250,16 +240,11 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # somebody differentiates this gradient
+        again = torch.is_grad_enabled()  # this gradient is differentiated again
         pull = pulled_back(ctx.step, x if again else x.detach())
 
-        def transposed(u: Tensor) -> Tensor:
-            return grad + pull(u)
-
         def of_rows(u: Tensor, rows: Tensor) -> Tensor:
-            whole = torch.zeros_like(grad)
-            whole[rows] = u
-            return transposed(whole)[rows]
+            return grad[rows] + pull(torch.zeros_like(grad).index_copy(0, rows, u))[rows]
 
         found = ctx.solve_linear(of_rows, grad.detach())
-        return attach(transposed, found, ctx.solve_linear), None, None, None
+        return attach(lambda u: grad + pull(u), found, ctx.solve_linear), None, None, None

@@ -1,10 +1,8 @@
-"""What stands on top of a chain: heads make a classifier of it, priors a density."""
+"""Models: a chain with a head on top is a classifier, a chain with a prior is a density."""
 
-from .classifier import Classifier
-from .dequantization import bits_per_dimension, dequantize
-from .flow import Flow
 from .heads import ConvNetHead, Head, LinearHead
-from .priors import Prior, StandardNormal
+from .model import Classifier, Flow
+from .priors import Prior, StandardNormal, bits_per_dimension, dequantize
 
 __all__ = [
     "Classifier",

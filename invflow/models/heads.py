@@ -1,4 +1,4 @@
-"""Heads: from the last state of a chain to logits."""
+"""Heads, which map the last state of a chain to logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..nets.parts import Activation, OddInt, Widths, conv_stack
+from ..nets.parts import Activation, OddInt, Widths, make_layers
 from ..registry import register_head
 from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape
 
@@ -18,7 +18,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Head(nn.Module):
-    """What turns the last state of a chain into logits; other modules may as well, and say less of themselves.
+    """The base class of heads. Any module can be a head; a `Head` also declares whether it is linear.
 
     Attributes:
         linear_in_features: whether the logits are a linear function of the state, so that a whole classifier is
@@ -33,8 +33,8 @@ class LinearHead(Head):
     """One linear layer on the flattened state; a tuple state is flattened and concatenated.
 
     Args:
-        classes: how many logits.
-        dropout: the probability with which each number of the state is left out in training.
+        classes: the number of logits.
+        dropout: the probability with which each number of the state is set to 0 in training.
         shape: the shape of the state, without the batch.
 
     Examples:
@@ -57,13 +57,13 @@ class LinearHead(Head):
 class ConvNetHead(Head):
     """Convolutions with activation, then a linear layer; a tuple state is concatenated along its channels.
 
-    On psi alone it is the VGG-like baseline of the lab, which cannot be inverted.
+    On top of psi alone, it is the VGG-like baseline of the lab, which cannot be inverted.
 
     Args:
-        classes: how many logits.
-        hidden: the channels of each convolution.
+        classes: the number of logits.
+        hidden: the output channels of each convolution.
         kernel_size: the side of every kernel, odd.
-        activation: what follows each convolution.
+        activation: the function after each convolution.
         shape: the shape of the state, without the batch.
 
     Examples:
@@ -82,7 +82,7 @@ class ConvNetHead(Head):
     ) -> None:
         super().__init__()
         channels, height, width = _image_shape(shape)
-        self.convs = nn.Sequential(*conv_stack([channels, *hidden], kernel_size, activation, None, True))
+        self.convs = nn.Sequential(*make_layers([channels, *hidden], kernel_size, activation, None, True))
         self.linear = nn.Linear(hidden[-1] * height * width, classes)
 
     def forward(self, state: State) -> Tensor:
@@ -91,11 +91,10 @@ class ConvNetHead(Head):
 
 
 def _image_shape(shape: Shape) -> TensorShape:
-    """(channels, height, width) of a state, its tensors concatenated."""
+    """(channels, height, width) of the concatenated tensors of a state."""
     parts = [shape] if is_tensor_shape(shape) else list(shape)
-    sizes = {part[1:] for part in parts if is_tensor_shape(part) and len(part) == 3}
-    if len(sizes) != 1 or not all(is_tensor_shape(part) and len(part) == 3 for part in parts):
+    if not all(is_tensor_shape(part) and len(part) == 3 and part[1:] == parts[0][1:] for part in parts):  # type: ignore[index]
         raise ShapeError(
-            f"the convnet head expects (channels, height, width), or a tuple of such with one size, got {shape}"
+            f"the convnet head expects (channels, height, width), or a tuple of such shapes of one size, got {shape}"
         )
-    return sum(part[0] for part in parts), *sizes.pop()  # type: ignore[index, misc]
+    return sum(part[0] for part in parts), *parts[0][1:]  # type: ignore[index, misc]

@@ -1,9 +1,8 @@
-"""Conditioners: the functions inside couplings and residual blocks, which nobody needs to invert."""
+"""Conditioners: the functions inside couplings and residual blocks, which need no inverse."""
 
 from .contract import Conditioned, Lipschitz, Stack, takes_context
-from .conv import Conv
 from .lipschitz import LipschitzConv, LipschitzMLP
-from .mlp import MLP
+from .plain import MLP, Conv
 from .spectral import SpectralConv2d, SpectralLinear
 
 __all__ = [

@@ -1,9 +1,9 @@
-"""What is asked of a net, the function inside a coupling or a residual block.
+"""The contract of nets, the functions inside couplings and residual blocks.
 
-Any `torch.nn.Module` will do: it is called with the state, and with the context behind it if there is one and the net
-takes one. A registered net's constructor has its JSON fields as annotated parameters, and those of these three that it
-wants to know, which the builder fills: ``in_shape`` and ``out_shape`` of what it maps, without the batch, and
-``context_shape``, None if the spec has no context. It refuses shapes that it cannot map with a `ShapeError`.
+Any `torch.nn.Module` can be a net. It is called with the state, and with the context as the second argument if there is
+one and the net takes one. The constructor of a registered net has its JSON fields as annotated parameters. It may also
+have ``in_shape`` and ``out_shape``, the shapes that it maps between, without the batch, and ``context_shape``, None if
+the spec has no context; the builder fills these. It raises `ShapeError` for shapes that it cannot map.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ..errors import InvflowError
 
 @runtime_checkable
 class Lipschitz(Protocol):
-    """A net that knows how far it stretches: what `residual` asks for."""
+    """A net with a known Lipschitz constant, as `residual` requires."""
 
     def lipschitz_bound(self) -> float:
-        """An upper bound of the Lipschitz constant of the net, as its weights are."""
+        """An upper bound of the net's Lipschitz constant for its current weights."""
 
 
 class Stack(nn.Sequential):
-    """A net that applies its layers one after the other, to the input with the context behind it.
+    """A net that applies its layers one after the other to the input, concatenated with the context.
 
     Attributes:
-        context_features: how many of the first layer's channels, the last ones, are the context's.
+        context_features: the number of channels at the end of the first layer's input that belong to the context.
     """
 
     def __init__(self, *layers: nn.Module, context_features: int = 0) -> None:
@@ -38,39 +38,40 @@ class Stack(nn.Sequential):
 
 
 def takes_context(net: nn.Module) -> bool:
-    """Whether a net is called with the context too, behind the state.
+    """Whether a net is called with the context as the second argument.
 
-    It is if its constructor has a ``context_shape``, or its ``forward`` a second parameter that is named ``context`` or
-    has to be given, or any number of them. What wraps another module, as `torch.compile` does, is looked through.
+    It is if its constructor has a parameter ``context_shape``, or if its ``forward`` has a second parameter that is
+    named ``context`` or has no default, or takes ``*inputs``. For a wrapper, such as that of `torch.compile`, the
+    module inside decides.
 
     Raises:
-        InvflowError: its ``forward`` has a parameter ``context`` that is not the second.
+        InvflowError: ``forward`` has a parameter ``context`` that is not the second.
     """
     try:
         constructor = inspect.signature(type(net).__init__).parameters
         _, *parameters = inspect.signature(type(net).forward).parameters.values()
-    except (AttributeError, TypeError, ValueError):  # a scripted module has no signature: it is given what there is
+    except (AttributeError, TypeError, ValueError):  # a scripted module has no signature
         return True
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    if any(one.name == "context" for one in parameters) and [one.name for one in positional[1:2]] != ["context"]:
+    named = any(one.name == "context" for one in parameters)
+    if named and [one.name for one in positional[1:2]] != ["context"]:
         raise InvflowError(
-            f"{type(net).__name__}: a net is called with the context behind the state; make context the second "
-            "parameter of its forward"
+            f"{type(net).__name__}: a net is called with the context as the second argument; make it the second "
+            "parameter of forward"
         )
     needed = [one for one in positional if one.default is one.empty]
     any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     if any_number and (inner := unwrapped(net)) is not net:
         return takes_context(inner)
-    named = any(one.name == "context" for one in positional)
     return "context_shape" in constructor or named or any_number or len(needed) > 1
 
 
 class Conditioned:
-    """What a bijection inherits, before `Bijection`, that holds a net under the name ``net``.
+    """The base class, listed before `Bijection`, of bijections with a net in the attribute ``net``.
 
     Attributes:
-        net: it may be replaced.
-        net_takes_context: see `takes_context`; found out when the net is set, for signatures take time to read.
+        net: the net, which may be replaced.
+        net_takes_context: see `takes_context`; set together with the net, because inspecting signatures is slow.
     """
 
     net: nn.Module
@@ -79,7 +80,7 @@ class Conditioned:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.__setattr__ is not Conditioned.__setattr__:
-            raise TypeError(f"{cls.__name__}: put Conditioned before the other classes that it inherits")
+            raise TypeError(f"{cls.__name__}: put Conditioned before the other base classes")
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

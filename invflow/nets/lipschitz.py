@@ -1,4 +1,4 @@
-"""Conditioners whose Lipschitz constant is at most 1: what `Residual` is made of."""
+"""Conditioners whose Lipschitz constant is at most 1: the nets of `Residual`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch.nn import functional
 from ..errors import InvflowError, ShapeError
 from ..registry import register_net
 from ..state import Shape, TensorShape, flat_size, require_tensor, shape_of
-from .conv import context_channels, with_context_channels
-from .parts import OddInt, Widths, require_context, start_at_zero
+from .parts import ACTIVATIONS, OddInt, Widths, image_sizes, start_at_zero, with_context
 from .spectral import SpectralConv2d, SpectralLinear
 
 Contraction: TypeAlias = Literal[
@@ -31,14 +30,14 @@ SILU_SLOPE = 1.1
 
 
 class Gelu(nn.Module):
-    """GELU over its largest slope."""
+    """GELU divided by its largest slope."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.gelu(x) / GELU_SLOPE
 
 
 class Silu(nn.Module):
-    """``x sigmoid(x)`` over its largest slope."""
+    """``x sigmoid(x)`` divided by its largest slope."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.silu(x) / SILU_SLOPE
@@ -60,9 +59,9 @@ class LipSwish(nn.Module):
 
 
 class MaxMin(nn.Module):
-    """Each pair of channels becomes its larger and its smaller number: slope 1, and the gradient keeps its norm.
+    """Sorts pairs of channels into the larger and the smaller number: slope 1, and the gradient keeps its norm.
 
-    The last one of an odd number of channels stays as it is.
+    If the number of channels is odd, the last one stays unchanged.
 
     Reference: Anil, Lucas, Grosse: Sorting out Lipschitz function approximation, 2018, https://arxiv.org/abs/1811.05381
     """
@@ -73,22 +72,11 @@ class MaxMin(nn.Module):
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b), rest], dim=1)
 
 
-_CONTRACTIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": Gelu,
-    "silu": Silu,
-    "lipswish": LipSwish,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "maxmin": MaxMin,
-}
+_CONTRACTIONS = {**ACTIVATIONS, "gelu": Gelu, "silu": Silu, "lipswish": LipSwish, "maxmin": MaxMin}
 
 
 class LipschitzNet(nn.Module):
-    """Normalised maps with activations between them, the first one before them too if ``input_activation``."""
+    """Normalised maps with activations between them, and with one before the first if ``before``."""
 
     def __init__(self, maps: Sequence[SpectralLinear | SpectralConv2d], activation: Contraction, before: bool) -> None:
         super().__init__()
@@ -98,27 +86,20 @@ class LipschitzNet(nn.Module):
         )
 
     def lipschitz_bound(self) -> float:
-        """1: every map is divided by its norm where that is larger, and no activation has a larger slope."""
+        """1: every map is divided by its norm if that is above 1, and no activation has a slope above 1."""
         return 1.0
 
     def prepared(self) -> Callable[..., Tensor]:
-        """The net as a function of ``(x, context)``, what depends on the weights alone computed once."""
+        """The net as a function of ``(x, context)``, with the normalised weights computed once."""
         return functools.partial(self._evaluate, [one.normalized_weight() for one in self.maps])  # type: ignore[operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        made: Tensor = self.prepared()(x, context)
-        return made
+        return self.prepared()(x, context)
 
     def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
-        x = self._entered(x, context)
+        """Applies the maps to x; subclasses concatenate the context first."""
         for one, activation, weight in zip(self.maps, self.activations, weights, strict=True):
-            x = one.apply_weight(activation(x), weight)  # type: ignore[operator]
-        return self._left(x)
-
-    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def _left(self, x: Tensor) -> Tensor:
+            x = one.linear(activation(x), weight, one.bias)  # type: ignore[operator]
         return x
 
 
@@ -126,22 +107,22 @@ class LipschitzNet(nn.Module):
 class LipschitzConv(LipschitzNet):
     """Convolutions from ``in_shape`` to ``out_shape`` whose Lipschitz constant is at most 1.
 
-    Each has zero padding that keeps the size, and is divided by its norm at this very size and padding where that is
-    above 1. The default is i-ResNet's block: activation, 3x3, activation, 1x1, activation, 3x3. The context enters as
-    further input channels, a vector spread over all positions.
+    Each has zero padding that keeps the size, and is divided by its norm at this size and padding if that is above 1.
+    The default is i-ResNet's block: activation, 3x3, activation, 1x1, activation, 3x3. The context becomes further
+    input channels; a vector is spread over all positions.
 
     Reference: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible Residual Networks, 2018,
     https://arxiv.org/abs/1811.00995
 
     Args:
         in_shape: (channels, height, width) of the input, without the batch.
-        out_shape: likewise of the output.
+        out_shape: likewise for the output.
         context_shape: (features,), or (channels, height, width) with the input's height and width.
-        hidden: the channels of the layers between, as many as you like: only the map as a whole has to contract.
-        kernel_sizes: the side of every kernel, odd; by default 3 for the first and the last, 1 between them.
-        activation: what comes before each convolution; each has a slope of at most 1: gelu and silu are divided by
-            their largest one, lipswish is a silu whose steepness is learned, maxmin sorts pairs of channels.
-        input_activation: whether it comes before the first convolution too.
+        hidden: the channels between the convolutions, in any number: only the net as a whole must contract.
+        kernel_sizes: the side of each kernel, odd; by default 3 for the first and the last, 1 for the others.
+        activation: the function before each convolution, with a slope of at most 1: gelu and silu are divided by their
+            largest slope, lipswish is a silu with a learned steepness, maxmin sorts pairs of channels.
+        input_activation: whether there is an activation before the first convolution.
         zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
 
     Examples:
@@ -160,45 +141,37 @@ class LipschitzConv(LipschitzNet):
         input_activation: bool = True,
         zero_last: bool = False,
     ) -> None:
-        channels, height, width = require_tensor("lipschitz_conv", in_shape, dims=3)
-        out_channels, *out_size = require_tensor("lipschitz_conv", out_shape, dims=3)
-        if out_size != [height, width]:
-            raise ShapeError(f"lipschitz_conv expects to keep height and width, got {in_shape} in and {out_shape} out")
-        count = len(hidden) + 1
-        sides = kernel_sizes or [3 if position in (0, count - 1) else 1 for position in range(count)]
-        if len(sides) != count:
+        size, channels, more, out_channels = image_sizes("lipschitz_conv", in_shape, out_shape, context_shape)
+        pairs = [*itertools.pairwise([channels + more, *hidden, out_channels])]
+        sides = kernel_sizes or [3, *[1] * (len(pairs) - 2), 3][: len(pairs)]
+        if len(sides) != len(pairs):
             raise InvflowError(
-                f"lipschitz_conv with {len(hidden)} hidden widths has {count} convolutions; it expects as many "
+                f"lipschitz_conv with {len(hidden)} hidden widths has {len(pairs)} convolutions; it expects as many "
                 f"kernel_sizes, got {len(sides)}"
             )
-        more = context_channels("lipschitz_conv", context_shape, (height, width))
-        widths = itertools.pairwise([channels + more, *hidden, out_channels])
-        maps = [
-            SpectralConv2d(narrow, wide, side, (height, width))
-            for (narrow, wide), side in zip(widths, sides, strict=True)
-        ]
+        maps = [SpectralConv2d(*pair, side, size) for pair, side in zip(pairs, sides, strict=True)]
         super().__init__(maps, activation, input_activation)
         self.context_shape = context_shape
         if zero_last:
-            start_at_zero("lipschitz_conv", maps[-1], final_activation=False)
+            start_at_zero("lipschitz_conv", maps[-1])
 
-    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return with_context_channels("lipschitz_conv", x, context, self.context_shape)
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super()._evaluate(weights, with_context("lipschitz_conv", x, context, self.context_shape))
 
 
 @register_net("lipschitz_mlp")
 class LipschitzMLP(LipschitzNet):
     """Linear layers on the flattened input, reshaped to ``out_shape``, whose Lipschitz constant is at most 1.
 
-    Each is divided by its norm where that is above 1. The context is flattened and concatenated to the input.
+    Each is divided by its norm if that is above 1. The context is flattened and concatenated to the input.
 
     Args:
         in_shape: the shape of the input, without the batch.
-        out_shape: likewise of the output.
-        context_shape: likewise of the context.
-        hidden: the features of the layers between.
-        activation: what comes between the layers, as in `LipschitzConv`.
-        input_activation: whether it comes before the first layer too.
+        out_shape: likewise for the output.
+        context_shape: likewise for the context.
+        hidden: the features between the layers.
+        activation: the function between the layers, as in `LipschitzConv`.
+        input_activation: whether there is an activation before the first layer.
         zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
 
     Examples:
@@ -224,15 +197,10 @@ class LipschitzMLP(LipschitzNet):
         self.out_shape = out_shape
         self.context_shape = context_shape
         if zero_last:
-            start_at_zero("lipschitz_mlp", self.maps[-1], final_activation=False)
+            start_at_zero("lipschitz_mlp", self.maps[-1])
 
-    def _entered(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
         if shape_of(x) != self.in_shape:
             raise ShapeError(f"lipschitz_mlp expects the shape {self.in_shape}, got {shape_of(x)}")
-        flat = x.flatten(1)
-        if context is None and self.context_shape is None:
-            return flat
-        return torch.cat([flat, require_context("lipschitz_mlp", context, self.context_shape).flatten(1)], dim=1)
-
-    def _left(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], *self.out_shape)  # type: ignore[arg-type]
+        flat = with_context("lipschitz_mlp", x.flatten(1), context, self.context_shape)
+        return super()._evaluate(weights, flat).reshape(x.shape[0], *self.out_shape)  # type: ignore[arg-type]

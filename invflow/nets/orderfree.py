@@ -1,11 +1,10 @@
-"""From a float conditioner to an order-free one: batch norm folded, weights and activations in fixed point."""
+"""Makes a float conditioner order-free: folds batch norm, converts weights and activations to fixed point."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,62 +16,49 @@ from ..numerics.modes import Exact
 from .contract import Stack
 
 ASSUMED_RANGE = 8.0
-"""How large inputs and activations are taken to be where no data were seen."""
+"""The assumed magnitude of inputs and activations for which no data were seen."""
 
 _TABULATED = (nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid)
 
 
+Ranges: TypeAlias = dict[str, float]
+"""The largest magnitudes that data reach in a net: "state" and "context" of its input, "before 0" and "after 0" its
+first activation, and so on."""
+
+
 @dataclass
-class Ranges:
-    """The largest magnitudes that data reached in a net.
-
-    Attributes:
-        state: of its input.
-        context: of its context.
-        before: of what each activation was given.
-        after: of what each activation returned.
-    """
-
-    state: float = ASSUMED_RANGE
-    context: float = ASSUMED_RANGE
-    before: dict[int, float] = field(default_factory=dict)
-    after: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class _Block:
-    """One linear layer and what follows it."""
+    """A linear layer with the norm and the activation that follow it."""
 
     linear: nn.Conv2d | nn.Linear
-    norm: BatchNorm | None
-    activation: nn.Module | None
+    norm: BatchNorm | None = None
+    activation: nn.Module | None = None
 
 
 def is_order_free(net: nn.Module) -> bool:
-    """Whether a net has been made order-free."""
+    """Whether a net is order-free already."""
     return isinstance(net, nn.Sequential) and len(net) > 0 and isinstance(net[0], Quantize)
 
 
 def obstacle(net: nn.Module) -> str | None:
-    """Why a net cannot be made order-free; None where it can, or is."""
-    if is_order_free(net):
-        return None
+    """Why a net cannot be made order-free; None if it can, or is already."""
     try:
-        _blocks(net)
+        if not is_order_free(net):
+            _blocks(net)
     except NumericsError as error:
         return str(error)
     return None
 
 
 def make_order_free(net: nn.Module, numerics: Exact, ranges: Ranges | None = None) -> None:
-    """Replaces what a net is made of, in place, by integer layers that compute the same up to their resolution.
+    """Replaces the layers of a net, in place, by integer layers that compute the same function up to their resolution.
 
-    Its result then counts steps of the grid: ``round(2^frac_bits t)``.
+    The result of the net then counts steps of the grid: ``round(2^frac_bits t)``.
 
     Args:
         net: a `conv` or an `mlp`, or an `nn.Sequential` of such layers.
-        numerics: how fine state and activations are.
-        ranges: what data reached in the net; without, `ASSUMED_RANGE` everywhere.
+        numerics: the resolution of state and activations.
+        ranges: the magnitudes that data reach in the net; `ASSUMED_RANGE` for any that is missing.
 
     Raises:
         NumericsError: the net holds a layer that is not order-free.
@@ -80,33 +66,26 @@ def make_order_free(net: nn.Module, numerics: Exact, ranges: Ranges | None = Non
     if is_order_free(net):
         return
     blocks = _blocks(net)
-    known = ranges or Ranges()
+    reached = ranges or {}
     limit = 2**numerics.activation_bits - 1
-    scale = _input_scale(blocks[0].linear, context_features(net), known, limit)
+    scale = _input_scale(blocks[0].linear, context_features(net), reached, limit)
     parts: list[nn.Module] = [Quantize(scale, limit)]
-    unit = scale.double()  # integers of the input per real unit, by input channel
+    unit = scale.double()  # integer steps per real unit of the input, for each input channel
     for position, block in enumerate(blocks):
         is_last = position == len(blocks) - 1
-        after = known.after.get(position, ASSUMED_RANGE)
-        out = 2.0**numerics.frac_bits if is_last else _scale(after, limit)
-        tabulated = isinstance(block.activation, _TABULATED)
-        fine = _scale(known.before.get(position, ASSUMED_RANGE), limit) if tabulated else out
-        parts.append(_fixed_point(block, unit, fine, limit))
+        out = 2.0**numerics.frac_bits if is_last else _scale(reached.get(f"after {position}"), limit)
         if isinstance(block.activation, _TABULATED):
+            fine = _scale(reached.get(f"before {position}"), limit)
             largest = 2**SUM_BITS if is_last else limit
-            parts.append(_table(block.activation, fine, out, limit, largest, block.linear.weight))
+            table = _table(block.activation, fine, out, limit, largest, block.linear.weight)
+            parts += [_fixed_point(block, unit, fine, limit), table]
         else:
-            parts.append(
-                Requantize(
-                    0 if isinstance(block.activation, nn.ReLU) else None if is_last else -limit,
-                    None if is_last else limit,
-                )
-            )
+            low = 0 if isinstance(block.activation, nn.ReLU) else None if is_last else -limit
+            parts += [_fixed_point(block, unit, out, limit), Requantize(low, None if is_last else limit)]
         unit = torch.tensor(out, dtype=torch.float64)
     stack = cast(nn.Sequential, net)
     del stack[:]
-    for part in parts:
-        stack.append(part.train(net.training))
+    stack.extend(parts).train(net.training)
 
 
 def activations(net: nn.Module) -> list[nn.Module | None]:
@@ -115,64 +94,62 @@ def activations(net: nn.Module) -> list[nn.Module | None]:
 
 
 def context_features(net: nn.Module) -> int:
-    """How many of the input's last channels are the context's."""
+    """The number of channels at the end of the input that belong to the context."""
     return net.context_features if isinstance(net, Stack) else 0
 
 
 def _blocks(net: nn.Module) -> list[_Block]:
-    """The layers of a net. Raises NumericsError for what is not order-free."""
+    """The layers of a net, in blocks. Raises NumericsError if one of them is not order-free."""
     if not (type(net) is nn.Sequential or isinstance(net, Stack)):
-        raise NumericsError(f"its net, a {type(net).__name__}, is no plain stack of convolutions or linear layers")
+        raise NumericsError(f"its net, a {type(net).__name__}, is not a plain stack of convolutions or linear layers")
     blocks: list[_Block] = []
     for part in net:
         name = type(part).__name__
         last = blocks[-1] if blocks else None
         if type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros"):
-            blocks.append(_Block(part, None, None))
+            blocks.append(_Block(part))
         elif isinstance(part, nn.Identity | Dropout):
-            pass  # nothing, in eval mode
+            pass  # the identity in eval mode
         elif last is None or last.activation is not None:
             raise NumericsError(f"its net's {name} does not follow a convolution or a linear layer")
         elif isinstance(part, BatchNorm) and part.running_mean is not None and last.norm is None:
-            blocks[-1] = _Block(last.linear, part, None)
+            last.norm = part
         elif isinstance(part, (nn.ReLU, *_TABULATED)):
-            blocks[-1] = _Block(last.linear, last.norm, part)
+            last.activation = part
         else:
-            raise NumericsError(f"its net's {name} sums in an order of its own; use relu, or another known activation")
+            raise NumericsError(f"its net's {name} is not known to be order-free; use relu or another known activation")
     if not blocks:
-        raise NumericsError("its net holds no convolution and no linear layer")
+        raise NumericsError("its net has no convolution or linear layer")
     if any(block.activation is None for block in blocks[:-1]):
         raise NumericsError("its net has two linear layers without an activation between")
     return blocks
 
 
-def _scale(reached: float, limit: int) -> float:
-    """The largest power of two that takes a range to integers within the limit."""
-    if not reached > 0 or not math.isfinite(reached):
+def _scale(reached: float | None, limit: int) -> float:
+    """The largest power of two that maps a range to integers within the limit."""
+    if reached is None or not 0 < reached < math.inf:
         reached = ASSUMED_RANGE
     exponent = math.floor(math.log2(limit / reached))
     return 2.0 ** max(-MOST_SHIFT, min(MOST_SHIFT, exponent))
 
 
-def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, known: Ranges, limit: int) -> Tensor:
-    """One power of two, or one per input channel where a context comes with the state."""
-    like = linear.weight
-    state = _scale(known.state, limit)
+def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, reached: Ranges, limit: int) -> Tensor:
+    """The scale of the input, a power of two; one for each channel if a context comes with the state."""
+    weight, state = linear.weight, _scale(reached.get("state"), limit)
     if not context:
-        return torch.tensor(state, dtype=like.dtype, device=like.device)
-    channels = like.shape[1] * (linear.groups if isinstance(linear, nn.Conv2d) else 1)
-    scales = [state] * (channels - context) + [_scale(known.context, limit)] * context
-    shape = (-1, 1, 1) if isinstance(linear, nn.Conv2d) else (-1,)
-    return torch.tensor(scales, dtype=like.dtype, device=like.device).reshape(shape)
+        return weight.new_tensor(state)
+    channels = weight.shape[1] * (linear.groups if isinstance(linear, nn.Conv2d) else 1)
+    scales = weight.new_tensor([state] * (channels - context) + [_scale(reached.get("context"), limit)] * context)
+    return scales.reshape(-1, *(1,) * (weight.dim() - 2))
 
 
 def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPoint:
-    """The block's linear map, batch norm folded in, from integers to multiples of powers of two.
+    """The block's linear map with batch norm folded in, from integers to multiples of powers of two.
 
     Args:
-        block: in real numbers.
-        unit: integers per real unit of the input, for each input channel or for all.
-        out: likewise of the output.
+        block: the block in real numbers.
+        unit: integer steps per real unit of the input, for each input channel or for all.
+        out: likewise for the output.
         limit: the largest input.
     """
     linear = block.linear
@@ -182,7 +159,7 @@ def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPo
         weight, bias = _folded(weight, bias, block.norm)
     per_channel = unit.flatten().to(weight.device)
     if per_channel.numel() > 1 and isinstance(linear, nn.Conv2d) and linear.groups > 1:
-        raise NumericsError("its net's first convolution has groups, which share no scale with a context")
+        raise NumericsError("its net's first convolution has groups, so a context cannot have a scale of its own")
     spread = per_channel.reshape(1, -1, *(1,) * (weight.dim() - 2))
     weight, bias = weight / spread * out, bias * out
     shift = _shifts(weight, bias, limit)
@@ -194,7 +171,7 @@ def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPo
 
 
 def _folded(weight: Tensor, bias: Tensor, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """The linear map followed by batch norm as it is in eval mode, as one linear map."""
+    """The linear map followed by batch norm in eval mode, as one linear map."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
@@ -206,15 +183,15 @@ def _folded(weight: Tensor, bias: Tensor, norm: BatchNorm) -> tuple[Tensor, Tens
 
 
 def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
-    """For each output channel the largest e for which integers near 2^e times its weights satisfy the bound."""
+    """For each output channel, the largest e for which its weights times 2^e, rounded, satisfy the bound."""
     if weight.is_meta:
         return torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     rows = weight.flatten(1)
-    if not bool(rows.isfinite().all() and bias.isfinite().all()):
-        raise NumericsError("its net's weights are not finite")
     worst = limit * rows.abs().sum(1) + bias.abs()
+    if not bool(worst.isfinite().all()):
+        raise NumericsError("its net's weights are not finite")
     shift = (SUM_BITS - worst.clamp(min=2.0**-MOST_SHIFT).log2()).floor().clamp(-MOST_SHIFT, MOST_SHIFT).long()
-    for _ in range(2 * MOST_SHIFT):  # rounding up may have gone beyond the bound
+    for _ in range(2 * MOST_SHIFT):  # rounding up may have exceeded the bound
         power = powers_of_two(shift)
         norm = (rows * power[:, None]).round().long().abs().sum(1)
         reached = limit * norm + (bias * power).round().long().abs()
@@ -226,8 +203,7 @@ def _shifts(weight: Tensor, bias: Tensor, limit: int) -> Tensor:
 
 
 def _table(activation: nn.Module, fine: float, out: float, limit: int, largest: int, like: Tensor) -> Table:
-    """An activation as integers of integers."""
+    """The table of an activation, from integers to integers."""
     places = torch.arange(-limit, limit + 1, dtype=torch.float64, device=like.device)
-    values: Callable[[Tensor], Tensor] = activation
-    found = (values(places / fine) * out).round().clamp(-largest, largest) + 0.0
+    found = (activation(places / fine) * out).round().clamp(-largest, largest) + 0.0
     return Table(found.detach().to(like.dtype), largest)

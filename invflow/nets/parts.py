@@ -1,22 +1,22 @@
-"""What the conditioners and heads are made of."""
+"""Building blocks of conditioners and heads."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
+import torch
 from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor, nn
 
 from ..errors import InvflowError, ShapeError
+from ..state import Shape, TensorShape, require_tensor
 
 Activation: TypeAlias = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid"]
 Norm: TypeAlias = Literal["batch"]
 Widths: TypeAlias = Annotated[list[PositiveInt], Field(max_length=100)]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -37,60 +37,72 @@ def _odd(size: int) -> int:
 OddInt: TypeAlias = Annotated[int, Field(gt=0, json_schema_extra={"not": {"multipleOf": 2}}), AfterValidator(_odd)]
 
 
-def make_activation(name: Activation) -> nn.Module:
-    """The elementwise function of that name."""
-    return _ACTIVATIONS[name]()
-
-
-def conv_stack(
-    widths: list[int], kernel_size: int, activation: Activation, norm: Norm | None, final_activation: bool
+def make_layers(
+    widths: list[int], kernel_size: int | None, activation: Activation, norm: Norm | None, final_activation: bool
 ) -> list[nn.Module]:
-    """Convolutions from ``widths[0]`` to ``widths[-1]`` channels that keep height and width.
+    """Layers from ``widths[0]`` to ``widths[-1]`` channels: linear ones, or convolutions that keep height and width.
 
     Each is followed by norm and activation, the last one only with ``final_activation``.
+
+    Args:
+        widths: the channels before the first layer and after each layer.
+        kernel_size: the side of every kernel, odd; None for linear layers.
+        activation: the name of the activation.
+        norm: "batch" for batch normalisation before each activation.
+        final_activation: whether norm and activation follow the last layer too.
     """
-    layer = functools.partial(nn.Conv2d, kernel_size=kernel_size, padding=kernel_size // 2)
-    return _stack(widths, layer, nn.BatchNorm2d if norm == "batch" else None, activation, final_activation)
-
-
-def linear_stack(
-    widths: list[int], activation: Activation, norm: Norm | None, final_activation: bool
-) -> list[nn.Module]:
-    """Linear maps from ``widths[0]`` to ``widths[-1]`` features, otherwise like `conv_stack`."""
-    return _stack(widths, nn.Linear, nn.BatchNorm1d if norm == "batch" else None, activation, final_activation)
-
-
-def _stack(
-    widths: list[int],
-    make_layer: Callable[[int, int], nn.Module],
-    make_norm: Callable[[int], nn.Module] | None,
-    activation: Activation,
-    final_activation: bool,
-) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for position, (narrow, wide) in enumerate(itertools.pairwise(widths), start=1):
-        layers.append(make_layer(narrow, wide))
+    for position, (before, after) in enumerate(itertools.pairwise(widths), start=1):
+        if kernel_size is None:
+            layers.append(nn.Linear(before, after))
+        else:
+            layers.append(nn.Conv2d(before, after, kernel_size, padding=kernel_size // 2))
         if position < len(widths) - 1 or final_activation:
-            layers += [] if make_norm is None else [make_norm(wide)]
-            layers.append(make_activation(activation))
+            if norm == "batch":
+                layers.append(nn.BatchNorm1d(after) if kernel_size is None else nn.BatchNorm2d(after))
+            layers.append(ACTIVATIONS[activation]())
     return layers
 
 
-def start_at_zero(who: str, last: nn.Module, final_activation: bool) -> None:
-    """Sets weights and bias of a net's last layer to zero. Raises InvflowError if an activation follows it."""
+def start_at_zero(who: str, last: nn.Module, final_activation: bool = False) -> None:
+    """Sets the weights and the bias of a net's last layer to 0. Raises InvflowError if an activation follows it."""
     if final_activation:
         raise InvflowError(
-            f"{who} with zero_last expects final_activation false: before an activation, zeros may never learn"
+            f"{who} with zero_last expects final_activation false: before an activation, zeros may get no gradient"
         )
     for weight in last.parameters():
         nn.init.zeros_(weight)
 
 
-def require_context(who: str, context: Tensor | None, shape: Any) -> Tensor:
-    """The context, checked against the shape that the net was built for."""
+def image_sizes(
+    who: str, in_shape: Shape, out_shape: Shape, context_shape: TensorShape | None
+) -> tuple[tuple[int, int], int, int, int]:
+    """``(height, width)`` of images, which a net keeps, and the channels of its input, its context and its output."""
+    channels, height, width = require_tensor(who, in_shape, dims=3)
+    out_channels, *out_size = require_tensor(who, out_shape, dims=3)
+    if out_size != [height, width]:
+        raise ShapeError(f"{who} expects to keep height and width, got {in_shape} in and {out_shape} out")
+    if context_shape is None:
+        return (height, width), channels, 0, out_channels
+    if len(context_shape) != 1 and tuple(context_shape[1:]) != (height, width):
+        raise ShapeError(f"{who} expects a context (features,) or (channels, {height}, {width}), got {context_shape}")
+    return (height, width), channels, context_shape[0], out_channels
+
+
+def with_context(who: str, x: Tensor, context: Tensor | None, shape: TensorShape | None) -> Tensor:
+    """Vectors or images with their context, expected to have this shape, as further channels.
+
+    The context of vectors is flattened; a vector as the context of images is spread over all positions.
+    """
+    if context is None and shape is None:
+        return x
     if shape is None:
         raise ShapeError(f"{who} was built without a context but got one; give it its context_shape")
-    if context is None or tuple(context.shape[1:]) != tuple(shape):
-        came = None if context is None else tuple(context.shape[1:])
+    came = None if context is None else tuple(context.shape[1:])
+    if context is None or came != tuple(shape):
         raise ShapeError(f"{who} expects a context of shape {tuple(shape)} besides the batch, got {came}")
-    return context
+    if x.dim() == 2:
+        context = context.flatten(1)
+    elif context.dim() == 2:
+        context = context[:, :, None, None].expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, context], dim=1)

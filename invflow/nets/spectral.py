@@ -1,4 +1,4 @@
-"""Spectral normalisation: linear maps and convolutions of norm at most 1, as a function of their weights alone."""
+"""Spectral normalisation: linear maps and convolutions of norm at most 1, as functions of their weights alone."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from ..state import TensorShape, shape_of
 Map: TypeAlias = Callable[[Tensor], Tensor]
 
 TOLERANCE_POWER = 2 / 3
-"""The pair is converged when the residual of its singular equations is below ``eps ** TOLERANCE_POWER``: 2e-5 in
-float32, 4e-11 in float64. The norm's error is the square of that, over the gap to the next singular value; the
-gradient's is of first order."""
+"""A singular pair has converged when its residual, relative to the norm, is at most ``eps ** TOLERANCE_POWER``: 2e-5 in
+float32, 4e-11 in float64. The error of the norm is of second order in it, over the gap to the next singular value; the
+error of the gradient is of first order."""
 
 LOOSE = 5e-4
-"""A residual above this, relative to the norm, is no estimate: the certified bound takes its place."""
+"""If the residual, relative to the norm, is above this, the certified bound replaces the estimate."""
 
 STEPS = 60
-"""Lanczos steps before a restart: one vector is held for each."""
+"""Lanczos steps before a restart. Each step stores two vectors."""
 
 RESTARTS = 5
 
 FRESH_SHARE = 0.01
-"""How much of a random vector is mixed into the last singular vector to start from: where the weights were edited so
-that this is singular still, but not the top one any more, it has to be left."""
+"""The share of a random vector in the start vector. After an edit of the weights, the last singular vector may still be
+singular without being the top one; the iteration would never leave it."""
 
 
 class _Spectral(nn.Module, ABC):
-    """A linear map ``A`` with ``norm(A)``, the largest singular value, and the weight divided by ``max(1, norm(A))``.
+    """A linear map ``A``, its norm (the largest singular value), and the weight divided by ``max(1, norm)``.
 
-    The norm is ``u . A v``, for the top singular vectors u and v of these very weights, found by Golub-Kahan-Lanczos
-    iteration (power iteration with a memory, many times faster where singular values cluster). They are kept as
-    buffers, with a fingerprint of the weights that they belong to: as long as the weights hold the same bits, u and v
-    are those; when the weights have moved, however that happened, the next call iterates from them to convergence. So
-    the norm is a function of the weights, in train mode too, and forward and inverse agree. Its gradient is ``u v^T``.
+    The norm is ``u . A v`` for the top singular vectors u and v of the current weights, found by Golub-Kahan-Lanczos
+    iteration (power iteration with a memory, many times faster if singular values cluster). Buffers hold them together
+    with a fingerprint of the weights that they belong to. As long as the bits of the weights are the same, u and v are
+    reused; after any change, the next call iterates from them to convergence. So the norm is a function of the weights,
+    in train mode too, and forward and inverse agree. The gradient of the norm is ``u v^T``.
 
-    In eval mode a call moves no buffer: where the weights were edited since the mode was last set, it iterates, and
-    does not keep what it found.
+    In eval mode a call changes no buffer: if the weights were edited after the mode was set, each call iterates and
+    discards the result.
 
     Reference: Miyato, Kataoka, Koyama, Yoshida: Spectral Normalization for Generative Adversarial Networks, 2018,
     https://arxiv.org/abs/1802.05957; Golub, Kahan: Calculating the singular values and pseudo-inverse of a matrix, 1965
@@ -59,10 +59,9 @@ class _Spectral(nn.Module, ABC):
     margin: Tensor
     fingerprint: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, in_shape: TensorShape, out_shape: TensorShape) -> None:
+    def __init__(self, plain: nn.Linear | nn.Conv2d, in_shape: TensorShape, out_shape: TensorShape) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
+        self.weight, self.bias = plain.weight, plain.bias  # type: ignore[assignment]  # both have a bias
         self.in_shape = in_shape
         self.out_shape = out_shape
         self.register_buffer("u", torch.zeros(out_shape))
@@ -71,26 +70,22 @@ class _Spectral(nn.Module, ABC):
         self.register_buffer("fingerprint", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """A x, without the bias, for a batch."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``A x + bias`` for a batch, with the ``A`` of these weights."""
 
     @abstractmethod
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
-        """A^T y, for a batch."""
+        """``A^T y`` for a batch."""
 
     @abstractmethod
     def certified_norm(self) -> Tensor:
-        """An upper bound of the norm that no rounding or unlucky start can undercut; up to some percent above it."""
-
-    @abstractmethod
-    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        """A x + bias for a batch, with these weights."""
+        """An upper bound of the norm, a few percent above it, that depends on no iteration or random start."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.apply_weight(x, self.normalized_weight())
+        return self.linear(x, self.normalized_weight(), self.bias)
 
     def norm(self) -> Tensor:
-        """The norm of the map as the weights are, with its gradient."""
+        """The norm of the map for the current weights, with its gradient."""
         with own_precision(self.weight):
             u, v, margin = self._pair(keep=self.training)
             weight = _at_least_single(self.weight)
@@ -98,30 +93,24 @@ class _Spectral(nn.Module, ABC):
             return (margin * (u * image).sum()).to(self.weight.dtype)
 
     def normalized_weight(self) -> Tensor:
-        """The weight of a map whose norm is at most 1: left as it is where the norm is at most 1 already."""
+        """The weight divided by the norm; unchanged if the norm is at most 1."""
         return self.weight / self.norm().clamp(min=1.0)
 
-    def settle(self) -> None:
-        """Brings the singular vectors to the weights; where these have not moved, nothing happens."""
-        self._pair(keep=True)
-
     def train(self, mode: bool = True) -> Any:
-        """Sets the mode, and settles: so evaluation after a training step does not iterate at every call."""
+        """Set the mode, and update the singular vectors, so that evaluation does not iterate at every call."""
         super().train(mode)
-        self.settle()
+        self._pair(keep=True)
         return self
 
     @torch.no_grad()
     def _pair(self, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """``u, v`` and the factor that makes their norm a safe one."""
+        """``u``, ``v`` and the factor by which the norm is enlarged to be safe."""
         weight = self.weight.detach()
-        if weight.is_meta:  # shapes only
-            return self.u.clone(), self.v.clone(), self.margin.clone()
         key = _fingerprint(weight)
-        if bool(key == self.fingerprint):
+        if weight.is_meta or bool(key == self.fingerprint):  # meta tensors have no bits
             return self.u.clone(), self.v.clone(), self.margin.clone()
         u, v, margin = (found.to(self.u.dtype) for found in self._iterate(weight, int(key)))
-        # Within torch.func nothing outside may be written to; what is found there is found again.
+        # Inside a transform of torch.func buffers must not be written: the next call finds the pair again.
         if keep and not transforms_active():
             for buffer, value in ((self.u, u), (self.v, v), (self.margin, margin), (self.fingerprint, key)):
                 buffer.copy_(value)
@@ -133,7 +122,7 @@ class _Spectral(nn.Module, ABC):
         if not bool(largest > 0):  # zero, or not a number
             return self.u, self.v, largest.clone() + 1
         weight = weight / largest  # no square overflows
-        # Seeded by the weights themselves, so that no weights can be orthogonal to it but by a chance of nought.
+        # Seeded by the weights themselves, so that weights are orthogonal to it with probability 0.
         generator = torch.Generator().manual_seed(seed)
         fresh = torch.randn(self.in_shape, generator=generator, dtype=torch.float64).to(weight)
         last = self.v.to(weight)
@@ -171,17 +160,14 @@ class SpectralLinear(_Spectral):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         plain = nn.Linear(in_features, out_features)
-        super().__init__(plain.weight.detach(), _bias_of(plain), (in_features,), (out_features,))
-        self.settle()
+        super().__init__(plain, (in_features,), (out_features,))
+        self.train()
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x @ weight.mT
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, weight, bias)
 
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
         return y @ weight
-
-    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.linear(x, weight, self.bias)
 
     @torch.no_grad()
     def certified_norm(self) -> Tensor:
@@ -191,16 +177,16 @@ class SpectralLinear(_Spectral):
 class SpectralConv2d(_Spectral):
     """A convolution with zero padding, divided by ``max(1, norm)``: Lipschitz constant at most 1.
 
-    The norm is that of the map between images of the size given, with its padding and its stride: neither the norm of
-    the kernel as a matrix, which may be smaller or larger, nor that of a circular convolution, which is larger.
+    The norm is that of the map between images of the given size, with its padding and its stride. It is neither the
+    norm of the kernel as a matrix, which may be smaller or larger, nor that of a circular convolution, which is larger.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: the side of the kernel.
-        size: (height, width) of the input; other inputs are refused, for their norm would be another one.
-        stride: of the output's positions.
-        padding: zeros on each side; by default as many as keep height and width for odd kernels and stride 1.
+        size: (height, width) of the input; other sizes are refused, because the norm would differ.
+        stride: the step between output positions.
+        padding: zeros on each side; the default keeps height and width for odd kernels and stride 1.
 
     Examples:
         >>> SpectralConv2d(2, 3, 3, size=(5, 5))(torch.zeros(1, 2, 5, 5)).shape
@@ -221,32 +207,29 @@ class SpectralConv2d(_Spectral):
         if min(after) < 1:
             raise ShapeError(f"a kernel of side {kernel_size} expects larger images than {size[0]} x {size[1]}")
         plain = nn.Conv2d(in_channels, out_channels, kernel_size)
-        super().__init__(plain.weight.detach(), _bias_of(plain), (in_channels, *size), (out_channels, *after))
+        super().__init__(plain, (in_channels, *size), (out_channels, *after))
         self.stride = stride
         self.padding = padding
-        # What the stride leaves over at the end of the input, which the transposed map has to be told.
+        # The pixels at the end of the input that the stride leaves out; the transposed map adds them again.
         self._left_over = [(extent + 2 * padding - kernel_size) % stride for extent in size]
-        self.settle()
+        self.train()
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.conv2d(x, weight, None, self.stride, self.padding)
-
-    def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
-        return functional.conv_transpose2d(y, weight, None, self.stride, self.padding, self._left_over)
-
-    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if shape_of(x) != self.in_shape:
             raise ShapeError(
                 f"a spectral convolution built for the shape {self.in_shape} got {shape_of(x)}: its norm would differ"
             )
-        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return functional.conv2d(x, weight, bias, self.stride, self.padding)
+
+    def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
+        return functional.conv_transpose2d(y, weight, None, self.stride, self.padding, self._left_over)
 
     @torch.no_grad()
     def certified_norm(self) -> Tensor:
-        """The largest norm that the kernel's Fourier transform has at any frequency, on a grid where nothing wraps.
+        """The largest norm of the kernel's Fourier transform at any frequency, on a grid so large that nothing wraps.
 
-        With zeros around it, the convolution is a part (some rows, some columns) of the circular one on that grid, of
-        which these matrices are the blocks: so its norm is no larger. Strides leave rows out.
+        These matrices are the diagonal blocks of the circular convolution on that grid. The convolution with zero
+        padding is some rows and columns of it, so its norm is no larger. A stride leaves out further rows.
 
         Reference: Sedghi, Gupta, Long: The Singular Values of Convolutional Layers, 2018,
         https://arxiv.org/abs/1805.10408
@@ -260,19 +243,19 @@ class SpectralConv2d(_Spectral):
 def top_singular_pair(
     apply: Map, transpose: Map, start: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, float, float]:
-    """The top singular vectors of a map, its norm, and the residual ``|A^T u - norm v|`` of what was found.
+    """The top singular vectors of a map, its norm, and the residual ``|A^T u - norm v|``.
 
-    Golub-Kahan-Lanczos bidiagonalization with full reorthogonalization, restarted from its best pair. After as many
-    steps as the smaller side has dimensions it is exact.
+    Golub-Kahan-Lanczos bidiagonalization with full reorthogonalization, restarted from its best pair. It is exact when
+    the number of steps reaches the dimension of the smaller side.
 
     Args:
         apply: ``A``, from a vector to a vector.
         transpose: ``A^T``.
-        start: where to begin, not zero.
-        tolerance: the residual, relative to the norm, at which it stops.
+        start: the start vector, not zero.
+        tolerance: the residual, relative to the norm, at which the iteration stops.
     """
     image = apply(start)
-    if not bool(image.norm() > 0):  # no map at all: a kernel, for example, that meets nothing but the border
+    if not bool(image.norm() > 0):  # zero: a kernel, for example, that only meets the padding
         return torch.zeros_like(image), start / start.norm(), 0.0, 0.0
     if image.numel() < start.numel():  # from the smaller side, which is exhausted first
         v, u, norm, residual = top_singular_pair(transpose, apply, image, tolerance)
@@ -292,51 +275,45 @@ def _bidiagonalize(apply: Map, transpose: Map, v: Tensor, tolerance: float) -> t
         return torch.zeros_like(u), v, alpha, 0.0
     u = u / alpha
     left, right = u[None], v[None]
-    diagonal: list[float] = [alpha]
-    above: list[float] = []
     steps = min(STEPS, u.numel(), v.numel())
-    # The smallest number that is no rounding: below it, the space is exhausted.
+    band = torch.zeros(steps, steps, dtype=torch.float64)
+    band[0, 0] = largest = alpha
+    # Anything smaller is a rounding error: the space is exhausted.
     floor = 10 * torch.finfo(v.dtype).eps * max(1.0, math.sqrt(v.numel()) / 10)
-    while True:
-        w = _orthogonal(transpose(u) - diagonal[-1] * v, right)
+    for done in range(1, steps + 1):
+        w = _orthogonal(transpose(u) - alpha * v, right)
         beta = float(w.norm())
-        done = len(diagonal)
-        exhausted = done >= steps or beta <= floor * max(diagonal)
+        exhausted = done == steps or beta <= floor * largest
         if exhausted or done % 4 == 0:
-            band = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-            band += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
-            p, values, q = torch.linalg.svd(band)
-            residual = beta * abs(float(p[-1, 0]))
-            norm = float(values[0])
+            p, values, q = torch.linalg.svd(band[:done, :done])
+            norm, residual = float(values[0]), beta * abs(float(p[-1, 0]))
             if exhausted or residual <= tolerance * norm:
-                found = (p[:, 0].to(v) @ left, q[0].to(v) @ right)
-                return found[0] / found[0].norm(), found[1] / found[1].norm(), norm, residual
+                break
         v = w / beta
         right = torch.cat([right, v[None]])
         u = _orthogonal(apply(v) - beta * u, left)
         alpha = float(u.norm())
-        if alpha <= floor * max(diagonal):
-            # A v is within what was seen: v adds nothing to the image, and one more column ends the space.
-            u = torch.zeros_like(u)
-        else:
-            u = u / alpha
+        # If A v lies in the span of the images so far, v adds nothing to it, and one more column exhausts the space.
+        u = torch.zeros_like(u) if alpha <= floor * largest else u / alpha
         left = torch.cat([left, u[None]])
-        above.append(beta)
-        diagonal.append(alpha)
+        band[done - 1, done], band[done, done] = beta, alpha
+        largest = max(largest, alpha)
+    u, v = p[:, 0].to(v) @ left, q[0].to(v) @ right
+    return u / u.norm(), v / v.norm(), norm, residual
 
 
 def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
-    """The part of a vector that is orthogonal to the rows of a basis; twice, for roundings."""
+    """The part of a vector that is orthogonal to the rows of a basis; projected twice because of rounding errors."""
     for _ in range(2):
         vector = vector - (basis @ vector) @ basis
     return vector
 
 
 def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
-    """An upper bound of the largest norm of some matrices, ``(number, rows, columns)``.
+    """An upper bound of the largest norm among matrices, ``(number, rows, columns)``.
 
-    ``||M||_2 = ||G||_2^(1/2) <= ||G^k||_F^(1/2k)`` for the Gram matrix ``G = M^* M`` and any k, which is a power of two
-    here, so that k is reached by squaring: the bound is at most ``rank^(1/4k)`` times the norm.
+    ``||M||_2 = ||G||_2^(1/2) <= ||G^k||_F^(1/2k)`` for the Gram matrix ``G = M^* M`` and any k. Here k is a power of
+    two, reached by repeated squaring. The bound is at most ``rank^(1/4k)`` times the norm.
 
     Reference: Delattre, Barthelemy, Araujo, Allauzen: Efficient Bound of Lipschitz Constant for Convolutional Layers by
     Gram Iteration, 2023, https://arxiv.org/abs/2305.16173
@@ -360,12 +337,6 @@ def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
     return bound
 
 
-def _bias_of(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    bias = layer.bias
-    assert bias is not None  # both are made with one
-    return bias.detach()
-
-
 def _at_least_single(weight: Tensor) -> Tensor:
     return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
@@ -374,14 +345,13 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _fingerprint(weight: Tensor) -> Tensor:
-    """A number of 64 bits that tells weights apart by their bits, the same on every device.
+    """A 64-bit hash of the bits of the weights, the same on every device.
 
-    ``sum_i key_i * bits_i`` with an odd pseudo-random key for each place, modulo 2^64: sums of integers do not depend
-    on their order, and two weights have the same one with a chance of about 2^-33.
+    ``sum_i key_i * bits_i`` modulo 2^64, with an odd pseudo-random key for each position. Sums of integers do not
+    depend on their order. Two different weights collide with a probability of about 2^-33.
     """
     bits = weight.contiguous().flatten().view(_BITS[weight.element_size()]).to(torch.int64)
     key = torch.arange(1, bits.numel() + 1, device=bits.device) * -7046029254386353131
     key = ((key >> 32) ^ key) * -4658895280553007687
     key = ((key >> 29) ^ key) | 1
-    found: Tensor = (bits * key).sum() + 1
-    return found
+    return (bits * key).sum() + 1

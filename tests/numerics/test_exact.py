@@ -1,4 +1,4 @@
-"""Order-free conditioners: proved, and the same bits however they are computed."""
+"""Order-free conditioners: their bounds are proved, and every way to compute them gives the same bits."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.testing.faults.numerics import honest, integer_weights
 EXACT = Exact(mode="exact")
 NO_SHIFT = torch.zeros(1, dtype=torch.int64)
 FINE = 0.01
-"""Activations of 10 bits that reach 8 are 2^-7 apart, and a few of them add up."""
+"""Activations of 10 bits with a range of 8 are 2^-7 apart, and a few rounding errors add up."""
 ACTIVATIONS = ["relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid"]
 
 
 def trained(net):
-    """The net as training might leave it: running statistics have moved."""
+    """Gives a net random running statistics, as if it had been trained."""
     torch.manual_seed(0)
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d):
@@ -51,7 +51,7 @@ def pixels(*shape):
 @pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("kind", ["conv", "mlp", "conv with context", "mlp with context"])
 def test_an_order_free_net_computes_the_same_function(kind, activation, final):
-    """Up to its resolution, and the result counts steps of the grid."""
+    """The same up to the resolution; the result counts steps of the grid."""
     context_shape = (2,) if "context" in kind else None
     options = {"hidden": [6, 5], "activation": activation, "norm": "batch", "final_activation": final}
     shape = (3, 4, 5)
@@ -64,7 +64,7 @@ def test_an_order_free_net_computes_the_same_function(kind, activation, final):
         make_order_free(made, EXACT)
         found = made(*given)
     assert torch.equal(found, found.round())
-    # Of what 8 is the assumed range, 10 bits are kept; the three layers enlarge what is lost in each.
+    # The assumed range of 8 has 10 bits; the three layers amplify the rounding errors.
     torch.testing.assert_close(found / 2**16, expected, rtol=0.0, atol=0.1)
     assert float((found / 2**16 - expected).abs().mean()) < FINE * 2
 
@@ -96,7 +96,7 @@ def test_every_way_of_summing_gives_the_same_bits():
 
 
 def test_the_bound_is_tight_and_proved_in_integers():
-    """Weights use the 24 bits up, a unit more is refused, and the largest sum is reached by some input."""
+    """The weights use all 24 bits, larger ones are refused."""
     torch.manual_seed(0)
     net = Conv((3, 5, 5), (4, 5, 5), kernel_size=3)
     make_order_free(net, EXACT)
@@ -105,7 +105,7 @@ def test_the_bound_is_tight_and_proved_in_integers():
     norm = (layer.weight.double().flatten(1) * unit[:, None]).abs().sum(1)
     worst = layer.limit * norm + (layer.bias.double() * unit).abs()
     assert bool((worst <= 2**SUM_BITS).all())
-    assert bool((worst > 2 ** (SUM_BITS - 1)).all())  # a shift more would go beyond
+    assert bool((worst > 2 ** (SUM_BITS - 1)).all())  # one more shift would exceed the bound
     with torch.no_grad():
         layer.weight[0, 0, 0, 0] *= 4000
     with pytest.raises(NumericsError, match=r"expects sums of at most 2\^24, which float32 holds; these weights"):
@@ -145,7 +145,7 @@ def test_an_honest_kernel_is_exact_where_the_planted_one_is_not():
 
 
 def test_nnpack_is_kept_off():
-    """PyTorch computes batches of 16 by FFT and Winograd where oneDNN is off: the reason for `exact_kernels`."""
+    """If oneDNN is off, PyTorch computes batches of 16 by FFT and Winograd: the reason for `exact_kernels`."""
     if not torch.backends.nnpack.is_available():
         pytest.skip("needs NNPACK")
     torch.manual_seed(0)
@@ -158,14 +158,14 @@ def test_nnpack_is_kept_off():
         plain = nn.functional.conv2d(q, layer.weight, padding=1)
     wide = copy.deepcopy(layer).double()(q.double())
     assert torch.equal(found.double(), wide)
-    assert torch.backends.nnpack.set_flags(True) == (True,)  # and left as it was
+    assert torch.backends.nnpack.set_flags(True) == (True,)  # and restored
     if not torch.equal(plain.double(), wide):
         return
     pytest.skip("this build's NNPACK computes plain sums")
 
 
 def test_a_device_that_rounds_is_not_trusted(monkeypatch):
-    """Factors that lose bits, as those of TF32 and bfloat16 kernels, show in the sums that a device has to solve."""
+    """Kernels that round their factors, as with TF32 and bfloat16, fail the sums that each device is tested with."""
     convolve = nn.functional.conv2d
 
     def rounds(x, weight, *rest, **options):
@@ -225,7 +225,7 @@ def test_exact_checkpoints_come_back(tmp_path):
 
 @pytest.mark.parametrize("entry", ["1.weight", "1.shift", "0.scale", "2.values"])
 def test_a_checkpoint_whose_bounds_do_not_hold_is_refused(tmp_path, entry):
-    """Also by one who mends the digest."""
+    """Even if the digest is correct."""
     chain = invflow.build(SPEC)
     invflow.save(chain, tmp_path)
     document = json.loads((tmp_path / "spec.json").read_text())
@@ -262,7 +262,7 @@ def test_freezing_keeps_the_function_and_the_original():
 
 
 def test_ranges_are_read_off_the_data():
-    """Data that reach far are clamped where nobody looked."""
+    """Without observed ranges, large data are clamped."""
     net = MLP((2,), (2,), hidden=[4])
     chain = Sequential(AdditiveCoupling(net))
     x = (pixels(20, 2) * 100, pixels(20, 2))
@@ -274,7 +274,7 @@ def test_ranges_are_read_off_the_data():
 
 
 def test_gradients_pass_an_order_free_net():
-    """Close to those of the net that it was made of."""
+    """They are close to those of the original net."""
     torch.manual_seed(0)
     net = MLP((3,), (3,), hidden=[16], activation="tanh")
     made = copy.deepcopy(net)
@@ -294,13 +294,13 @@ def test_half_precision_is_refused():
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "LayerNorm sums in an order of its own"),
-        (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "Softmax sums in an order of its own"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "LayerNorm is not known to be order-free"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), "Softmax is not known to be order-free"),
         (lambda: nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), "ReLU does not follow"),
         (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "without an activation between"),
-        (nn.Sequential, "holds no convolution and no linear layer"),
-        (lambda: nn.Bilinear(2, 2, 2), "a Bilinear, is no plain stack"),
-        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "is no plain stack"),
+        (nn.Sequential, "has no convolution or linear layer"),
+        (lambda: nn.Bilinear(2, 2, 2), "a Bilinear, is not a plain stack"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "is not a plain stack"),
         (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), "ParametrizedLinear"),
     ],
 )  # fmt: skip
@@ -333,7 +333,7 @@ def test_requantize_is_relu_where_it_starts_at_zero():
 
 
 def test_reversible_gradients_pass_order_free_nets():
-    """Those of plain training: of the inputs and of what trains around the constant nets."""
+    """The gradient of the input is that of plain training."""
     torch.manual_seed(0)
     found = {}
     for backprop in ("stored", "reversible"):
