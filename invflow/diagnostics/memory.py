@@ -14,10 +14,10 @@ from .._torch import storage_of
 from ..errors import InvflowError
 from ..reversible import POLICIES, Part, plan
 from ..sequential import Sequential
-from ..state import leaves, make_state, map_state, shape_of
+from ..state import leaves, make_state, shape_of
 from .check import inputs
 from .reconstruction import reconstruction_errors
-from .roundtrip import MODES
+from .roundtrip import in_each_mode
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,8 @@ def activation_memory(
 
 def reconstructions(chain: Sequential) -> dict[str, dict[str, float]]:
     """`reconstruction_errors` by dtype and mode, ``"float32 train"``, on numbers like pixels."""
-    x, context = inputs(chain)
-    found = {}
-    for dtype in (torch.float32, torch.float64):
-        one = copy.deepcopy(chain).to(dtype)
-        state = map_state(lambda leaf, dtype=dtype: leaf.to(dtype), x)  # type: ignore[misc]
-        given = None if context is None else context.to(dtype)
-        for mode in MODES:
-            key = f"{str(dtype).removeprefix('torch.')} {mode}"
-            found[key] = reconstruction_errors(one.train(mode == "train"), state, given)
-    return found
+    found = in_each_mode(reconstruction_errors, chain, *inputs(chain))
+    return {" ".join(key): errors for key, errors in found.items()}
 
 
 class _Chain:
