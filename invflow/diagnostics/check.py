@@ -13,7 +13,7 @@ from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..spec import build, build_model, load, load_spec
 from ..state import Shape, State, flat_size, make_state, part_of, shape_of
-from .roundtrip import RoundTrip, round_trips
+from .roundtrip import round_trips
 
 SAMPLES = 16
 LARGEST_BATCH = 2**24
@@ -79,21 +79,16 @@ def check(chain: Sequential) -> CheckResult:
     shape = shape_of(x)
     found = round_trips(chain, x, context)
     shapes = chain.shapes(shape)
-    layers = [
-        LayerCheck(
-            name=step.name,
-            layer=step.title,
-            input_shape=part_of(shapes[position], step.path),
-            output_shape=part_of(shapes[position + 1], step.path),
-            parameters=_parameters(step.layer),
-            exactness=step.layer.exactness,
-            round_trip_error={" ".join(key): result.by_step[position] for key, result in found.items()},
-        )
-        for position, step in enumerate(chain.steps(shape))
-    ]
+    layers = []
+    for position, step in enumerate(chain.steps(shape)):
+        before, after = (part_of(shapes[i], step.path) for i in (position, position + 1))
+        errors = {" ".join(key): result.by_step[position] for key, result in found.items()}
+        count, exactness = _parameters(step.layer), step.layer.exactness
+        layers.append(LayerCheck(step.name, step.title, before, after, count, exactness, errors))
     errors = {" ".join(key): result.relative for key, result in found.items()}
     if chain.exactness == "float":
-        ok = all(_within_rounding(dtype, result) for (dtype, _), result in found.items())
+        eps = {dtype: torch.finfo(getattr(torch, dtype)).eps for dtype, _ in found}
+        ok = all(result.relative <= ROUNDINGS * eps[dtype] for (dtype, _), result in found.items())  # False for NaN
     else:
         ok = all(result.bit_equal == 1.0 for result in found.values())
     return CheckResult(layers, errors, _parameters(chain), chain.exactness, chain.surjective, ok)
@@ -109,10 +104,6 @@ def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
     x = chain.numerics.nearest_data(x)
     context_shape = chain.declared_context_shape
     return x, None if context_shape is None else torch.randn((samples, *context_shape), generator=generator)
-
-
-def _within_rounding(dtype: str, result: RoundTrip) -> bool:
-    return result.relative <= ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps  # False for NaN
 
 
 def _parameters(module: torch.nn.Module) -> int:
