@@ -87,11 +87,10 @@ def check(chain: Sequential) -> CheckResult:
         count, exactness = _parameters(step.layer), step.layer.exactness
         layers.append(LayerCheck(step.name, step.title, before, after, count, exactness, errors))
     errors = {" ".join(key): result.relative for key, result in found.items()}
-    if chain.exactness == "float":
-        eps = {dtype: torch.finfo(getattr(torch, dtype)).eps for dtype, _ in found}
-        ok = all(result.relative <= ROUNDINGS * eps[dtype] for (dtype, _), result in found.items())  # False for NaN
+    if chain.exactness == "float":  # False for NaN
+        ok = all(trip.relative <= ROUNDINGS * torch.finfo(getattr(torch, key[0])).eps for key, trip in found.items())
     else:
-        ok = all(result.bit_equal == 1.0 for result in found.values())
+        ok = all(trip.bit_equal == 1.0 for trip in found.values())
     return CheckResult(layers, errors, _parameters(chain), chain.exactness, chain.surjective, ok)
 
 

@@ -167,8 +167,7 @@ def singular_values(
 def _largest_singular_value(function: Callable[..., State], x: State, context: Tensor | None) -> float:
     apply, transpose = linearized(lambda state: function(state, context), x)
     start = torch.randn(flat_size(shape_of(x)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    norm: float = top_singular_pair(apply, transpose, start.to(flatten(x)), RESIDUAL)[2]
-    return norm
+    return top_singular_pair(apply, transpose, start.to(flatten(x)), RESIDUAL)[2]
 
 
 def linearized(function: Callable[[State], State], x: State) -> tuple[Map, Map]:

@@ -75,8 +75,7 @@ def activation_memory(
     """
     if chain.declared_shape is None:
         raise InvflowError("activation_memory expects a chain built from a spec, which knows the shape of its input")
-    steps = chain.steps(chain.declared_shape)
-    layers = {step.name: LayerMemory(step.title, dict.fromkeys(POLICIES, 0)) for step in steps}
+    layers = {step.name: LayerMemory(step.title, dict.fromkeys(POLICIES, 0)) for step in chain.steps()}
     accelerator = torch.accelerator.current_accelerator(check_available=True) if measure else None
     kept, peak, measured, measured_peak = {}, {}, {}, {}
     for policy in POLICIES:
@@ -115,7 +114,7 @@ class _Chain:
         make: Any = lambda leaf: torch.randn((batch, *leaf), dtype=like.dtype, device=device)  # noqa: E731
         self.x = make_state(make, chain.declared_shape or ())
         self.context = None if chain.declared_context_shape is None else make(chain.declared_context_shape)
-        steps = self.chain.steps(chain.declared_shape)
+        steps = self.chain.steps()
         stored = [Part([step], "activations") for step in steps]
         self.parts = stored if policy == "stored" else plan(steps, self.x, self.context)
 

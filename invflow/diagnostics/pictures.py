@@ -289,8 +289,7 @@ def write_gif(frames: Sequence[Image.Image], path: Path) -> None:
     if not frames:
         raise InvflowError(f"{path}: a GIF expects at least one picture, got none")
     buffer = io.BytesIO()
-    first, *others = frames
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=GIF_MILLISECONDS, loop=0)
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=GIF_MILLISECONDS, loop=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
 
@@ -313,11 +312,9 @@ def _show(axes: Iterable[Axes], images: Tensor) -> None:
 
 def _place(channel: int, psi: Psi, colours: int) -> str:
     """The position in a block from which the pixels of a psi channel come: "(i, j)", with colours "(i, j) c"."""
-    if psi.layout == "block":
-        block, colour = divmod(channel, colours)
-    else:
-        colour, block = divmod(channel, psi.block_size**2)
-    i, j = divmod(block, psi.block_size)
+    side = psi.block_size
+    block, colour = divmod(channel, colours) if psi.layout == "block" else divmod(channel, side**2)[::-1]
+    i, j = divmod(block, side)
     return f"(i={i}, j={j})" + (f"\nc={colour}" if colours > 1 else "")
 
 

@@ -32,8 +32,7 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
     chain = copy.deepcopy(chain)
     chain.backprop = "reversible"
     device = next(leaves(x)).device
-    with torch.enable_grad():
-        trained = map_state(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), x)
+    trained = map_state(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), x)
     taken, y = [], x
     for part in plan(chain.steps(shape_of(x)), trained, context):
         for step in part.steps:

@@ -27,10 +27,9 @@ def condition_number(
     """
     if flat_size(shape_of(x)) > LARGEST_JACOBIAN or not batch_size(x):
         return 1.0
-    if bijection.training:
-        return _condition_number(bijection, x, context, backwards)
-    samples = range(batch_size(x))
-    return max(_condition_number(bijection, sample(x, i), sample(context, i), backwards) for i in samples)
+    samples = [(sample(x, i), sample(context, i)) for i in range(batch_size(x))]
+    batches = [(x, context)] if bijection.training else samples  # in train mode samples may mix
+    return max(_condition_number(bijection, state, given, backwards) for state, given in batches)
 
 
 def trace(bijection: Bijection, x: State, context: Tensor | None = None) -> list[State]:

@@ -50,10 +50,8 @@ def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> Ro
     with same_batch():
         states = chain.trace(x, context)
         back = chain.inverse(states[-1], context)
-        by_step = [
-            difference(before, step.before(after, context)) / magnitude(before, after)
-            for step, before, after in zip(chain.steps(shape_of(x)), states, states[1:], strict=False)
-        ]
+        steps = zip(chain.steps(shape_of(x)), states[:-1], states[1:], strict=True)
+        by_step = [difference(a, step.before(b, context)) / magnitude(a, b) for step, a, b in steps]
     absolute = difference(x, back)
     equal = sum(int((a == b).sum()) for a, b in zip(leaves(x), leaves(back), strict=True))
     total = sum(leaf.numel() for leaf in leaves(x))
