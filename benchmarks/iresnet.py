@@ -1,8 +1,8 @@
 """Invertible residual blocks compared with FrEIA's IResNetLayer and normflows' Residual, on the same branch g.
 
-Inverses: all three invert y = x + g(x) for one g, with default settings and then at an equal error; times are medians of
-ratios of interleaved rounds. Norms: each library normalises its own convolutions, with the same adversarial weights, and
-the norm of the resulting dense map (padding included) is compared with the declared norm.
+Inverses: all three invert y = x + g(x) for one g, with default settings and then at an equal error; times are medians
+of ratios of interleaved rounds. Norms: each library normalises its own convolutions, with the same adversarial
+weights, and the norm of the resulting dense map (padding included) is compared with the declared norm.
 
 Run: python benchmarks/iresnet.py            (needs the bench extra: FrEIA, normflows)
 """
