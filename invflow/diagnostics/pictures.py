@@ -49,7 +49,7 @@ def samples(images: Tensor, labels: Tensor, predictions: Tensor | None = None, c
     guesses = labels if predictions is None else predictions
     _require_one_each("labels", len(images), len(labels))
     _require_one_each("predictions", len(images), len(guesses))
-    what = "" if predictions is None else ": label, in red label → prediction where that is wrong"
+    what = "" if predictions is None else ": label, or label → prediction in red if it is wrong"
     figure = gallery(images, f"Test images{what}", columns)
     for axis, label, guess in zip(figure.axes, map(int, labels), map(int, guesses), strict=False):
         wrong = guess != label

@@ -44,7 +44,7 @@ def density(flow: Flow, points: Tensor, drawn: Tensor) -> Figure:
     image = _paint(map_, log_prob, cmap="viridis", norm=norm)
     cell = float((high - low).prod()) / (SIDE - 1) ** 2
     mass = float(torch.trapezoid(torch.trapezoid(log_prob.exp().reshape(SIDE, SIDE)))) * cell
-    map_.set_title(f"log-density, {mass:.1%} of its mass in here", fontsize=10)
+    map_.set_title(f"log-density, {mass:.1%} of its mass in this region", fontsize=10)
     figure.colorbar(image, ax=map_, label="nats", extend="min")
     return figure
 
