@@ -1,6 +1,6 @@
-"""What the spec language costs: validating and expanding many layers, and building against constructing by hand.
+"""The cost of the spec language: validating and expanding many layers, and building against construction in Python.
 
-Building is timed in turn with constructing the same modules by hand, round after round; the median ratio counts.
+Building and constructing the same modules in Python are timed in turn, in rounds; the result is the median ratio.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def by_hand(count: int) -> invflow.Sequential:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """The seconds of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints what was found."""
+    """Prints the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds

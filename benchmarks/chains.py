@@ -1,4 +1,4 @@
-"""One chain of additive couplings as several libraries write it, and the timing of contenders in turn.
+"""One chain of additive couplings in several libraries, and the timing of contenders in turn.
 
 The chain: couplings on halves of the channels, each conditioner a 3x3 convolution, ReLU and another 3x3 convolution.
 All contenders hold the same weights and compute the same function, up to the order of the halves.
@@ -30,7 +30,7 @@ def make_net(channels: int) -> nn.Sequential:
 
 
 class HandWritten(nn.Module):
-    """The chain as one would write it for one purpose."""
+    """The chain written for this purpose only."""
 
     def __init__(self, nets: list[nn.Module]) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def ours(nets: list[nn.Module], **options: Any) -> invflow.Sequential:
 
 
 def freia(nets: list[nn.Module], side: int) -> nn.Module:
-    """FrEIA: each of its blocks changes both halves, so that half as many do the same."""
+    """FrEIA: each of its blocks changes both halves, so that half as many blocks do the same."""
     from FrEIA.framework import SequenceINN
     from FrEIA.modules import NICECouplingBlock
 
@@ -69,7 +69,7 @@ def freia(nets: list[nn.Module], side: int) -> nn.Module:
             self.chain = SequenceINN(2 * channels, side, side)
             for position in range(0, len(nets), 2):
                 self.chain.append(NICECouplingBlock, subnet_constructor=lambda n, _: make_net(n))
-                # y1 = x1 + F(x2), y2 = x2 + G(y1): with the halves exchanged two of the others' couplings.
+                # y1 = x1 + F(x2), y2 = x2 + G(y1): with the halves exchanged, two couplings of the others.
                 self.chain[-1].F, self.chain[-1].G = nets[position], nets[position + 1]
 
         def forward(self, x: Tensor) -> Tensor:
@@ -82,14 +82,14 @@ def freia(nets: list[nn.Module], side: int) -> nn.Module:
 
 
 def memcnn(nets: list[nn.Module], side: int) -> nn.Module:
-    """MemCNN: a wrapper about each pair of couplings; without it the inputs would not be freed."""
+    """MemCNN: a wrapper around each pair of couplings; without it the inputs would not be freed."""
     library = importlib.import_module("memcnn")
     blocks = (library.AdditiveCoupling(*nets[position : position + 2]) for position in range(0, len(nets), 2))
     return nn.Sequential(*(library.InvertibleModuleWrapper(block) for block in blocks))
 
 
 def revtorch(nets: list[nn.Module], side: int) -> nn.Module:
-    """revtorch: one autograd function over all blocks, as ours."""
+    """revtorch: one autograd function over all blocks, like ours."""
     library = importlib.import_module("revtorch.revtorch")
     pairs = [nets[position : position + 2] for position in range(0, len(nets), 2)]
     return library.ReversibleSequence(nn.ModuleList(library.ReversibleBlock(*pair) for pair in pairs))  # type: ignore[no-any-return]
@@ -110,7 +110,7 @@ PEERS: dict[str, tuple[str, Callable[[list[nn.Module], int], nn.Module]]] = {
 
 
 def present(names: list[str] | None = None) -> tuple[list[str], list[str]]:
-    """The peers that are installed, and those that are not."""
+    """The peers that are installed, and those that are missing."""
     here, absent = [], []
     for name in names or list(PEERS):
         with contextlib.suppress(ImportError):
@@ -127,7 +127,7 @@ def exchanged(x: Tensor) -> Tensor:
 
 
 def equal_nets(channels: int, depth: int) -> Callable[[], list[nn.Module]]:
-    """Makes, each time it is called, new conditioners with the same weights."""
+    """A function that returns new conditioners with the same weights."""
     torch.manual_seed(0)
     state = nn.ModuleList(make_net(channels) for _ in range(depth)).state_dict()
 
@@ -140,7 +140,7 @@ def equal_nets(channels: int, depth: int) -> Callable[[], list[nn.Module]]:
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """How long ``repeats`` calls take."""
+    """The seconds of ``repeats`` calls."""
     start = time.perf_counter()
     for _ in range(repeats):
         work()
@@ -158,7 +158,7 @@ def measure(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
     ratios: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
     for turn in range(rounds):
-        order = names[turn % len(names) :] + names[: turn % len(names)]  # nobody always follows the same one
+        order = names[turn % len(names) :] + names[: turn % len(names)]  # none always follows the same one
         times = {name: seconds(works[name], repeats) for name in order}
         for name in names:
             ratios[name].append(times[name] / times[first])

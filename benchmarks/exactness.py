@@ -1,4 +1,4 @@
-"""What exactness costs: forward, inverse and train step of one chain in grid and exact numerics, against float.
+"""The cost of exactness: forward, inverse and training step of one chain in grid and exact numerics, relative to float.
 
 The chain is the i-RevNet of specs/irevnet_mnist.json, and the augmented one with its batch norm. All contenders come
 from the same weights and are checked to compute the same function up to the resolution of their numerics. They are
@@ -29,7 +29,7 @@ CHAINS = ("irevnet_mnist.json", "irevnet_mnist_augmented.json")
 BATCHES = (1, 64, 500)
 SECONDS_PER_TURN = 0.05
 RESOLUTION = 0.05
-"""Activations of 10 bits move features of order 1 by some thousandths a coupling."""
+"""Activations of 10 bits change features of order 1 by a few thousandths per coupling."""
 
 
 def contenders(spec: str, x: Tensor) -> dict[str, invflow.Sequential]:
@@ -50,8 +50,8 @@ def train_step(chain: invflow.Sequential, x: Tensor) -> None:
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """How long ``repeats`` calls take."""
-    start = time.process_time()  # one thread computes: what others do on the machine does not count
+    """The seconds of ``repeats`` calls."""
+    start = time.process_time()  # one thread computes: other processes do not count
     for _ in range(repeats):
         work()
     return time.process_time() - start
@@ -65,7 +65,7 @@ def measure(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
     repeats = max(1, int(SECONDS_PER_TURN / (seconds(works[names[0]], 5) / 5)))
     ratios: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds):
-        order = names[turn % len(names) :] + names[: turn % len(names)]  # nobody always follows the same one
+        order = names[turn % len(names) :] + names[: turn % len(names)]  # none always follows the same one
         times = {name: seconds(works[name], repeats) for name in order}
         for name in names:
             ratios[name].append(times[name] / times[names[0]])

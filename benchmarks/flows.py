@@ -1,9 +1,9 @@
-"""What a density costs: one RealNVP as several libraries write it, against hand-written PyTorch.
+"""The cost of a density: one RealNVP in several libraries, relative to hand-written PyTorch.
 
 The model: eight affine couplings on halves of 16 numbers, each conditioner an MLP 8 -> 64 -> 64 -> 16 with ReLU, and a
 standard normal prior. invflow and FrEIA hold the weights of the hand-written one and are checked to compute the same
-densities and samples. The others bound the scale in their own ways, so that only the number and the size of the
-conditioners are the same: nflows by a sigmoid, zuko by a soft clip, normflows not at all.
+densities and samples. The others bound the scale differently, so that only the number and the size of the
+conditioners are equal: nflows by a sigmoid, zuko by a soft clip, normflows not at all.
 
 All are timed in turn, round after round; the table shows the median over the rounds of each round's ratio to
 hand-written PyTorch. Densities and samples are timed without gradients.
@@ -42,7 +42,7 @@ LOG_NORMALIZER = FEATURES / 2 * math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class Contender:
-    """A density as a library's users call it."""
+    """A density, called as users of the library call it."""
 
     module: nn.Module
     log_prob: Callable[[Tensor], Tensor]
@@ -56,7 +56,7 @@ def make_net(inputs: int = HALF, outputs: int = FEATURES) -> nn.Sequential:
 
 
 class HandWritten(nn.Module):
-    """The density as one would write it for one purpose."""
+    """The density written for this purpose only."""
 
     def __init__(self, nets: list[nn.Module]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class HandWritten(nn.Module):
 
 
 def hand_written(nets: list[nn.Module]) -> Contender:
-    """What the others are compared with."""
+    """The reference for the others."""
     density = HandWritten(nets)
     return Contender(density, density.log_prob, density.sample)
 
@@ -98,14 +98,14 @@ def ours(nets: list[nn.Module]) -> Contender:
 
 
 def freia(nets: list[nn.Module]) -> Contender:
-    """FrEIA: each block changes both halves, so that half as many do the same; the prior is left to its users."""
+    """FrEIA: each block changes both halves, so that half as many blocks do the same; it has no prior."""
     from FrEIA.framework import SequenceINN
     from FrEIA.modules import GLOWCouplingBlock
 
     chain = SequenceINN(FEATURES)
     for position in range(0, len(nets), 2):
         chain.append(GLOWCouplingBlock, subnet_constructor=make_net, clamp=1.0, clamp_activation="TANH")
-        # x1 is changed by subnet2(x2), then x2 by subnet1(y1): with the halves exchanged two of the others' couplings.
+        # x1 is changed by subnet2(x2), then x2 by subnet1(y1): with the halves exchanged, two couplings of the others.
         chain[-1].subnet2, chain[-1].subnet1 = nets[position], nets[position + 1]
 
     def log_prob(x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def freia(nets: list[nn.Module]) -> Contender:
 
 
 def nflows(nets: list[nn.Module]) -> Contender:
-    """Of nflows the couplings of its SimpleRealNVP, which itself has residual conditioners."""
+    """nflows: the couplings of its SimpleRealNVP, which itself has residual conditioners."""
     from nflows.distributions import StandardNormal
     from nflows.flows import Flow
     from nflows.transforms import AffineCouplingTransform, CompositeTransform
@@ -146,7 +146,7 @@ def normflows(nets: list[nn.Module]) -> Contender:
 
 
 def zuko(nets: list[nn.Module]) -> Contender:
-    """The RealNVP of zuko as it comes."""
+    """The RealNVP of zuko with default settings."""
     from zuko.flows import RealNVP
 
     flow = RealNVP(FEATURES, transforms=len(nets), hidden_features=HIDDEN)
@@ -158,7 +158,7 @@ PEERS = {"FrEIA": freia, "nflows": nflows, "normflows": normflows, "zuko": zuko}
 
 
 def contenders(with_peers: bool) -> tuple[dict[str, Contender], list[str]]:
-    """Name -> density, the first the one the others are compared with; and the peers that are not installed."""
+    """Name -> density, the reference first; and the peers that are not installed."""
     torch.manual_seed(0)
     nets: list[nn.Module] = [make_net() for _ in range(COUPLINGS)]
     made, absent = {}, []
@@ -171,7 +171,7 @@ def contenders(with_peers: bool) -> tuple[dict[str, Contender], list[str]]:
 
 
 def check(made: dict[str, Contender]) -> None:
-    """That all are of one size, and that those with the hand-written one's weights compute what it computes."""
+    """Checks that all have the same size, and that those with the weights of the hand-written one compute the same."""
     hand = made["hand-written"].module
     x = torch.randn(64, FEATURES)
     orders: dict[str, Callable[[Tensor], Tensor]] = {"invflow": lambda state: state, "FrEIA": exchanged}
@@ -195,7 +195,7 @@ def step(contender: Contender, optimizer: torch.optim.Optimizer, x: Tensor) -> N
 
 
 def ratios(made: dict[str, Contender], batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """What is done -> contender -> ratio."""
+    """Operation -> contender -> ratio."""
     x = torch.randn(batch, FEATURES)
     with torch.no_grad():
         densities = measure({name: partial(contender.log_prob, x) for name, contender in made.items()}, rounds)
@@ -206,7 +206,7 @@ def ratios(made: dict[str, Contender], batch: int, rounds: int) -> dict[str, dic
 
 
 def main() -> None:
-    """Prints the table; writes it where asked."""
+    """Prints the table, and writes it if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,8 +1,8 @@
-"""Invertible residual blocks against FrEIA's IResNetLayer and normflows' Residual, on the very same branch g.
+"""Invertible residual blocks compared with FrEIA's IResNetLayer and normflows' Residual, on the same branch g.
 
-Inverses: all three invert y = x + g(x) for one g, as they come, and then at an equal error; times are medians of ratios
-of interleaved rounds. Norms: each library normalises convolutions of its own, with the same hostile weights, and the
-dense map of what it made (padding included) is compared with what it declares.
+Inverses: all three invert y = x + g(x) for one g, with default settings and then at an equal error; times are medians
+of ratios of interleaved rounds. Norms: each library normalises its own convolutions, with the same adversarial
+weights, and the norm of the resulting dense map (padding included) is compared with the declared norm.
 
 Run: python benchmarks/iresnet.py            (needs the bench extra: FrEIA, normflows)
 """
@@ -34,7 +34,7 @@ SIZE = 128
 
 
 class Branch(nn.Module):
-    """A g with a known Lipschitz constant, that counts how often it is evaluated."""
+    """A g with a known Lipschitz constant that counts its evaluations."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], bound: float) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def harmonic(size: int = SIZE) -> tuple[Branch, Tensor]:
 
 
 def harmonic_784() -> tuple[Branch, Tensor]:
-    """The same with as many dimensions as an image of MNIST, where evaluating g costs more than what surrounds it."""
+    """The same with as many dimensions as an MNIST image, so that g costs more than the work around it."""
     return harmonic(784)
 
 
@@ -73,7 +73,7 @@ def saturating() -> tuple[Branch, Tensor]:
 
 
 def convolutional() -> tuple[Branch, Tensor]:
-    """Three normalised convolutions with weights near the identity, so that the block stretches as far as it may."""
+    """Three normalised convolutions with weights near the identity: the block stretches almost up to its bound."""
     net = LipschitzConv((16, 8, 8), (16, 8, 8), hidden=[16, 16]).double()
     with torch.no_grad():
         for layer in net.maps:
@@ -103,13 +103,13 @@ def normflows(branch: Branch, tolerance: float = 1e-5) -> Callable[[Tensor], Ten
 
 
 def ours(branch: Branch, tolerance: float | None = None) -> Callable[[Tensor], Tensor]:
-    """Our block with this branch, whose own bound is the coefficient: nothing is scaled."""
+    """Our block with this branch, whose own bound is the coefficient, so that nothing is scaled."""
     block = Residual(Scaled(branch), branch.bound, tolerance=tolerance)
     return block.inverse
 
 
 class Scaled(nn.Module):
-    """A branch over its bound: what `Residual` multiplies by the coefficient."""
+    """A branch divided by its bound: `Residual` multiplies it by the coefficient."""
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Scaled(nn.Module):
 
 
 def measure(invert: Callable[[Tensor], Tensor], branch: Branch, x: Tensor) -> tuple[float, int]:
-    """The largest relative error of a round trip, and how often g was evaluated for it."""
+    """The largest relative error of a round trip, and the number of evaluations of g."""
     with torch.no_grad():
         y = x + branch(x)
         branch.count = 0
@@ -136,7 +136,7 @@ def measure(invert: Callable[[Tensor], Tensor], branch: Branch, x: Tensor) -> tu
 def at_equal_error(
     make: Callable[[int], Callable[[Tensor], Tensor]], branch: Branch, x: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """The cheapest setting of a library's that reaches the error."""
+    """The cheapest setting of a library that reaches the error."""
     for effort in range(1, 200):
         invert = make(effort)
         if measure(invert, branch, x)[0] <= ERROR:
@@ -145,7 +145,7 @@ def at_equal_error(
 
 
 def seconds(invert: Callable[[Tensor], Tensor], y: Tensor) -> float:
-    """Of one inverse."""
+    """The seconds of one inverse."""
     start = time.perf_counter()
     with torch.no_grad():
         invert(y)
@@ -177,7 +177,7 @@ def inverses() -> None:
 
 
 def dense_norm(weight: Tensor, size: int, padding: int) -> float:
-    """The norm of a convolution between images of this size, zeros around them."""
+    """The norm of a convolution between images of this size, with zero padding."""
     channels = weight.shape[1]
     basis = torch.eye(channels * size**2, dtype=torch.float64).reshape(-1, channels, size, size)
     made = nn.functional.conv2d(basis, weight.detach().double(), padding=padding)
@@ -198,7 +198,7 @@ def hostile(kind: str) -> Tensor:
 
 
 def norms() -> None:
-    """True norm over the declared one; 1 is right, above 1 the inverse may not exist."""
+    """The true norm over the declared one; 1 is correct, above 1 the inverse may not exist."""
     size, declared = 8, 0.9
     print(f"\n{'true norm / declared, 3x3, 8x8':36} {'FrEIA':>9} {'normflows':>10} {'invflow':>9}")
     for kind in ("random", "x 20", "rank one", "ill-conditioned"):

@@ -1,8 +1,8 @@
-"""The memory that a train step takes over depth: plain PyTorch, the three policies of invflow, and other libraries.
+"""The memory of a training step over depth: plain PyTorch, the three policies of invflow, and other libraries.
 
-Each measurement is a process of its own: three train steps of couplings on 32 channels of 64x64, batch 32. On a CPU the
-figure is the peak of the resident memory above what the process held before the first step, input and weights
-included; with CUDA it is `torch.cuda.max_memory_allocated` above the same.
+Each measurement is its own process: three training steps of couplings on 32 channels of 64x64, batch 32. On a CPU the
+figure is the peak of the resident memory above that before the first step, which includes input and weights;
+with CUDA it is `torch.cuda.max_memory_allocated` above the same.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ DEPTHS = [4, 16, 64, 256]
 STEPS = 3
 MIB = 2**20
 LARGEST = 6000
-"""MiB: what would take more, as far as the smaller depths tell, is not run."""
+"""MiB: depths that would take more, extrapolated from smaller depths, are skipped."""
 EVERY = 0.0005
-"""Seconds between two looks at the resident memory."""
+"""Seconds between two samples of the resident memory."""
 
 CHAINS: dict[str, Callable[[list[nn.Module]], nn.Module]] = {
     "plain": HandWritten,
@@ -44,7 +44,7 @@ CHAINS: dict[str, Callable[[list[nn.Module]], nn.Module]] = {
 
 
 class Peak:
-    """The largest resident memory while it runs; the kernel's own peak would include what was freed before."""
+    """The largest resident memory while it runs; the peak of the kernel would include memory freed before."""
 
     def __init__(self) -> None:
         self.before = self.largest = self._now()
@@ -69,7 +69,7 @@ class Peak:
 
 
 def train(name: str, depth: int) -> float:
-    """The peak of three train steps, in MiB."""
+    """The peak of three training steps, in MiB."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,12 +79,12 @@ def train(name: str, depth: int) -> float:
 
     def step(x: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        if name in PEERS:  # else they give no gradients, or empty the caller's tensor
+        if name in PEERS:  # otherwise they give no gradients, or empty the caller's tensor
             x = x.clone().requires_grad_()
         chain(x).square().mean().backward()
         optimizer.step()
 
-    step(small)  # what libraries set up once is no activation
+    step(small)  # memory that libraries allocate once is not an activation
     x = torch.randn(BATCH, CHANNELS, SIDE, SIDE, device=device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -99,8 +99,8 @@ def train(name: str, depth: int) -> float:
 
 
 def measure(name: str, depth: int) -> float:
-    """`train` in a process of its own."""
-    # glibc keeps freed blocks of up to 32 MiB for later; what is measured are the tensors that live.
+    """`train` in its own process."""
+    # glibc keeps freed blocks of up to 32 MiB; only live tensors are to be measured.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--one", name, str(depth)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -108,7 +108,7 @@ def measure(name: str, depth: int) -> float:
 
 
 def main() -> None:
-    """Prints the table; writes it where asked."""
+    """Prints the table, and writes it if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=2, metavar=("NAME", "DEPTH"), help="measure this alone, in this process")
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)

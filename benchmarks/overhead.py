@@ -1,4 +1,4 @@
-"""What invflow costs over hand-written PyTorch, beside FrEIA: forward, inverse and train step of one chain.
+"""The overhead of invflow and FrEIA over hand-written PyTorch: forward, inverse and training step of one chain.
 
 The chain: eight additive couplings on halves of 8 channels, see chains.py.
 All contenders hold the same weights and are checked to compute the same function. They are timed in turn, round after

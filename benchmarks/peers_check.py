@@ -1,4 +1,4 @@
-"""The checker on the layers of other libraries: which are sound bijections, and what the others break.
+"""The checker on the layers of other libraries: which are correct bijections, and which properties the others violate.
 
 Run: python benchmarks/peers_check.py            (needs the bench extra: FrEIA, nflows, normflows)
 """
@@ -19,7 +19,7 @@ from invflow.testing.checker import examine
 from invflow.testing.properties import CONDUCT, MATHEMATICS
 from invflow.testing.trial import Domain, Subject
 
-# A peer's layer is several of ours: a spline is a chain of root findings and divisions, a block a chain of layers.
+# A layer of a peer is several of ours: a spline is a chain of root findings and divisions, a block a chain of layers.
 LAYERS_INSIDE = 16
 MATHEMATICAL = [prop.name for prop in MATHEMATICS]
 PROPERTIES = MATHEMATICAL + [prop.name for prop in CONDUCT]
@@ -66,7 +66,7 @@ CONVENTIONS = {"FrEIA": freia, "nflows": nflows, "normflows": normflows}
 
 
 def bijection(peer):
-    """The layer as the checker takes it."""
+    """The layer with the interface that the checker expects."""
     call = CONVENTIONS[peer.library]
     return from_callables(
         lambda layer, x: call(layer, x, False)[0],
@@ -91,7 +91,7 @@ def mlp(inputs, outputs):
 
 
 class NflowsNet(nn.Module):
-    """nflows' couplings call their net with the context too."""
+    """The couplings of nflows call their net with the context, too."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -139,7 +139,7 @@ def normflows_layers():
 
 
 def freia_layers():
-    """Likewise."""
+    """Layers and the shapes that they take."""
     from FrEIA import modules as m
 
     vector, image = [(4,)], [(2, 4, 4)]
@@ -164,12 +164,12 @@ def peers():
 
 
 def listed(names):
-    """What failed."""
+    """The properties that failed."""
     return ", ".join(names) or "ok"
 
 
 def main() -> int:
-    """Prints the table; 1 where a known fault is not found."""
+    """Prints the table; returns 1 if a known fault is not found."""
     print("| layer | worst round trip | log-det error | mathematics | conduct | inputs of 1e6 |")
     print("| --- | --- | --- | --- | --- | --- |")
     missed = dict(KNOWN_FAULTS)

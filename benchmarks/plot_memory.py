@@ -1,4 +1,4 @@
-"""Draws what memory.py and train_step.py measured: docs/memory.png.
+"""Draws docs/memory.png from the results of memory.py and train_step.py.
 
 Run: python benchmarks/plot_memory.py memory.json train_step.json docs/memory.png
 """
@@ -15,7 +15,7 @@ OURS = {"invflow reversible", "invflow"}
 
 
 def main(memory: str, steps: str, picture: str) -> None:
-    """Memory over depth beside the time of a step."""
+    """Memory over depth, next to the time of a step."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     lines = json.loads(Path(memory).read_text())["MiB"]

@@ -1,4 +1,4 @@
-"""What training without kept activations costs: a train step against plain PyTorch, beside other libraries.
+"""The cost of training without kept activations: a training step of invflow and others, relative to plain PyTorch.
 
 All contenders hold the same weights, and their gradients are compared before they are timed, in turn, round after
 round; the table shows the median over the rounds of each round's ratio to hand-written PyTorch, which keeps everything.
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 DEPTH = 8
 SHAPES = [(1, 16, 7), (64, 16, 7), (16, 16, 32), (32, 16, 64)]
-"""Batch, channels and side: those of the overhead table, and the size of the memory table."""
+"""Batch, channels and side: the sizes of the overhead table and that of the memory table."""
 GRADIENTS = 1e-4
-"""Relative, float32: what eight couplings and their reconstruction may lose; a wrong gradient is off by much more."""
+"""The relative error allowed for eight couplings and their reconstruction in float32; wrong gradients are far worse."""
 
 
 def step(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor) -> None:
@@ -35,7 +35,7 @@ def step(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, 
 
 
 class Contender(nn.Module):
-    """A chain with its conditioners in data order, and with what a peer's users have to put before it."""
+    """A chain with its conditioners in data order, and with the preparation that a peer requires of its users."""
 
     def __init__(self, nets: list[nn.Module], chain: nn.Module, peer: bool) -> None:
         super().__init__()
@@ -44,20 +44,20 @@ class Contender(nn.Module):
         self.peer = peer
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.peer:  # else they give no gradients, or empty the caller's tensor
+        if self.peer:  # otherwise they give no gradients, or empty the caller's tensor
             x = x.detach().clone().requires_grad_()
         y: Tensor = self.chain(x)
         return y
 
     def gradients(self, x: Tensor) -> Tensor:
-        """Of the weights, flat."""
+        """The gradients of the weights, flat."""
         self.zero_grad()
         self(exchanged(x) if self.peer else x).square().mean().backward()
         return torch.cat([weight.grad.flatten() for weight in self.nets.parameters() if weight.grad is not None])
 
 
 def contenders(channels: int, side: int, depth: int, peers: list[str], device: str) -> dict[str, Contender]:
-    """Name -> chain, all with equal weights; the first is the one the others are compared with."""
+    """Name -> chain, all with equal weights; the first is the reference."""
     make_nets = equal_nets(channels // 2, depth)
     chains: dict[str, Callable[[list[nn.Module]], nn.Module]] = {
         "plain": HandWritten,
@@ -75,7 +75,7 @@ def contenders(channels: int, side: int, depth: int, peers: list[str], device: s
 
 
 def check_gradients(made: dict[str, Contender], x: Tensor) -> None:
-    """That all contenders compute the same gradients."""
+    """Checks that all contenders compute the same gradients."""
     found = {name: contender.gradients(x) for name, contender in made.items()}
     for name, gradient in found.items():
         error = float((gradient - found["plain"]).norm() / found["plain"].norm())
@@ -84,7 +84,7 @@ def check_gradients(made: dict[str, Contender], x: Tensor) -> None:
 
 
 def main() -> None:
-    """Prints the table; writes it where asked."""
+    """Prints the table, and writes it if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)

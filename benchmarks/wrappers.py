@@ -1,4 +1,4 @@
-"""What a wrapper costs in constant-memory training: a step of couplings inside `each`, `parallel`, `on` and `inverse`.
+"""The cost of wrappers in constant-memory training: a step of couplings in `each`, `parallel`, `on` and `inverse`.
 
 Each contender has the same number of couplings of the same size, trained with ``backprop="reversible"``. They are timed
 in turn, round after round; the table shows the median over the rounds of each round's ratio to one flat chain.
@@ -28,12 +28,12 @@ SHAPES = [(1, 7), (64, 7), (16, 32)]
 
 
 def inner(couplings: int) -> invflow.Sequential:
-    """A chain of so many couplings on halves of the channels."""
+    """A chain of n couplings on halves of the channels."""
     return ours([make_net(CHANNELS // 2) for _ in range(couplings)])
 
 
 def contenders(couplings: int) -> dict[str, tuple[invflow.Sequential, int]]:
-    """Name -> a chain with so many couplings at work, and how many tensors it takes."""
+    """Name -> a chain with n couplings, and the number of tensors that it takes."""
     half = couplings // 2
     made: dict[str, tuple[list[invflow.Bijection], int]] = {
         "flat": (list(inner(couplings)), 1),

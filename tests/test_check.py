@@ -1,4 +1,4 @@
-"""The check of a spec: what is wrong shows, also where it is NaN."""
+"""The check of a spec detects errors, NaN included."""
 
 from __future__ import annotations
 

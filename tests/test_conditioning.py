@@ -1,4 +1,4 @@
-"""Stretches are what the dense Jacobian says, and stay within their bounds."""
+"""Stretches equal those of the dense Jacobian, and stay within their bounds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from invflow.testing.trial import Subject
 TAGS = sorted(invflow.registered())
 
 ITERATED = 1e-6
-"""Relative error of an iterated singular value: the square of the residual it stops at, over the gap to the next."""
+"""Relative error of an iterated singular value: the square of its last residual, over the gap to the next value."""
 
 ROUNDING = 1e-9
-"""Of dense singular values of a few dozen numbers in float64, whose condition number is at most 1e4."""
+"""Error of the singular values of a few dozen numbers in float64, with a condition number of at most 1e4."""
 
 
 def one_sample(case, seed):
-    """The layer of a case with its weights moved, in float64 and eval mode, and one input."""
+    """The layer of a case with changed weights, in float64 and eval mode, and one input."""
     trial = Subject(case.bijection(), case.shape, case.context_shape).trial(Setting(batch=1, weights=seed, seed=seed))
     return trial.bijection, sample(trial.x, 0), sample(trial.context, 0)
 
@@ -49,10 +49,10 @@ def test_no_layer_exceeds_its_bounds(tag):
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_iterated_singular_values_are_those_of_the_dense_jacobian(tag):
-    @settings(max_examples=8)  # an iteration through an inverse that is itself one takes its time
+    @settings(max_examples=8)  # an iteration through an iterative inverse is slow
     @given(case=cases(tag))
     def agree(case):
-        assume("tolerance" not in json.dumps(case.layers))  # which asks for another inverse than the exact one
+        assume("tolerance" not in json.dumps(case.layers))  # with a tolerance, the inverse is not the exact one
         layer, x, context = one_sample(case, 1)
         dense = singular_values(layer, x, context)
         iterated = singular_values(layer, x, context, dense=0)
@@ -134,7 +134,7 @@ def test_the_condition_number_of_a_chain(monkeypatch, dense):
 
 
 def test_the_prediction_bounds_the_round_trip():
-    """Through 12 ill-conditioned layers the round trip loses digits, and no more than the condition number says."""
+    """Through 12 ill-conditioned layers the round trip loses digits, but no more than the condition number predicts."""
     torch.manual_seed(0)
     chain = invflow.build({"input": {"shape": [6]}, "layers": [{"type": "linear_1x1"}, {"type": "affine"}] * 6})
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Activation memory by layer and policy, and what the command line says of it."""
+"""Activation memory by layer and policy, and its output on the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOAT = 4
 
 
 def document(couplings, **top):
-    """Two convolutions a coupling, on halves of two channels: easily counted."""
+    """Two convolutions per coupling, on halves of two channels: easy to count."""
     coupling = {"type": "additive_coupling", "net": {"type": "conv", "hidden": [3]}}
     layers = [{"type": "split"}, *[coupling] * couplings, {"type": "merge"}]
     return {"input": {"shape": [4, 6, 6]}, "layers": layers, **top}
@@ -30,9 +30,9 @@ def test_counted_by_hand():
     # Its conditioner's input, which for the first one is a view of the batch, and the ReLU's output.
     assert first["stored"] == 2 * half + hidden
     assert [kept["stored"] for kept in others] == 3 * [half + hidden]
-    # The third one ends the run and is charged with the state that the run keeps; the last one is as in plain training.
+    # The third one ends the segment, whose state counts as its own; the last one is as in ordinary training.
     assert [kept["reversible"] for kept in (first, *others)] == [0, 0, 2 * half, hidden]
-    # One half of each coupling's input is the one before's already.
+    # One half of each coupling's input already belongs to the coupling before.
     assert [kept["checkpoint"] for kept in (first, *others)] == [2 * half, half, half, half]
     assert found.kept == {
         policy: sum(layer.kept[policy] for layer in found.layers) for policy in ("stored", "reversible", "checkpoint")
@@ -117,10 +117,10 @@ class TestCommandLine:
         found = {"float32 train": {"layers.0": torch.inf, "layers.1": 1e-4, "layers.2": 1e-6}}
         monkeypatch.setattr("invflow.diagnostics.memory.reconstructions", lambda chain: found)
         status, out, _ = self.run(capsys, "check", spec, "--memory")
-        assert status == 0  # it runs backwards, if not well enough to be trained so
+        assert status == 0  # it runs backwards, but not accurately enough to be trained this way
         assert "inf lost" in out
         assert "1.0e-04 lost" in out
         assert "1.0e-06 lost" not in out
         assert 'monitor "anchor" keeps it' in out
         _, out, _ = self.run(capsys, "check", spec, "--memory", "--json")
-        assert json.loads(out)["reconstruction_error"]["float32 train"]["layers.0"] is None  # JSON knows no infinity
+        assert json.loads(out)["reconstruction_error"]["float32 train"]["layers.0"] is None  # JSON has no infinity

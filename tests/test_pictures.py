@@ -1,4 +1,4 @@
-"""Pictures show what they say, and interpolation starts and ends at its images."""
+"""Pictures show what their titles say, and interpolation starts and ends at its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from invflow.diagnostics import pictures
 from invflow.diagnostics.interpolation import interpolate
 
 RELATIVE = 1e-6
-"""Of the largest magnitude met: 8 eps of float32 for four couplings there and back, which took 1 when measured."""
+"""Relative to the largest magnitude: 8 eps of float32 for four couplings forward and back; 1 was measured."""
 
 PAIRS, STEPS = 3, 5
 

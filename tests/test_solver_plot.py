@@ -1,4 +1,4 @@
-"""The picture of solvers shows the error that the inverse has after each evaluation."""
+"""The plot of solvers shows the error of the inverse after each evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import invflow
 from invflow.diagnostics.solver_plot import inverse_errors, solver_plot
 
 FLOOR = 1e-15
-"""A few roundings of float64, at which both methods end."""
+"""A few roundings of float64, to which both methods converge."""
 
 
 def chain(coefficient=0.5):
@@ -40,10 +40,10 @@ def test_every_block_is_found_and_converges():
 
 @pytest.mark.parametrize("coefficient", [0.5, 0.9])
 def test_picards_error_falls_by_the_coefficient_at_least(coefficient):
-    """Picard starts at y, so that the first error is at most c |x|; each step makes it smaller by the factor c."""
+    """Picard starts at y, so that the first error is at most c |x|; each step reduces it by the factor c."""
     for block in inverse_errors(chain(coefficient), torch.randn(6, 3)):
         for k, error in enumerate(block.errors["picard"], start=1):
-            # x_0 = y: |y - x| = |g(x)| and g(0) is not 0, so that it is a multiple of the first error that bounds.
+            # x_0 = y: |y - x| = |g(x)| and g(0) is not 0, so the bound is a multiple of the first error.
             assert error <= max(block.errors["picard"][0] * coefficient ** (k - 1) * (1 + 1e-9), FLOOR)
 
 

@@ -1,4 +1,4 @@
-"""The check of a spec: shapes, parameters, and the round-trip error of every layer."""
+"""The check of a spec: shapes, parameters and round-trip error of every layer."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InvflowError
 from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..spec import build, build_model, load, load_spec
 from ..state import Shape, State, flat_size, make_state, part_of, shape_of
-from .roundtrip import RoundTrip, round_trips
+from .roundtrip import round_trips
 
 SAMPLES = 16
 LARGEST_BATCH = 2**24
-"""Numbers in all samples together: a spec may come from a stranger, and ask for states that fill the memory."""
+"""The largest total of numbers in all samples: the states of an untrusted spec could fill the memory."""
 ROUNDINGS = 1000
-"""How many units of the dtype's eps a chain may lose: 1e-4 in float32, 2e-13 in float64. A chain that is inverted
-correctly loses a few per layer times the gain of the layers behind it; one that is not loses everything."""
+"""The largest error allowed, in units of the dtype's eps: 1e-4 in float32, 2e-13 in float64. A correct inverse loses a
+few units per layer, times the gain of the layers after it; a wrong one loses everything."""
 
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One line of the table: a step of the chain, what it does to the shape of its part of the state, what it loses."""
+    """One row of the table: a step of the chain, the shape of its part of the state before and after it, its error."""
 
     name: str
     layer: str
@@ -41,12 +42,12 @@ class CheckResult:
     """The result of `check`.
 
     Attributes:
-        layers: one entry per step of the chain: what its layers come to, those inside of others included.
-        round_trip_error: of the whole chain, relative, by dtype and mode: ``"float32 eval"``.
-        parameters: how many numbers the chain trains.
-        exactness: of the whole chain: "float", "grid" or "exact".
+        layers: one entry per step of the chain; nested layers have their own entries.
+        round_trip_error: the relative error of the whole chain, by dtype and mode: ``"float32 eval"``.
+        parameters: the number of trained numbers of the chain.
+        exactness: the exactness of the whole chain: "float", "grid" or "exact".
         surjective: whether every state is an image; if not, the chain adds dimensions, and only images come back.
-        ok: whether every error is within the rounding of its dtype, and there is none where it has to be exact.
+        ok: whether every error is within the rounding of its dtype; in "grid" and "exact", whether there is no error.
     """
 
     layers: list[LayerCheck]
@@ -58,7 +59,7 @@ class CheckResult:
 
 
 def chain_of(source: Path) -> Sequential:
-    """The chain of a spec's file, freshly initialised from seed 0, or of a run or checkpoint folder, as trained."""
+    """The chain of a spec file, initialised from seed 0, or the trained chain of a run or checkpoint folder."""
     if source.is_dir():
         model: Any = load(source)
     else:
@@ -70,49 +71,39 @@ def chain_of(source: Path) -> Sequential:
 
 
 def check(chain: Sequential) -> CheckResult:
-    """Runs a chain there and back in float32 and float64, in eval and train mode, on numbers like pixels.
+    """Runs a chain forward and back in float32 and float64, in eval and train mode, on inputs that resemble pixels.
 
     Args:
-        chain: one that knows its input shape, as every chain built from a spec does.
+        chain: must know its input shape, as every chain built from a spec does.
     """
     x, context = inputs(chain)
     shape = shape_of(x)
     found = round_trips(chain, x, context)
     shapes = chain.shapes(shape)
-    layers = [
-        LayerCheck(
-            name=step.name,
-            layer=step.title,
-            input_shape=part_of(shapes[position], step.path),
-            output_shape=part_of(shapes[position + 1], step.path),
-            parameters=_parameters(step.layer),
-            exactness=step.layer.exactness,
-            round_trip_error={" ".join(key): result.by_step[position] for key, result in found.items()},
-        )
-        for position, step in enumerate(chain.steps(shape))
-    ]
+    layers = []
+    for position, step in enumerate(chain.steps(shape)):
+        before, after = part_of(shapes[position], step.path), part_of(shapes[position + 1], step.path)
+        errors = {" ".join(key): result.by_step[position] for key, result in found.items()}
+        count, exactness = _parameters(step.layer), step.layer.exactness
+        layers.append(LayerCheck(step.name, step.title, before, after, count, exactness, errors))
     errors = {" ".join(key): result.relative for key, result in found.items()}
-    if chain.exactness == "float":
-        ok = all(_within_rounding(dtype, result) for (dtype, _), result in found.items())
+    if chain.exactness == "float":  # False for NaN
+        ok = all(trip.relative <= ROUNDINGS * torch.finfo(getattr(torch, key[0])).eps for key, trip in found.items())
     else:
-        ok = all(result.bit_equal == 1.0 for result in found.values())
+        ok = all(trip.bit_equal == 1.0 for trip in found.values())
     return CheckResult(layers, errors, _parameters(chain), chain.exactness, chain.surjective, ok)
 
 
 def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
-    """Numbers like pixels, on the chain's grid, for one that knows its input shape; a context where it wants one."""
+    """Inputs that resemble pixels, on the chain's grid, and a context if the chain has one; it must know its shape."""
     if chain.declared_shape is None:
-        raise ValueError("check expects a chain built from a spec, which knows the shape of its input")
+        raise InvflowError("check expects a chain built from a spec, which knows the shape of its input")
     generator = torch.Generator().manual_seed(0)
     samples = max(2, min(SAMPLES, LARGEST_BATCH // flat_size(chain.declared_shape)))
     x = make_state(lambda leaf: torch.randint(256, (samples, *leaf), generator=generator) / 256, chain.declared_shape)
     x = chain.numerics.nearest_data(x)
     context_shape = chain.declared_context_shape
     return x, None if context_shape is None else torch.randn((samples, *context_shape), generator=generator)
-
-
-def _within_rounding(dtype: str, result: RoundTrip) -> bool:
-    return result.relative <= ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps  # False for NaN
 
 
 def _parameters(module: torch.nn.Module) -> int:

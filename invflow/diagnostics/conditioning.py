@@ -1,12 +1,11 @@
-"""How much a chain stretches: Lipschitz constants of its layers, singular values, and the error that they predict."""
+"""How much a chain stretches: Lipschitz constants of its layers, singular values, and the predicted error."""
 
 from __future__ import annotations
 
-import copy
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,37 +13,36 @@ from torch import Tensor
 from ..bijection import Bijection
 from ..bijections.inverse import directed
 from ..measures import jacobian, with_context
-from ..nets.spectral import top_singular_pair
+from ..nets.spectral import Map, top_singular_pair
 from ..sequential import Sequential
-from ..state import State, flat_size, flatten, map_state, part_of, sample, shape_of, unflatten
+from ..state import State, flat_size, flatten, part_of, sample, shape_of, unflatten
 from .check import inputs
+from .rounding import in_double
 from .roundtrip import round_trips
 
-Map: TypeAlias = Callable[[Tensor], Tensor]
-
 DENSE = 256
-"""Numbers in a state up to which its Jacobian is made and its singular values are all computed."""
+"""The largest state, in numbers, for which the Jacobian is made and all its singular values are computed."""
 
 SAMPLES = 4
 LARGE_SAMPLES = 1
-"""At how many inputs it is measured; at fewer where each singular value takes an iteration."""
+"""The number of inputs at which a chain is measured; fewer if each singular value takes an iteration."""
 
 RESIDUAL = 1e-5
-"""Of the singular equations, relative to the singular value, whose own error is of second order in it."""
+"""The residual of the singular equations at which an iteration stops, relative to the singular value; the error of the
+singular value is of second order in it."""
 
 SLACK = 1e-3
-"""By how much a measured constant may exceed its bound before the bound counts as broken: spectral norms are estimates
-that are good to this."""
+"""How far a measured constant may exceed its bound, relative to it: spectral norms are estimated with this accuracy."""
 
 
 @dataclass(frozen=True)
 class SingularValues:
-    """Of the Jacobian of a bijection at one input.
+    """The singular values of the Jacobian of a bijection at one input.
 
     Attributes:
-        largest: how much the map stretches there; from an iteration it may be too small, by its tolerance.
-        smallest: 1 over how much the inverse stretches; from an iteration it may be too large.
-        all: every one, largest first, where the Jacobian is small enough to be made; else None.
+        largest: how much the map stretches there; the result of an iteration may be too small, by its tolerance.
+        smallest: 1 over how much the inverse stretches; the result of an iteration may be too large.
+        all: all of them, largest first, if the Jacobian is small enough to be made; else None.
     """
 
     largest: float
@@ -53,7 +51,7 @@ class SingularValues:
 
     @property
     def condition_number(self) -> float:
-        """Largest over smallest."""
+        """The largest over the smallest."""
         return self.largest / self.smallest if self.smallest > 0 else math.inf
 
 
@@ -62,11 +60,11 @@ class LayerConditioning:
     """What a layer does to distances, in Euclidean norms.
 
     Attributes:
-        layer: what it is, on one line.
-        lipschitz: the largest stretch that was met, at the states that the inputs reach: at most the constant itself.
-        lipschitz_bound: what no stretch can exceed, infinite where no bound is known.
-        inverse_lipschitz: likewise of the inverse.
-        inverse_bound: likewise of the inverse.
+        layer: a description of the layer, on one line.
+        lipschitz: the largest stretch measured, at the states that the inputs reach: a lower bound of the constant.
+        lipschitz_bound: an upper bound of the constant, infinite if none is known.
+        inverse_lipschitz: the largest stretch of the inverse.
+        inverse_bound: an upper bound for the inverse.
     """
 
     layer: str
@@ -77,7 +75,7 @@ class LayerConditioning:
 
     @property
     def bounds_hold(self) -> bool:
-        """Whether nothing that was measured exceeds its bound."""
+        """Whether no measured constant exceeds its bound."""
         pairs = ((self.lipschitz, self.lipschitz_bound), (self.inverse_lipschitz, self.inverse_bound))
         return all(found <= bound * (1 + SLACK) for found, bound in pairs)
 
@@ -88,12 +86,12 @@ class Conditioning:
 
     Attributes:
         layers: one entry per step of the chain.
-        chain: of the whole chain.
-        condition_number: of the chain's Jacobian, the largest of all inputs.
-        exact: whether all singular values were computed, and not the extreme ones by iteration.
-        predicted_error: what one rounding, relative to the state, may grow to until it is back: eps of the dtype times
-            the condition number. Those of many layers add up, as a random walk does.
-        round_trip_error: the relative error of the round trip in eval mode, by dtype like the prediction.
+        chain: the entry of the whole chain.
+        condition_number: the condition number of the chain's Jacobian, the largest over the inputs.
+        exact: whether all singular values were computed; if not, only the extreme ones, by iteration.
+        predicted_error: the error of the round trip due to one rounding, at most, relative to the state and by dtype:
+            eps times the condition number. The roundings of many layers add up like a random walk.
+        round_trip_error: the measured relative error of the round trip in eval mode, by dtype.
         ok: whether no measured constant exceeds its bound.
     """
 
@@ -107,58 +105,47 @@ class Conditioning:
 
 
 def conditioning(chain: Sequential, announce: Callable[[str], None] = lambda line: None) -> Conditioning:
-    """Measures a chain and each of its layers, in float64 and eval mode, at inputs like pixels.
+    """Measures a chain and each of its layers, in float64 and eval mode, at inputs that resemble pixels.
 
     Args:
-        chain: one that knows its input shape, as every chain built from a spec does; a copy of it runs.
-        announce: told what is being measured.
+        chain: must know its input shape, as every chain built from a spec does; a copy of it runs.
+        announce: called with a description of each part before it is measured.
     """
     x, context = inputs(chain)
     trips = round_trips(chain, x, context)
     measured = {dtype: trip.relative for (dtype, mode), trip in trips.items() if mode == "eval"}
     exact = flat_size(shape_of(x)) <= DENSE
-    chosen = range(SAMPLES if exact else LARGE_SAMPLES)
-    chain = copy.deepcopy(chain).double().eval()
-    samples = [map_state(torch.Tensor.double, sample(x, i)) for i in chosen]
-    contexts = [None if context is None else context[i : i + 1].double() for i in chosen]
+    chain, x, context = in_double(chain, x, context)
+    samples = [(sample(x, i), sample(context, i)) for i in range(SAMPLES if exact else LARGE_SAMPLES)]
     with torch.no_grad():
-        traces = [chain.trace(state, given) for state, given in zip(samples, contexts, strict=True)]
+        traces = [(chain.eval().trace(state, given), given) for state, given in samples]
     layers = []
     steps = chain.steps(shape_of(x))
     for position, step in enumerate(steps):
         announce(f"layer {position} of {len(steps)}")
-        layer = directed(step)
-        parts = [part_of(trace[position], step.path) for trace in traces]
-        found = [singular_values(layer, part, given) for part, given in zip(parts, contexts, strict=True)]
-        layers.append(_report(step.title, layer, found))
+        parts = [(part_of(states[position], step.path), given) for states, given in traces]
+        layers.append(_measure(step.title, directed(step), parts)[0])
     announce("the whole chain")
-    whole = [singular_values(chain, state, given) for state, given in zip(samples, contexts, strict=True)]
-    condition = max(values.condition_number for values in whole)
-    report = _report("whole chain", chain, whole)
-    return Conditioning(
-        layers=layers,
-        chain=report,
-        condition_number=condition,
-        exact=exact,
-        predicted_error={dtype: torch.finfo(getattr(torch, dtype)).eps * condition for dtype in measured},
-        round_trip_error=measured,
-        ok=all(layer.bounds_hold for layer in (*layers, report)),
-    )
+    whole, condition = _measure("whole chain", chain, samples)
+    predicted = {dtype: torch.finfo(getattr(torch, dtype)).eps * condition for dtype in measured}
+    ok = all(layer.bounds_hold for layer in (*layers, whole))
+    return Conditioning(layers, whole, condition, exact, predicted, measured, ok)
 
 
 def singular_values(
     bijection: Bijection, x: State, context: Tensor | None = None, *, dense: int = DENSE
 ) -> SingularValues:
-    """The singular values of a bijection's Jacobian at one input, in the dtype and the mode that it is in.
+    """The singular values of a bijection's Jacobian at one input, in its current dtype and mode.
 
-    The largest of a large Jacobian comes from Lanczos iteration with Jacobian-vector products, as power iteration but
-    with a memory; the smallest from the same on the bijection's own inverse, whose Jacobian has 1 over it.
+    The largest singular value of a large Jacobian is found by Lanczos iteration with Jacobian-vector products (power
+    iteration with a memory); the smallest by the same iteration on the bijection's inverse, of whose Jacobian the
+    largest is 1 over it.
 
     Args:
-        bijection: it stays as it is.
+        bijection: is not modified.
         x: a batch of one sample.
-        context: likewise, where there is one.
-        dense: up to this number of numbers in the sample, all singular values are computed from the Jacobian itself.
+        context: likewise, if there is one.
+        dense: the largest sample, in numbers, for which all singular values are computed from the Jacobian itself.
 
     Examples:
         >>> from invflow.bijections import Affine
@@ -180,15 +167,14 @@ def singular_values(
 def _largest_singular_value(function: Callable[..., State], x: State, context: Tensor | None) -> float:
     apply, transpose = linearized(lambda state: function(state, context), x)
     start = torch.randn(flat_size(shape_of(x)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    norm: float = top_singular_pair(apply, transpose, start.to(flatten(x)), RESIDUAL)[2]
-    return norm
+    return top_singular_pair(apply, transpose, start.to(flatten(x)), RESIDUAL)[2]
 
 
 def linearized(function: Callable[[State], State], x: State) -> tuple[Map, Map]:
     """``v -> J v`` and ``u -> J^T u`` for the Jacobian of a map at one sample, on flat vectors.
 
-    ``J^T u`` is linear in u, and its own transposed derivative is J: so reverse mode alone gives both, also through
-    functions that know no forward mode, as implicit ones do.
+    ``J^T u`` is linear in u, and its transposed derivative is J: so reverse mode alone gives both, also through
+    functions without forward-mode derivatives, such as implicit ones.
     """
     shape = shape_of(x)
     with torch.enable_grad():
@@ -196,25 +182,19 @@ def linearized(function: Callable[[State], State], x: State) -> tuple[Map, Map]:
         y = flatten(function(unflatten(flat, shape)))
         u = torch.zeros_like(y, requires_grad=True)
         (pulled,) = torch.autograd.grad(y, flat, u, create_graph=True)
-
-    def apply(v: Tensor) -> Tensor:
-        (pushed,) = torch.autograd.grad(pulled, u, v.reshape(pulled.shape), retain_graph=True)
-        return pushed.flatten()
-
-    def transpose(w: Tensor) -> Tensor:
-        (back,) = torch.autograd.grad(y, flat, w.reshape(y.shape), retain_graph=True)
-        return back.flatten()
-
-    return apply, transpose
+    return functools.partial(_pull_back, pulled, u), functools.partial(_pull_back, y, flat)
 
 
-def _report(name: str, bijection: Bijection, found: list[SingularValues]) -> LayerConditioning:
+def _pull_back(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    return torch.autograd.grad(y, x, v.reshape(y.shape), retain_graph=True)[0].flatten()
+
+
+def _measure(
+    name: str, bijection: Bijection, samples: Sequence[tuple[State, Tensor | None]]
+) -> tuple[LayerConditioning, float]:
+    """The report on a bijection at some inputs with their contexts, and its largest condition number."""
+    found = [singular_values(bijection, x, context, dense=DENSE) for x, context in samples]
     forward, inverse = bijection.lipschitz_bounds()
-    smallest = min(values.smallest for values in found)
-    return LayerConditioning(
-        layer=name,
-        lipschitz=max(values.largest for values in found),
-        lipschitz_bound=forward,
-        inverse_lipschitz=1 / smallest if smallest > 0 else math.inf,
-        inverse_bound=inverse,
-    )
+    largest, smallest = max(values.largest for values in found), min(values.smallest for values in found)
+    report = LayerConditioning(name, largest, forward, 1 / smallest if smallest > 0 else math.inf, inverse)
+    return report, max(values.condition_number for values in found)

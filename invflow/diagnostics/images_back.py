@@ -1,4 +1,4 @@
-"""How many images come back without one wrong bit, however they are computed."""
+"""How many images come back bit-equal, inverted in various ways."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ INVERSE_BATCHES = (1, 7, 500)
 
 @torch.no_grad()
 def images_back(chain: Sequential, images: Tensor) -> dict[str, int]:
-    """How many images come back bit-equal, by the way in which they are inverted.
+    """The number of images that come back bit-equal, by the way in which they are inverted.
 
-    All go forward in batches of 64. Where the chain is exact, they come back in batches of 1, 7 and 500, laid out
-    channels last, with 2 threads, without oneDNN, and in float64; otherwise in the batches that they went in.
+    All go forward in batches of 64, and come back in the same batches. If the chain is exact, they also come back in
+    batches of 1, 7 and 500, in channels-last layout, with 2 threads, without oneDNN, and in float64.
 
     Args:
         chain: in eval mode, on one tensor.
@@ -35,11 +35,9 @@ def images_back(chain: Sequential, images: Tensor) -> dict[str, int]:
     ways: dict[str, Call] = {f"batches of {size}": in_parts(size)(chain.inverse) for size in INVERSE_BATCHES}
     others = {"channels last": channels_last, "2 threads": on_threads(2), "without oneDNN": without_onednn}
     ways |= {name: large(way(chain.inverse)) for name, way in others.items()}
-    for name, back in ways.items():
-        found[name] = _equal(back(whole, None), images)
-    double = copy.deepcopy(chain).double()
-    found["float64"] = _equal(large(double.inverse)(whole.double(), None), images)
-    return found
+    found |= {name: _equal(back(whole, None), images) for name, back in ways.items()}
+    in_float64 = large(copy.deepcopy(chain).double().inverse)(whole.double(), None)
+    return found | {"float64": _equal(in_float64, images)}
 
 
 def _equal(found: Tensor, images: Tensor) -> int:

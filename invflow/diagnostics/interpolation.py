@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..errors import InvflowError
-from ..state import State
+from ..state import flatten, shape_of, unflatten
 
 
 @torch.no_grad()
@@ -17,10 +17,10 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
     """``x_t = f^-1((1 - t) f(x0) + t f(x1))`` for ``steps`` values of t from 0 to 1, both included.
 
     Args:
-        bijection: f, which runs in the mode that it is in and stays as it is; eval mode keeps the pairs independent.
-        x0: where the walks begin, ``(pairs, ...)``.
-        x1: where they end, of the same shape.
-        steps: how many points of each walk, at least 2.
+        bijection: f, in its current mode; a copy of it runs. In eval mode the pairs are independent.
+        x0: the first points of the walks, ``(pairs, ...)``.
+        x1: the last points, of the same shape.
+        steps: the number of points of each walk, at least 2.
 
     Returns:
         ``(pairs, steps, ...)``.
@@ -37,14 +37,8 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
         raise InvflowError(f"interpolate expects at least 2 steps, the ends of the walk, got {steps}")
     if x0.shape != x1.shape:
         raise InvflowError(f"interpolate expects ends of the same shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
-    bijection = copy.deepcopy(bijection)  # in train mode, running the caller's would move its batch-norm statistics
+    bijection = copy.deepcopy(bijection)  # in train mode the forward changes the batch-norm statistics
     first, last = bijection(x0), bijection(x1)
-    between = (_between(first, last, float(t)) for t in torch.linspace(0, 1, steps))
-    walk = [bijection.inverse(bijection.numerics.nearest(state)) for state in between]
-    return torch.stack(walk, dim=1)
-
-
-def _between(a: State, b: State, t: float) -> State:
-    if isinstance(a, tuple):
-        return tuple(_between(p, q, t) for p, q in zip(a, b, strict=True))
-    return torch.lerp(a, b, t)  # type: ignore[arg-type]
+    line = (torch.lerp(flatten(first), flatten(last), float(t)) for t in torch.linspace(0, 1, steps))
+    states = (bijection.numerics.nearest(unflatten(point, shape_of(first))) for point in line)
+    return torch.stack([bijection.inverse(state) for state in states], dim=1)

@@ -1,9 +1,8 @@
-"""What training keeps of a chain's activations, layer by layer, under each policy: predicted and measured."""
+"""The activations of a chain that training keeps, layer by layer and under each policy: predicted and measured."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,10 @@ from .._torch import storage_of
 from ..errors import InvflowError
 from ..reversible import POLICIES, Part, plan
 from ..sequential import Sequential
-from ..state import leaves, make_state, map_state, shape_of
+from ..state import leaves, make_state
 from .check import inputs
 from .reconstruction import reconstruction_errors
-from .roundtrip import MODES
+from .roundtrip import in_each_mode
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class LayerMemory:
     """What one layer of a chain keeps for backward.
 
     Attributes:
-        layer: what it is.
-        kept: bytes by policy. Under "reversible" the last layer of a run is charged with the state that the run keeps.
+        layer: a description of the layer.
+        kept: bytes by policy. Under "reversible", the state that a segment keeps is counted at its last layer.
     """
 
     layer: str
@@ -38,13 +37,13 @@ class ActivationMemory:
     """The result of `activation_memory`.
 
     Attributes:
-        batch: how many samples.
-        layers: one entry per step of the chain: what its layers come to, those inside of others included.
-        kept: by policy, the bytes that lie between forward and backward.
-        peak: by policy, the most at once, with what backward computes again at its largest layer.
-        measured: by policy, the bytes that a real forward kept.
-        measured_peak: by policy, the peak of a train step on the accelerator above what lay there before, the gradients
-            of the weights included; None on a machine without.
+        batch: the number of samples.
+        layers: one entry per step of the chain; nested layers have their own entries.
+        kept: by policy, the bytes kept between forward and backward.
+        peak: by policy, the most bytes at once, with those that backward recomputes at its largest layer.
+        measured: by policy, the bytes that a real forward kept; None if nothing was measured.
+        measured_peak: by policy, the peak of a training step on the accelerator, above the memory allocated before the
+            step; the gradients of the weights are included. None without an accelerator.
     """
 
     batch: int
@@ -58,14 +57,14 @@ class ActivationMemory:
 def activation_memory(
     chain: Sequential, batch: int, *, log_det: bool = False, measure: bool = False
 ) -> ActivationMemory:
-    """The activation memory of a training step of a chain; weights and head are not in it.
+    """The activation memory of a training step of a chain, without weights and head.
 
     Args:
-        chain: one that knows its input shape, as every chain built from a spec does. Copies of it run: those that
-            predict on the meta device, which holds no numbers.
-        batch: samples in a batch.
-        log_det: whether training asks for the log-determinant, as a flow's does.
-        measure: whether to train a step under each policy as well.
+        chain: must know its input shape, as every chain built from a spec does. Copies of it run, for the prediction on
+            the meta device, which holds no numbers.
+        batch: the number of samples in a batch.
+        log_det: whether training computes the log-determinant, as that of a flow does.
+        measure: whether to run a training step under each policy, too.
 
     Examples:
         >>> import invflow
@@ -76,46 +75,32 @@ def activation_memory(
     """
     if chain.declared_shape is None:
         raise InvflowError("activation_memory expects a chain built from a spec, which knows the shape of its input")
-    steps = chain.steps(chain.declared_shape)
-    layers = {step.name: LayerMemory(step.title, dict.fromkeys(POLICIES, 0)) for step in steps}
-    kept, peak = {}, {}
+    layers = {step.name: LayerMemory(step.title, dict.fromkeys(POLICIES, 0)) for step in chain.steps()}
+    accelerator = torch.accelerator.current_accelerator(check_available=True) if measure else None
+    kept, peak, measured, measured_peak = {}, {}, {}, {}
     for policy in POLICIES:
-        one = _Chain(chain, policy, batch, log_det, torch.device("meta"))
-        parts = one.parts()
-        sizes = one.kept(parts)
+        predicted = _Chain(chain, policy, batch, log_det, torch.device("meta"))
+        parts, sizes = predicted.parts, predicted.kept()
         for part, size in zip(parts, sizes, strict=True):
             layers[part.steps[-1].name].kept[policy] += size
-        again = one.kept([Part([step], "activations") for part in parts for step in part.steps])
-        gone = [part.keeps != "activations" for part in parts for _ in part.steps]
-        largest = max((size for size, lost in zip(again, gone, strict=True) if lost), default=0)
         kept[policy] = sum(sizes)
-        # The layers at the end that keep their activations have given them back before any are computed again.
+        recomputed = [step.name for part in parts if part.keeps != "activations" for step in part.steps]
+        largest = max((layers[name].kept["stored"] for name in recomputed), default=0)
+        # The layers at the end that keep their activations have released them before any are recomputed.
         last = max((i for i, part in enumerate(parts, start=1) if part.keeps != "activations"), default=0)
         peak[policy] = max(kept[policy], sum(sizes[:last]) + largest)
-    if not measure:
-        return ActivationMemory(batch, list(layers.values()), kept, peak)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    found, peaks = {}, {}
-    for policy in POLICIES:
-        one = _Chain(chain, policy, batch, log_det, device or torch.device("cpu"))
-        found[policy] = sum(one.kept(one.parts()))
-        if device is not None:
-            peaks[policy] = one.peak()
-    return ActivationMemory(batch, list(layers.values()), kept, peak, found, peaks or None)
+        if measure:
+            real = _Chain(chain, policy, batch, log_det, accelerator or torch.device("cpu"))
+            measured[policy] = sum(real.kept())
+            if accelerator is not None:
+                measured_peak[policy] = real.peak()
+    return ActivationMemory(batch, list(layers.values()), kept, peak, measured or None, measured_peak or None)
 
 
 def reconstructions(chain: Sequential) -> dict[str, dict[str, float]]:
-    """`reconstruction_errors` by dtype and mode, ``"float32 train"``, on numbers like pixels."""
-    x, context = inputs(chain)
-    found = {}
-    for dtype in (torch.float32, torch.float64):
-        one = copy.deepcopy(chain).to(dtype)
-        state = map_state(lambda leaf, dtype=dtype: leaf.to(dtype), x)  # type: ignore[misc]
-        given = None if context is None else context.to(dtype)
-        for mode in MODES:
-            key = f"{str(dtype).removeprefix('torch.')} {mode}"
-            found[key] = reconstruction_errors(one.train(mode == "train"), state, given)
-    return found
+    """`reconstruction_errors` by dtype and mode, such as ``"float32 train"``, on inputs that resemble pixels."""
+    found = in_each_mode(reconstruction_errors, chain, *inputs(chain))
+    return {" ".join(key): errors for key, errors in found.items()}
 
 
 class _Chain:
@@ -129,15 +114,12 @@ class _Chain:
         make: Any = lambda leaf: torch.randn((batch, *leaf), dtype=like.dtype, device=device)  # noqa: E731
         self.x = make_state(make, chain.declared_shape or ())
         self.context = None if chain.declared_context_shape is None else make(chain.declared_context_shape)
+        steps = self.chain.steps()
+        stored = [Part([step], "activations") for step in steps]
+        self.parts = stored if policy == "stored" else plan(steps, self.x, self.context)
 
-    def parts(self) -> list[Part]:
-        steps = self.chain.steps(shape_of(self.x))
-        if self.chain.backprop == "stored":
-            return [Part([step], "activations") for step in steps]
-        return plan(steps, self.x, self.context)
-
-    def kept(self, parts: Sequence[Part]) -> list[int]:
-        """The bytes that each part keeps and none before it did; weights and buffers are none of them."""
+    def kept(self) -> list[int]:
+        """The bytes that each part keeps in addition to those before it, without weights and buffers."""
         x = self.x
         sizes: list[int] = []
         alive: list[Any] = []
@@ -147,12 +129,12 @@ class _Chain:
             if storage_of(tensor) not in known:
                 known.add(storage_of(tensor))
                 sizes[-1] += tensor.untyped_storage().nbytes()
-            alive.append(tensor)  # so that no later storage takes its place
+            alive.append(tensor)  # so that no later storage reuses its memory
             return tensor
 
-        for part in parts:
+        for part in self.parts:
             sizes.append(0)
-            for leaf in leaves(x) if part.keeps == "input" else ():  # which a checkpoint holds by itself
+            for leaf in leaves(x) if part.keeps == "input" else ():  # which a checkpoint keeps itself
                 pack(leaf)
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 x, log_det = part.forward(x, self.context, self.log_det)
@@ -160,19 +142,14 @@ class _Chain:
         return sizes
 
     def peak(self) -> int:
-        """The most bytes at once in a second train step: the first sets libraries up."""
-        before = most = 0
+        """The largest number of bytes at once in a second training step: in the first, libraries allocate."""
+        run = self.chain.forward_and_log_det if self.log_det else self.chain
         for _ in range(2):
             self.chain.zero_grad()
             before = torch.accelerator.memory_allocated()
             torch.accelerator.reset_peak_memory_stats()
-            y = (
-                self.chain.forward_and_log_det(self.x, self.context)
-                if self.log_det
-                else self.chain(self.x, self.context)
-            )
+            y = run(self.x, self.context)
             loss: Any = sum(leaf.square().mean() for leaf in leaves(y) if leaf.is_floating_point())
             loss.backward()
             torch.accelerator.synchronize()
-            most = torch.accelerator.max_memory_allocated()
-        return int(most) - int(before)
+        return int(torch.accelerator.max_memory_allocated() - before)

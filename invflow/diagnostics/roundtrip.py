@@ -1,19 +1,23 @@
-"""How exactly a chain runs backwards."""
+"""How accurately a chain runs backwards."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..bijection import Bijection
 from ..measures import difference, magnitude
 from ..numerics import same_batch
 from ..sequential import Sequential
 from ..state import State, leaves, map_state, shape_of
 
-MODES = ("eval", "train")
+B = TypeVar("B", bound=Bijection)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,9 @@ class RoundTrip:
 
     Attributes:
         absolute: max |x' - x|.
-        relative: that divided by max(1, the largest magnitude met in any intermediate state).
-        bit_equal: the part of all elements that came back without one wrong bit, 0 to 1.
-        by_step: the relative error of each of the chain's `steps` alone, given the state that reaches it.
+        relative: ``absolute`` divided by max(1, the largest magnitude in any intermediate state).
+        bit_equal: the fraction of elements that came back bit-equal, 0 to 1.
+        by_step: the relative error of each of the chain's `steps` alone, on the state that reaches it.
     """
 
     absolute: float
@@ -35,21 +39,19 @@ class RoundTrip:
 
 @torch.no_grad()
 def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> RoundTrip:
-    """Runs a chain there and back, in the mode that it is in; its batch-norm statistics stay as they are.
+    """Runs a chain forward and back, in its current mode.
 
     Args:
-        chain: the chain; a copy of it runs.
+        chain: the chain; a copy of it runs, so that its batch-norm statistics do not change.
         x: a batch of inputs in the chain's dtype.
-        context: the context, where the chain wants one.
+        context: the context, if the chain has one.
     """
-    chain = copy.deepcopy(chain)  # in train mode a forward moves running statistics
+    chain = copy.deepcopy(chain)  # in train mode a forward changes running statistics
     with same_batch():
         states = chain.trace(x, context)
         back = chain.inverse(states[-1], context)
-        by_step = [
-            difference(before, step.before(after, context)) / magnitude(before, after)
-            for step, before, after in zip(chain.steps(shape_of(x)), states, states[1:], strict=False)
-        ]
+        steps = zip(chain.steps(shape_of(x)), states[:-1], states[1:], strict=True)
+        by_step = [difference(a, step.before(b, context)) / magnitude(a, b) for step, a, b in steps]
     absolute = difference(x, back)
     equal = sum(int((a == b).sum()) for a, b in zip(leaves(x), leaves(back), strict=True))
     total = sum(leaf.numel() for leaf in leaves(x))
@@ -58,9 +60,9 @@ def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> Ro
 
 @torch.no_grad()
 def errors_on_the_way_back(chain: Sequential, x: State, context: Tensor | None = None) -> list[float]:
-    """How far each state is off when the chain is run backwards from its end, relative as in `RoundTrip`.
+    """The error of each state when the chain runs backwards from its output, relative as in `RoundTrip`.
 
-    Entry i is the error of the state that step i was given; the last one, of the chain's output, is 0.
+    Entry i is the error of the input of step i; the last entry, the error of the chain's output, is 0.
     """
     chain = copy.deepcopy(chain)
     states = chain.trace(x, context)
@@ -73,12 +75,22 @@ def errors_on_the_way_back(chain: Sequential, x: State, context: Tensor | None =
 
 def round_trips(chain: Sequential, x: State, context: Tensor | None = None) -> dict[tuple[str, str], RoundTrip]:
     """`round_trip` in float32 and float64, in eval and train mode: keys such as ``("float32", "eval")``."""
+    return in_each_mode(round_trip, chain, x, context)
+
+
+def in_each_mode(
+    measure: Callable[[Sequential, State, Tensor | None], T], chain: Sequential, x: State, context: Tensor | None
+) -> dict[tuple[str, str], T]:
+    """A measurement in float32 and float64, in eval and train mode, on copies: keys such as ``("float32", "eval")``."""
     found = {}
-    for dtype in (torch.float32, torch.float64):
-        converted = copy.deepcopy(chain).to(dtype)
-        state = map_state(lambda leaf, dtype=dtype: leaf.to(dtype), x)  # type: ignore[misc]
-        given = None if context is None else context.to(dtype)
-        for mode in MODES:
-            name = str(dtype).removeprefix("torch.")
-            found[name, mode] = round_trip(converted.train(mode == "train"), state, given)
+    for name in ("float32", "float64"):
+        converted, state, given = in_dtype(chain, x, context, getattr(torch, name))
+        for mode in ("eval", "train"):
+            found[name, mode] = measure(converted.train(mode == "train"), state, given)
     return found
+
+
+def in_dtype(bijection: B, x: State, context: Tensor | None, dtype: torch.dtype) -> tuple[B, State, Tensor | None]:
+    """A copy and its inputs in a dtype."""
+    given = None if context is None else context.to(dtype)
+    return copy.deepcopy(bijection).to(dtype), map_state(lambda leaf: leaf.to(dtype), x), given

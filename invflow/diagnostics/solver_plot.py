@@ -1,10 +1,8 @@
-"""How fast the inverses of residual blocks are found: error against evaluations, for each method."""
+"""The convergence of the inverses of residual blocks: error against evaluations, for each method."""
 
 from __future__ import annotations
 
-import copy
 import math
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,26 +15,26 @@ from ..bijections import Residual
 from ..errors import InvflowError
 from ..sequential import Sequential
 from ..solvers import Method, solve
-from ..state import State, leaves, map_state, part_of, shape_of
+from ..state import State, leaves, part_of, shape_of
+from .rounding import in_double
 
-METHODS: tuple[Method, ...] = typing.get_args(Method)
-COLOURS = {"picard": "tab:orange", "anderson": "tab:blue"}
+COLOURS: dict[Method, str] = {"anderson": "tab:blue", "picard": "tab:orange"}
 
 
 @dataclass(frozen=True)
 class InverseErrors:
-    """How the inverse of one residual block is approached.
+    """The convergence of the inverse of one residual block.
 
     Attributes:
-        layer: which step of the chain: those of chains inside it counted too.
+        layer: the index of its step in the chain; the steps of nested chains count, too.
         coefficient: the bound of its contraction.
         errors: by method, the relative error ``|x_k - x| / |x|`` of the best point so far after each evaluation of g,
-            the largest of all samples.
+            the largest over the samples.
     """
 
     layer: int
     coefficient: float
-    errors: Mapping[str, Sequence[float]]
+    errors: Mapping[Method, Sequence[float]]
 
 
 def inverse_errors(chain: Sequential, x: State, context: Tensor | None = None) -> list[InverseErrors]:
@@ -45,19 +43,17 @@ def inverse_errors(chain: Sequential, x: State, context: Tensor | None = None) -
     Args:
         chain: a copy of it runs.
         x: a batch of inputs.
-        context: likewise, where the chain wants one.
+        context: the context, if the chain has one.
     """
-    chain = copy.deepcopy(chain).double().eval()
-    given = None if context is None else context.double()
+    chain, x, context = in_double(chain, x, context)
     with torch.no_grad():
-        states = chain.trace(map_state(torch.Tensor.double, x), given)
+        states = chain.eval().trace(x, context)
     found = []
     for position, step in enumerate(chain.steps(shape_of(x))):
-        block = step.layer
-        if isinstance(block, Residual):
+        if isinstance(step.layer, Residual):
             state = part_of(states[position + step.backwards], step.path)
-            errors: dict[str, Sequence[float]] = {method: _errors(block, state, given, method) for method in METHODS}
-            found.append(InverseErrors(position, block.coefficient, errors))
+            errors = {method: _errors(step.layer, state, context, method) for method in COLOURS}
+            found.append(InverseErrors(position, step.layer.coefficient, errors))
     return found
 
 
@@ -81,28 +77,23 @@ def _errors(block: Residual, x: State, context: Tensor | None, method: Method) -
 
 
 def solver_plot(blocks: Sequence[InverseErrors]) -> Figure:
-    """Error against evaluations on a logarithmic scale, a line for each block and method."""
+    """Error against evaluations on a logarithmic scale, one line per block and method."""
     if not blocks:
         raise InvflowError("a picture of solvers expects a chain with at least one residual block, got none")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for method in METHODS:
-        worst = max(len(block.errors[method]) for block in blocks)
+    for method, colour in COLOURS.items():
+        evaluations = max(len(block.errors[method]) for block in blocks)
         for number, block in enumerate(blocks):
-            label = f"{method.capitalize()}: at most {worst} evaluations" if number == 0 else None
+            label = f"{method.capitalize()}: at most {evaluations} evaluations" if number == 0 else None
             errors = [error if error > 0 else math.nan for error in block.errors[method]]
-            axis.plot(
-                range(1, len(errors) + 1), errors, ".-", ms=3, lw=1, color=COLOURS[method], alpha=0.6, label=label
-            )
+            axis.plot(range(1, len(errors) + 1), errors, ".-", ms=3, lw=1, color=colour, alpha=0.6, label=label)
     longest = max(len(errors) for block in blocks for errors in block.errors.values())
-    for dtype in (torch.float32, torch.float64):
-        eps = torch.finfo(dtype).eps
+    for dtype in ("float32", "float64"):
+        eps = torch.finfo(getattr(torch, dtype)).eps
         axis.axhline(eps, color="grey", lw=0.8, ls=":")
-        name = f"eps of {str(dtype).removeprefix('torch.')}"
-        axis.annotate(name, (longest, eps), fontsize=7, ha="right", va="bottom", color="grey")
-    axis.set_yscale("log")
-    axis.set_xlabel("evaluations of g")
-    axis.set_ylabel("relative error of the inverse")
+        axis.annotate(f"eps of {dtype}", (longest, eps), fontsize=7, ha="right", va="bottom", color="grey")
+    axis.set(yscale="log", xlabel="evaluations of g", ylabel="relative error of the inverse")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend()
