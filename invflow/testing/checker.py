@@ -52,9 +52,10 @@ def check_bijection(
         bijection: any bijection; `from_callables` makes one of another library's layer.
         shape: an input shape that it accepts, without the batch.
         context_shape: likewise of its context, if it takes one.
-        domain: where inputs lie, if not where the class says: "reals", "positive", "unit", or an open interval.
-        codomain: likewise for outputs; by default the attribute ``codomain`` of the bijection: the reals if the domain
-            is the reals, otherwise unknown, so that only images are inverted.
+        domain: where inputs lie: "reals", "positive", "unit", "symmetric" or an open interval; by default the domain of
+            the class.
+        codomain: likewise for outputs; by default the codomain of the class or, if ``domain`` overrides its domain,
+            unknown. If it is unknown, only images are inverted.
         examples: the number of settings in which each property is tried: inputs, dtype, mode, weights.
         kinds: the kinds of input; huge ones, for example, overflow if a scale is unbounded.
         perturb: whether noise is added to the weights in all settings but the first.

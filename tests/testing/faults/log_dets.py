@@ -25,7 +25,7 @@ class SignFlippedForwards(Scale):
 
 @fault("log det")
 class LogDetZero(Scale):
-    """The log-determinant is zero where the volume changes."""
+    """The log-determinant is zero although the volume changes."""
 
     volume_preserving = True
     forward_and_log_det = Bijection.forward_and_log_det
