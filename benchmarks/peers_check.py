@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from invflow.testing import Report, from_callables
-from invflow.testing.checker import examine
+from invflow.testing.checker import chosen, examine
 from invflow.testing.properties import CONDUCT, MATHEMATICS
-from invflow.testing.trial import Domain, Subject
+from invflow.testing.trial import Domain, Subject, some_settings
 
 # A layer of a peer is several of ours: a spline is a chain of root findings and divisions, a block a chain of layers.
 LAYERS_INSIDE = 16
@@ -81,8 +81,8 @@ def bijection(peer):
 def check(peer) -> tuple[Report, Report]:
     """Every property on moderate inputs, and the round trip on inputs of a million."""
     subject = Subject(bijection(peer), peer.shape, codomain=peer.codomain)
-    moderate = examine(subject, only=PROPERTIES, examples=8, kinds=("normal", "tiny", "zeros", "repeated"))
-    return moderate, examine(subject, only=["round trip"], examples=4, kinds=("huge",))
+    moderate = examine(subject, some_settings(0, 8, kinds=("normal", "tiny", "zeros", "repeated")), chosen(PROPERTIES))
+    return moderate, examine(subject, some_settings(0, 4, kinds=("huge",)), chosen(["round trip"]))
 
 
 def mlp(inputs, outputs):

@@ -1,4 +1,4 @@
-"""What every registered bijection promises. A new one is tested here by being registered."""
+"""The promises of every registered bijection. Registering a new one is enough to test it here."""
 
 from __future__ import annotations
 

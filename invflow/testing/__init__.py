@@ -1,4 +1,4 @@
-"""Proof for anybody's bijection: `check_bijection`, and Hypothesis strategies drawn from the registry."""
+"""The check of any bijection, `check_bijection`, and Hypothesis strategies for all registered types."""
 
 from .checker import check_bijection
 from .foreign import Foreign, from_callables

@@ -1,4 +1,4 @@
-"""Other people's layers, given as callables."""
+"""Layers of other libraries, given as callables."""
 
 from __future__ import annotations
 
@@ -20,26 +20,40 @@ _LOG_DETS = ("log det", "inverse log det", "log det form")
 class Foreign(Bijection):
     """A layer of another library as a bijection, for `check_bijection`.
 
+    Args:
+        forward: x to y; called with the context too if there is one.
+        inverse: y to x, likewise.
+        forward_log_det: x to log |det dy/dx|, of shape (batch,). Without both, log-determinants are not checked.
+        inverse_log_det: y to log |det dx/dy|.
+        module: the layer, if it has weights. The functions then take it as their first argument, because the check runs
+            on copies of it in several dtypes and modes.
+        layer_count: the number of layers inside; the tolerance for rounding errors is proportional to it.
+
     Attributes:
-        unknown: the names of the properties that nothing is known for.
-        layer_count: how many layers' roundings it may add up.
+        unknown: the names of the properties that cannot be checked.
+
+    Examples:
+        >>> from invflow.testing import check_bijection
+        >>> double = from_callables(lambda x: 2 * x, lambda y: y / 2)
+        >>> check_bijection(double, (3,), examples=2, skip=["compiles"]).ok
+        True
     """
 
     def __init__(
         self,
         forward: Call,
         inverse: Call,
-        forward_log_det: Call | None,
-        inverse_log_det: Call | None,
-        module: nn.Module | None,
-        layer_count: int,
+        forward_log_det: Call | None = None,
+        inverse_log_det: Call | None = None,
+        module: nn.Module | None = None,
+        layer_count: int = 1,
     ) -> None:
         super().__init__()
         self.layer_count = layer_count
         self.module = module
         self._calls = (forward, inverse)
         self._log_dets = (forward_log_det, inverse_log_det)
-        # Functions that are defined inside others do not pickle, which is no fault of the layer.
+        # Functions that are defined inside others do not pickle, which is not a fault of the layer.
         self.unknown = {"pickles", *(() if all(self._log_dets) else _LOG_DETS)}
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
@@ -49,14 +63,10 @@ class Foreign(Bijection):
         return self._call(self._calls[1], y, context)
 
     def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        if self._log_dets[0] is None:
-            return self.forward(x, context), zero_log_det(x)  # which is not checked
-        return self.forward(x, context), self._call(self._log_dets[0], x, context)
+        return self.forward(x, context), self._log_det(self._log_dets[0], x, context)
 
     def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
-        if self._log_dets[1] is None:
-            return self.inverse(y, context), zero_log_det(y)
-        return self.inverse(y, context), self._call(self._log_dets[1], y, context)
+        return self.inverse(y, context), self._log_det(self._log_dets[1], y, context)
 
     def output_shape(self, shape: Shape) -> Shape:
         probe = copy.deepcopy(self).eval()
@@ -69,31 +79,10 @@ class Foreign(Bijection):
         held = () if self.module is None else (self.module,)
         return function(*held, state) if context is None else function(*held, state, context)
 
+    def _log_det(self, function: Call | None, state: Any, context: Tensor | None) -> Any:
+        """The log-determinant; without a function for it, zeros, which are not checked."""
+        return zero_log_det(state) if function is None else self._call(function, state, context)
 
-def from_callables(
-    forward: Call,
-    inverse: Call,
-    *,
-    forward_log_det: Call | None = None,
-    inverse_log_det: Call | None = None,
-    module: nn.Module | None = None,
-    layer_count: int = 1,
-) -> Foreign:
-    """A bijection of the functions that another library's layer offers, for `check_bijection`.
 
-    Args:
-        forward: x to y; called with the context too where there is one.
-        inverse: y to x, likewise.
-        forward_log_det: x to log |det dy/dx|, of shape (batch,). Without both, log-determinants are not checked.
-        inverse_log_det: y to log |det dx/dy|.
-        module: the layer, where it has weights. The functions then get it as their first argument, for the check runs
-            on copies of it in several dtypes and modes.
-        layer_count: how many layers are inside; the tolerance of roundings grows with it.
-
-    Examples:
-        >>> from invflow.testing import check_bijection
-        >>> double = from_callables(lambda x: 2 * x, lambda y: y / 2)
-        >>> check_bijection(double, (3,), examples=2, skip=["compiles"]).ok
-        True
-    """
-    return Foreign(forward, inverse, forward_log_det, inverse_log_det, module, layer_count)
+from_callables = Foreign
+"""The same: a bijection made of the functions that another library's layer offers."""

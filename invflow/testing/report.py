@@ -1,8 +1,10 @@
-"""What a check found, as data, as a table, and as the text of an AssertionError."""
+"""The results of a check, as data, as a table, and as the text of an AssertionError."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+import torch
 
 from ..state import State, leaves
 from .trial import Setting
@@ -12,26 +14,26 @@ _MOST_NUMBERS = 32
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one property.
+    """The result for one property.
 
     Attributes:
-        name: of the property.
+        name: the name of the property.
         promise: what is expected.
-        worst: the worst value measured; infinite where the promise is broken as a whole.
-        tolerance: what is allowed there.
-        trials: how many times it was tried.
-        setting: the conditions of the worst trial.
-        input: the smallest input that fails, None where none does.
-        came: what came instead, where it is not a number.
+        worst: the worst value measured; infinite if the promise is broken as a whole.
+        tolerance: the largest value allowed.
+        trials: the number of trials.
+        setting: the setting of the worst trial.
+        input: the smallest failing input that was found; None if none fails.
+        came: what came instead, if it is not a number.
         cause: the exception that the bijection raised.
     """
 
     name: str
     promise: str
-    worst: float = 0.0
-    tolerance: float = 0.0
-    trials: int = 0
-    setting: Setting | None = None
+    worst: float
+    tolerance: float
+    trials: int
+    setting: Setting
     input: State | None = None
     came: str = ""
     cause: BaseException | None = field(default=None, compare=False)
@@ -41,24 +43,22 @@ class Finding:
         return not self.came and self.worst <= self.tolerance
 
     def __str__(self) -> str:
-        """The finding as an assertion's message."""
+        """The finding as the message of an assertion."""
         if self.ok:
             return f"{self.name}: {self.worst:.1e} of {self.tolerance:.1e} allowed"
-        lines = [f"{self.name}: {self.promise}"]
-        lines += [f"  {self.came}"] if self.came else [f"  worst value {self.worst:.3g}, allowed {self.tolerance:.3g}"]
-        lines += [f"  with {self.setting}"] if self.setting else []
-        lines += [f"  smallest failing input: {shown(self.input)}"] if self.input is not None else []
-        return "\n".join(lines)
+        came = self.came or f"worst value {self.worst:.3g}, allowed {self.tolerance:.3g}"
+        text = f"{self.name}: {self.promise}\n  {came}\n  with {self.setting}"
+        return text if self.input is None else f"{text}\n  smallest failing input: {shown(self.input)}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_bijection` found.
+    """The result of `check_bijection`.
 
     Attributes:
         subject: the bijection, on one line.
         findings: one per property that was tried.
-        seed: what everything random was drawn from.
+        seed: the seed of everything random.
     """
 
     subject: str
@@ -73,12 +73,18 @@ class Report:
     def failures(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if not finding.ok)
 
+    def require_ok(self) -> Report:
+        """This report. Raises BijectionError if a property fails, from the first exception of the bijection."""
+        if not self.ok:
+            raise BijectionError(self) from next((one.cause for one in self.failures if one.cause), None)
+        return self
+
     def __getitem__(self, name: str) -> Finding:
         """The finding of a property."""
         return next(finding for finding in self.findings if finding.name == name)
 
     def __str__(self) -> str:
-        """A table, a property a line."""
+        """A table with a line per property."""
         width = max(len(finding.name) for finding in self.findings)
         lines = [f"{self.subject}: {'ok' if self.ok else 'FAILED'} (seed {self.seed})"]
         for finding in self.findings:
@@ -92,20 +98,19 @@ class BijectionError(AssertionError):
     """A bijection breaks a promise.
 
     Attributes:
-        report: all that was found.
+        report: the whole report.
     """
 
     def __init__(self, report: Report) -> None:
         self.report = report
         broken = "\n".join(map(str, report.failures))
-        super().__init__(f"{report.subject} is no sound bijection (seed {report.seed}):\n{broken}")
+        super().__init__(f"{report.subject} is not a sound bijection (seed {report.seed}):\n{broken}")
 
 
 def shown(state: State) -> str:
-    """A small state with its numbers, a large one by its shapes."""
+    """The numbers of a small state, the shapes and the range of a large one."""
     if sum(leaf.numel() for leaf in leaves(state)) > _MOST_NUMBERS:
-        extremes = [(float(leaf.min()), float(leaf.max())) for leaf in leaves(state) if leaf.numel()]
-        low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+        low, high = torch.cat([leaf.flatten() for leaf in leaves(state)]).aminmax()
         return f"tensors of {[tuple(leaf.shape) for leaf in leaves(state)]}, from {low:.3g} to {high:.3g}"
     if isinstance(state, tuple):
         return f"({', '.join(map(shown, state))})"

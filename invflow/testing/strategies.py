@@ -1,7 +1,7 @@
-"""Hypothesis strategies for what is registered: documents, shapes they accept, and input states.
+"""Hypothesis strategies for all registered types: documents, shapes that they accept, and input states.
 
-Whatever is registered is drawn: plain fields from their types, ranges and literals, nested nets and layers from their
-registries. A class's ``examples`` are where the drawing starts; each draw varies one of them as far as it still builds.
+Plain fields are drawn from their types, ranges and literals, nested nets and layers from their registries. Each draw
+starts from one of a class's ``examples`` and varies it as far as it still builds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,9 +27,9 @@ from ..state import Shape, State, is_tensor_shape
 from .trial import BATCHES, DOMAINS, DTYPES, KINDS, LAYOUTS, Setting
 
 LARGEST_EXTENT = 6
-RESTRICTING = frozenset({"numerics"})
-"""Fields that say which inputs there may be: who draws them has to draw the inputs too."""
 LARGEST_INT = 5  # above a field's own minimum: small tensors find the same faults as large ones
+RESTRICTING = frozenset({"numerics"})
+"""Fields that restrict the inputs: a test that draws them must draw the inputs to match."""
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -40,8 +41,8 @@ class Case:
     Attributes:
         layers: the documents, as in a spec.
         shape: the shape of the input, without the batch.
-        context_shape: the shape of the context, None for none.
-        options: what the document says of the chain as a whole: how it is trained, for example.
+        context_shape: the shape of the context, or None.
+        options: the document's fields for the whole chain: how it is trained, for example.
     """
 
     layers: tuple[dict[str, Any], ...]
@@ -56,13 +57,13 @@ class Case:
         return {"input": declared, "layers": list(self.layers), **self.options}
 
     def chain(self, seed: int = 0) -> Sequential:
-        """The chain of these layers, its weights drawn from ``seed`` without moving anybody's generator."""
+        """The chain of these layers, with weights drawn from ``seed``; no global generator is changed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build(self.spec)
 
     def bijection(self, seed: int = 0) -> Bijection:
-        """The only layer; where there are several, or something is said of all of them, the chain."""
+        """The layer if it is the only one and there are no options, otherwise the chain."""
         chain = self.chain(seed)
         return chain[0] if len(chain) == 1 and not self.options else chain
 
@@ -82,71 +83,63 @@ def cases(draw: Draw, tag: str) -> Case:
     example = {"type": tag, **fields}
     context_shape = draw(st.none() | st.just((2,)))
     varied, other_shape = draw(_varied(example)), draw(_similar_shapes(shape))
-    for layer, accepted in ((varied, other_shape), (varied, shape), (example, other_shape)):
-        case = Case((layer,), accepted, context_shape)
-        if case.builds():
-            return case
-    return Case((example,), shape, context_shape if Case((example,), shape, context_shape).builds() else None)
+    pairs = ((varied, other_shape), (varied, shape), (example, other_shape), (example, shape))
+    drawn = (Case((layer,), accepted, context_shape) for layer, accepted in pairs)
+    return next((case for case in drawn if case.builds()), Case((example,), shape))
 
 
 @st.composite
 def chain_cases(draw: Draw, max_depth: int = 12, numerics: dict[str, Any] | None = None) -> Case:
-    """A chain of up to ``max_depth`` layers of any registered types, each accepting what reaches it.
+    """A chain of up to ``max_depth`` layers of any registered types, each accepting the state that reaches it.
 
-    With ``numerics``, such as ``{"mode": "grid"}``, of types that can be so exact.
-
-    The fields that a `sequential` has besides its layers are drawn for the whole chain, where all its layers can do so.
+    With ``numerics``, such as ``{"mode": "grid"}``, only types that can be as exact. The fields that a `sequential` has
+    besides its layers are drawn for the whole chain, if all its layers allow them.
     """
     shape = draw(st.sampled_from([(5,), (4, 4, 4), (1, 4, 6), ((2, 2, 2), (3, 2, 2)), ((3,), (2,))]))
     context_shape = draw(st.none() | st.just((2,)))
+    options = {} if numerics is None else {"numerics": numerics}
+    examples = [{"type": tag, **fields} for tag, cls in bijections.registered().items() for fields, _ in cls.examples]
+
+    def shape_after(layer: dict[str, Any], before: Shape) -> Shape | None:
+        return _shape_after(json.dumps(layer), before, context_shape, json.dumps(options))
+
     layers: list[dict[str, Any]] = []
     reached = shape
-    said = {} if numerics is None else {"numerics": numerics}
-    key = json.dumps(said)
     for _ in range(draw(st.integers(1, max_depth))):
-        example = draw(st.sampled_from(_accepting(tuple(bijections.registered()), reached, context_shape, key)))
+        example = draw(st.sampled_from([one for one in examples if shape_after(one, reached) is not None]))
         varied = draw(_varied(example))
-        after = _shape_after(json.dumps(varied), reached, context_shape, key)
-        layers.append(example if after is None else varied)
-        reached = after or _shape_after(json.dumps(example), reached, context_shape, key) or reached
+        layers.append(example if shape_after(varied, reached) is None else varied)
+        reached = shape_after(layers[-1], reached) or reached
     drawn = draw(plain_fields(bijections.fields(Sequential)))
-    case = Case(tuple(layers), shape, context_shape, {**drawn, **said})
-    return case if case.builds() else dataclasses.replace(case, options=said)
+    case = Case(tuple(layers), shape, context_shape, {**drawn, **options})
+    return case if case.builds() else dataclasses.replace(case, options=options)
 
 
-@functools.cache
-def _accepting(
-    tags: tuple[str, ...], shape: Shape, context_shape: tuple[int, ...] | None, said: str
-) -> list[dict[str, Any]]:
-    """The examples of these layers that accept a shape."""
-    examples = [{"type": tag, **fields} for tag in tags for fields, _ in bijections.find(tag).examples]
-    return [one for one in examples if _shape_after(json.dumps(one), shape, context_shape, said) is not None]
+@functools.lru_cache(maxsize=2**14)
+def _shape_after(layer: str, shape: Shape, context_shape: tuple[int, ...] | None, options: str) -> Shape | None:
+    """The shape after a layer in a chain with these options, both as JSON text, which can be cached.
 
-
-@functools.lru_cache(maxsize=4096)
-def _shape_after(document: str, shape: Shape, context_shape: tuple[int, ...] | None, said: str) -> Shape | None:
-    """The shape after a layer in a chain of which this is said.
-
-    None if it does not accept the one before, or not all numbers: what reaches a layer inside a chain may be anything.
+    None if the layer does not accept the shape before it or has a domain smaller than the reals: inside a chain, any
+    number may reach it.
     """
     try:
-        chain = Case((json.loads(document),), shape, context_shape, json.loads(said)).chain()
+        chain = Case((json.loads(layer),), shape, context_shape, json.loads(options)).chain()
     except SpecError:
         return None
     return chain.output_shape(shape) if chain.domain == "reals" else None
 
 
-@st.composite
-def conditions(draw: Draw) -> Setting:
-    """A setting to try a property in: inputs, memory layout, batch, dtype, mode, and weights moved or as they are."""
-    return Setting(
-        kind=draw(st.sampled_from(KINDS)),
-        layout=draw(st.sampled_from(LAYOUTS)),
-        batch=draw(st.sampled_from(BATCHES)),
-        dtype=draw(st.sampled_from(DTYPES)),
-        training=draw(st.booleans()),
-        weights=draw(st.integers(0, 2**16) | st.none()),  # layers that start as the identity hide what they do
-        seed=draw(st.integers(0, 2**16)),
+def conditions() -> st.SearchStrategy[Setting]:
+    """A setting to try a property in: inputs, memory layout, batch, dtype, mode, and weights with noise or without."""
+    return st.builds(
+        Setting,
+        kind=st.sampled_from(KINDS),
+        layout=st.sampled_from(LAYOUTS),
+        batch=st.sampled_from(BATCHES),
+        dtype=st.sampled_from(DTYPES),
+        training=st.booleans(),
+        weights=st.integers(0, 2**16) | st.none(),  # layers that start as the identity hide their faults
+        seed=st.integers(0, 2**16),
     )
 
 
@@ -160,12 +153,13 @@ def states(draw: Draw, shape: Shape, batch: int | None = None, dtype: torch.dtyp
 
 @st.composite
 def _varied(draw: Draw, document: dict[str, Any]) -> dict[str, Any]:
-    """A document of the same type with some plain fields drawn anew, and what is nested varied likewise."""
+    """A document of the same type with some plain fields redrawn, and nested nets and layers varied likewise."""
     varied = dict(document)
-    fields = bijections.fields(bijections.find(document["type"]))
+    cls = bijections.find(document["type"])
+    fields = bijections.fields(cls)
     for name, part in fields.fields.items():
         if part.kind == "net" and name in document:
-            varied[name] = draw(st.just(document[name]) | net_documents(bijections.find(document["type"])))
+            varied[name] = draw(st.just(document[name]) | net_documents(cls))
         elif part.kind == "layer" and name in document:
             varied[name] = draw(_varied(document[name]))
         elif part.kind == "layers":
@@ -175,7 +169,7 @@ def _varied(draw: Draw, document: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def net_documents(draw: Draw, layer: type) -> dict[str, Any]:
-    """The document of a registered net: this library's, or the layer's own package's, for nobody vouches for others."""
+    """The document of a registered net of this library or of the layer's own package; others are not trusted."""
     packages = {_package(Bijection), _package(layer)}
     tag = draw(st.sampled_from(sorted(tag for tag, net in nets.registered().items() if _package(net) in packages)))
     return {"type": tag, **draw(plain_fields(nets.fields(nets.find(tag))))}
@@ -187,23 +181,22 @@ def _package(cls: type) -> str:
 
 @st.composite
 def plain_fields(draw: Draw, fields: FieldSet) -> dict[str, Any]:
-    """Values for some of the plain fields of a class, by their types and ranges."""
+    """Values for some of the plain fields of a class, drawn from their types and ranges."""
     schema = fields.values.model_json_schema()
     chosen = [name for name in fields.plain if name not in RESTRICTING and draw(st.booleans())]
     return {name: draw(_json_values(schema["properties"][name], schema.get("$defs", {}))) for name in chosen}
 
 
 def _json_values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that fit a JSON schema as pydantic writes it, small ones."""
+    """Small values that fit a JSON schema as pydantic writes it."""
     if "$ref" in schema:
         return _json_values(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if "const" in schema:
         return st.just(schema["const"])
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            return st.one_of(*(_json_values(option, definitions) for option in schema[several]))
+    if options := schema.get("anyOf", schema.get("oneOf")):
+        return st.one_of(*(_json_values(option, definitions) for option in options))
     match schema.get("type"):
         case "null":
             return st.none()
@@ -211,15 +204,14 @@ def _json_values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.Sear
             return st.booleans()
         case "integer":
             low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-            high = min(
-                schema.get("maximum", low + LARGEST_INT), schema.get("exclusiveMaximum", low + LARGEST_INT + 1) - 1
-            )
+            limits = (schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf) - 1)
+            high = min(low + LARGEST_INT, *limits)
             step = schema.get("not", {}).get("multipleOf")
             return st.integers(low, high).filter(lambda value: step is None or value % step)
         case "number":
             low = schema.get("minimum", schema.get("exclusiveMinimum", -2.0))
             high = schema.get("maximum", schema.get("exclusiveMaximum", low + 4.0))
-            # Sixteenths: exact in JSON text, and never a bound that is excluded.
+            # Sixteenths are exact in JSON text, and the bounds, which may be excluded, are left out.
             return st.integers(1, 15).map(lambda part: low + (high - low) * part / 16)
         case "array":
             if "prefixItems" in schema:
@@ -237,7 +229,7 @@ def _json_values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.Sear
 
 @st.composite
 def _similar_shapes(draw: Draw, shape: Shape) -> Shape:
-    """A shape of the same structure: other channels, and other sizes that agree where they agreed."""
+    """A shape of the same structure: other channels, and other sizes, equal wherever they were equal."""
     sizes: dict[int, int] = {}
 
     def vary(part: Shape) -> Shape:

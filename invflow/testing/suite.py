@@ -1,9 +1,9 @@
-"""Property tests of registered bijections, for a package's own test suite in one line."""
+"""Property tests of registered bijections, in one line of a package's own test suite."""
 
 from __future__ import annotations
 
 import copy
-import functools
+import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 
 from ..registry import bijections
 from ..state import leaves, shape_of, zeros
-from .checker import check_bijection, chosen, try_property
-from .report import BijectionError, Report
+from .checker import check_bijection, chosen, examine
+from .report import Report
 from .strategies import Case, cases, conditions
 from .trial import Setting, Subject
 
@@ -21,17 +21,17 @@ COMPILES = "compiles"
 
 
 def property_tests(*tags: str, skip: Collection[str] = ()) -> Callable[..., None]:
-    """A pytest function that tests registered bijections as the built-in ones are tested.
+    """A pytest function that tests registered bijections in the same way as the built-in ones.
 
-    Hypothesis draws documents, shapes, inputs, contexts, dtypes, modes and weights; every property is checked on each.
-    How many it draws is up to the Hypothesis profile; there is no deadline.
+    Hypothesis draws documents, shapes, inputs, contexts, dtypes, modes and weights, and every property is checked on
+    each example. The Hypothesis profile sets the number of examples; there is no deadline.
 
     Args:
         *tags: the types to test, as in a spec; they are registered, or advertised by an installed package.
-        skip: the names of properties to leave out.
+        skip: the names of the properties to skip.
 
     Examples:
-        >>> test_mine = property_tests("psi", "permute")  # in a test module, this line is all
+        >>> test_mine = property_tests("psi", "permute")  # a test module needs no more than this line
     """
     import pytest
 
@@ -39,7 +39,7 @@ def property_tests(*tags: str, skip: Collection[str] = ()) -> Callable[..., None
     def test(tag: str) -> None:
         check_examples(tag, skip)
 
-        # The first examples compile, load and build: nobody's deadline fits them.
+        # The first examples compile, load and build: they exceed any deadline.
         @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
         @given(case=cases(tag), setting=conditions())
         def every_property(case: Case, setting: Setting) -> None:
@@ -51,23 +51,19 @@ def property_tests(*tags: str, skip: Collection[str] = ()) -> Callable[..., None
 
 
 def check_case(case: Case, setting: Setting, skip: Collection[str] = ()) -> Report:
-    """Every property of a drawn layer, or chain of layers, in one setting. Raises BijectionError.
+    """Check every property of a drawn layer, or chain of layers, in one setting. Raises BijectionError.
 
-    The compiler is left out: `check_examples` asks it once.
+    Only compilation is skipped: `check_examples` checks it once per type.
     """
     subject = Subject(case.bijection(seed=setting.seed), case.shape, case.context_shape)
-    trials = functools.cache(subject.trial)
-    properties = [prop for prop in chosen(skip={COMPILES, *skip}) if prop.applies_to(subject)]
-    findings = tuple(try_property(prop, subject, setting, trials) for prop in properties)
-    report = Report(str(case.spec), findings, setting.seed)
-    if not report.ok:
-        raise BijectionError(report) from next((one.cause for one in report.failures if one.cause), None)
+    report = examine(subject, [setting], chosen(skip={COMPILES, *skip}), setting.seed)
+    report = dataclasses.replace(report, subject=str(case.spec)).require_ok()
     _check_construction(case)
     return report
 
 
 def check_examples(tag: str, skip: Collection[str] = ()) -> None:
-    """A registered type has examples, they build, and the compiler takes one of them."""
+    """Check that a registered type has examples, that they build, and that one of them compiles."""
     examples = [Case(({"type": tag, **fields},), shape) for fields, shape in bijections.find(tag).examples]
     assert examples, f"{tag} has no examples: it is neither documented nor tested"
     layers = [case.bijection() for case in examples]
@@ -76,7 +72,7 @@ def check_examples(tag: str, skip: Collection[str] = ()) -> None:
 
 
 def _check_construction(case: Case) -> None:
-    """Another instance takes the weights of the first, and constructors work without memory."""
+    """Check that another instance loads the weights of the first, and that constructors work without memory."""
     first, other = case.chain(seed=0), case.chain(seed=1)
     assert list(first.state_dict()) == list(other.state_dict()), "two instances have different state_dict keys"
     other.load_state_dict(copy.deepcopy(first.state_dict()))

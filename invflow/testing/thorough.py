@@ -1,4 +1,4 @@
-"""The thorough check of a spec: every property of every layer and of the whole chain, and where precision is lost."""
+"""The thorough check of a chain: every property of every layer and of the whole, and the layer that loses precision."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from ..diagnostics.check import inputs
 from ..diagnostics.roundtrip import errors_on_the_way_back
 from ..sequential import Sequential
 from ..state import map_state, part_of, shape_of
-from .checker import examine
+from .checker import chosen, examine
 from .properties import PROPERTIES
-from .report import Report
-from .trial import Subject
+from .trial import Subject, some_settings
 
 EXAMPLES = 4
-SKIPPED = ("compiles",)  # a matter of seconds for each layer, and no question of mathematics
+SKIPPED = ("compiles",)  # takes seconds per layer, and does not concern the mathematics
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the properties say of a layer or of a chain.
+    """The result of checking the properties of a layer or of a chain.
 
     Attributes:
-        layer: what was checked, on one line.
-        checked: how many properties.
-        failures: one text per property that fails.
+        layer: the layer or chain, on one line.
+        checked: the number of properties.
+        failures: one text per failed property.
         worst: the worst value of each property, by name.
-        unmeasured: the properties that the shape is too large for.
+        unmeasured: the properties that need too large a Jacobian.
     """
 
     layer: str
@@ -48,10 +47,10 @@ class Thorough:
 
     Attributes:
         layers: one entry per step of the chain.
-        chain: of the whole chain.
-        error_by_depth: how far the state before each step is off when the chain is run backwards from its end, in
-            float64 and in eval mode; the last entry is the output's, which is 0.
-        lost_at: the step that adds most to that error; None where none adds any.
+        chain: the entry of the whole chain.
+        error_by_depth: the error of the state before each step when the chain is run backwards from its end, in float64
+            and in eval mode; the last entry is that of the output, which is 0.
+        lost_at: the index of the step that adds most to that error; None if no step adds to it.
         ok: whether every property holds.
     """
 
@@ -63,11 +62,11 @@ class Thorough:
 
 
 def check_thoroughly(chain: Sequential, announce: Callable[[str], None] = lambda line: None) -> Thorough:
-    """Every property of each layer, at the shape that reaches it, and of the whole chain.
+    """Check every property of each layer, at the shape that reaches it, and of the whole chain.
 
     Args:
-        chain: one that knows its input shape, as every chain built from a spec does.
-        announce: told what is being checked.
+        chain: a chain that knows its input shape, as every chain built from a spec does.
+        announce: called with the name of what is checked next.
     """
     x, context = inputs(chain)
     shapes, steps = chain.shapes(shape_of(x)), chain.steps(shape_of(x))
@@ -87,7 +86,7 @@ def check_thoroughly(chain: Sequential, announce: Callable[[str], None] = lambda
 
 
 def _proof(subject: Subject, name: str) -> Proof:
-    report: Report = examine(subject, examples=EXAMPLES, skip=SKIPPED)
+    report = examine(subject, some_settings(0, EXAMPLES), chosen(skip=SKIPPED))
     unmeasured = [prop.name for prop in PROPERTIES if prop.is_too_large(subject)]
     worst = {finding.name: finding.worst for finding in report.findings}
     return Proof(name, len(report.findings), [str(finding) for finding in report.failures], worst, unmeasured)

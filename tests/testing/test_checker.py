@@ -1,4 +1,4 @@
-"""The checker itself: what it leaves alone, how its findings read, what it is told about a bijection."""
+"""The checker itself: what it leaves unchanged, how its findings read, and the arguments that describe a bijection."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from invflow.diagnostics.rounding import condition_number
 from invflow.nets import MLP
 from invflow.state import zeros
 from invflow.testing import BijectionError, check_bijection, from_callables
+from invflow.testing.properties import PROPERTIES
 from invflow.testing.trial import Subject
 from tests.testing.faults.base import PAIR, VECTOR, Scale
 from tests.testing.faults.inverses import OtherPermutation
@@ -72,7 +73,7 @@ def test_a_failure_reads_like_one():
     with pytest.raises(AssertionError) as raised:
         check_bijection(OtherPermutation(), VECTOR, seed=7, **QUICK)
     text = str(raised.value)
-    assert "is no sound bijection (seed 7)" in text
+    assert "is not a sound bijection (seed 7)" in text
     assert "round trip: inverse(forward(x)) is x" in text
     assert ", allowed 0" in text
     assert "smallest failing input: torch.tensor([[" in text
@@ -119,6 +120,13 @@ def test_properties_are_chosen_by_name():
         check_bijection(Scale(), VECTOR, only=["log dte"])
 
 
+def test_every_property_that_is_defined_is_checked():
+    names = [prop.name for prop in PROPERTIES]
+    assert len(set(names)) == len(names) == 27
+    assert names[0] == "round trip"
+    assert names[-1] == "compiles"
+
+
 def test_weights_that_hide_a_fault_are_moved():
     class WrongOnceTrained(ActNorm):
         def inverse(self, y, context=None):
@@ -146,7 +154,7 @@ def test_layers_of_others():
         return -log_det(held, y)
 
     sound = from_callables(forward, inverse, forward_log_det=log_det, inverse_log_det=minus_log_det, module=layer)
-    # No property about roundings: the condition number bounds what LU without refinement does only roughly.
+    # No round trip: the condition number bounds the rounding errors of LU without refinement only roughly.
     check_bijection(sound, (3,), only=["log det", "inverse log det", "gradients"])
     wrong = from_callables(forward, inverse, forward_log_det=log_det, inverse_log_det=log_det, module=layer)
     with pytest.raises(AssertionError, match="inverse log det"):

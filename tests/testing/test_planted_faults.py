@@ -1,4 +1,4 @@
-"""The checker finds every planted fault, by the property that it breaks, and flags nothing that is sound."""
+"""The checker finds every planted fault, by the property that it breaks, and flags no sound bijection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLOW = "compiles"
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_fault_is_found(name):
     cls, shape, context_shape, found_by = FAULTS[name]
-    torch.manual_seed(0)  # by chance a fault may hide: some weights round as if they were on the grid
+    torch.manual_seed(0)  # a fault may hide by chance: some weights round as if they were on the grid
     with pytest.raises(AssertionError) as raised:
         check_bijection(cls(), shape, context_shape=context_shape, skip=[] if found_by == SLOW else [SLOW])
     assert found_by in [finding.name for finding in raised.value.report.failures], str(raised.value)

@@ -1,4 +1,4 @@
-"""invflow check --thorough: what it says of a sound spec, of a broken layer, and of the layer that loses precision."""
+"""``invflow check --thorough`` of a sound spec, of a broken layer, and of a layer that loses precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPEC = {"input": {"shape": list(SHAPE)}, "layers": [{"type": "affine"}, {"type":
 
 
 class Lossy(Bijection):
-    """A thousandth, and a shift by a thousand: three digits are gone."""
+    """Scales by a thousandth and shifts by a thousand, which loses three digits."""
 
     def forward(self, x, context=None):
         return 1e-3 * x + 1e3

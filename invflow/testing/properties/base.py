@@ -1,8 +1,9 @@
-"""What a property is: a promise, a number that measures how far it is broken, and a tolerance with its reason."""
+"""What a property is: a promise, a number that measures how far it is broken, and a tolerance."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -10,140 +11,190 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from ...bijection import Bijection
-from ...measures import LARGEST_JACOBIAN
+from ...diagnostics.rounding import condition_number, in_double, trace
+from ...measures import LARGEST_JACOBIAN, difference, magnitude
 from ...state import State, flat_size
-from ..tolerances import EXACT, SAME_ROUNDINGS, eps
+from ..foreign import Foreign
+from ..tolerances import EXACT, JUDGED, SAME_ROUNDINGS, eps
 from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
 
-FLOAT64_EVAL: Mapping[str, Any] = {"dtype": torch.float64, "training": False}
+Call: TypeAlias = Callable[..., tuple[Any, ...]]
+Condition: TypeAlias = Callable[[Bijection], bool]
+Measure: TypeAlias = Callable[[Trial], float | None]
+
 EVAL: Mapping[str, Any] = {"training": False}
+FLOAT32_EVAL: Mapping[str, Any] = {"training": False, "dtype": torch.float32}
+SEVERAL: Mapping[str, Any] = {"training": False, "batch": 3}
+TWO_IN_FLOAT64: Mapping[str, Any] = {"training": False, "batch": 2, "dtype": torch.float64}
 
 
 class Broken(AssertionError):
-    """A promise that is broken as a whole, not by a number: what was expected and what came."""
+    """A promise that is broken as a whole, not by a number; its text says what was expected and what came."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Property:
     """A promise that every bijection keeps.
 
     Attributes:
-        name: what reports call it.
-        promise: what is expected, in one line.
-        measure: how far a trial is from the promise; raises Broken where no number says it.
-        tolerance: the largest number that is allowed, for a trial.
-        needs: what of a setting the property fixes: log-determinants are measured in float64, for example.
-        kinds: the inputs it is tried on.
-        start: which state of the trial it starts from: what a report shows as the failing input.
-        trials: the most in one check, for what is slow or the same for every input.
-        about: which bijections it is about, by their numerics: where a map rounds, some properties have no meaning.
-        dense: whether it makes a dense Jacobian, which shapes above `LARGEST_JACOBIAN` are too large for.
+        measure: returns how far a trial is from the promise; raises Broken if no number says it, and returns None if it
+            has nothing else to say. Its name is the property's name, and its docstring is the promise.
+        tolerance: the largest allowed number, for a trial.
+        needs: the parts of a setting that the property fixes: log-determinants are measured in float64, for example.
+        kinds: the kinds of input that it is tried on.
+        start: the state that it starts from, which a report shows as the failing input.
+        trials: the most trials in one check, for a property that is slow or the same for every input.
+        promised_if: what a bijection must fulfil to make the promise.
+        dense: whether it needs a dense Jacobian, which is not computed for states larger than `LARGEST_JACOBIAN`.
+        with_grad: whether it is measured with gradients enabled.
     """
 
-    name: str
-    promise: str
-    measure: Callable[[Trial], float]
+    measure: Measure
     tolerance: Callable[[Trial], float]
     needs: Mapping[str, Any]
     kinds: tuple[Kind, ...]
     start: Literal["x", "y"]
     trials: int | None
-    about: Callable[[Bijection], bool]
+    promised_if: tuple[Condition, ...]
     dense: bool
+    with_grad: bool
+
+    @property
+    def name(self) -> str:
+        """The name in reports."""
+        return self.measure.__name__.replace("_", " ")
+
+    @property
+    def promise(self) -> str:
+        """What is expected, on one line."""
+        return " ".join((self.measure.__doc__ or "").split())
 
     def adapt(self, setting: Setting) -> Setting:
-        """The setting with what this property needs."""
+        """The setting, changed to what this property needs."""
         kind = setting.kind if setting.kind in self.kinds else self.kinds[0]
         adapted = dataclasses.replace(setting, kind=kind, **self.needs)
-        if not adapted.batch and "batch" not in self.needs:  # of no samples most have nothing to say
-            adapted = dataclasses.replace(adapted, batch=1)
-        if adapted.training and adapted.batch < 2:
-            return dataclasses.replace(adapted, batch=2)  # batch statistics of one number are none
-        return adapted
+        # Most properties mean nothing for an empty batch, and batch statistics need two numbers.
+        least = 2 if adapted.training else 0 if "batch" in self.needs else 1
+        return dataclasses.replace(adapted, batch=max(adapted.batch, least))
+
+    def is_promised(self, bijection: Bijection) -> bool:
+        """Whether the bijection makes this promise."""
+        foreign = [part for part in bijection.modules() if isinstance(part, Foreign)]
+        return all(met(bijection) for met in self.promised_if) and all(self.name not in one.unknown for one in foreign)
 
     def is_too_large(self, subject: Subject) -> bool:
-        """Whether the property is promised, and the shape is too large for the Jacobian that it takes."""
-        return self.dense and self.name not in subject.unpromised and flat_size(subject.shape) > LARGEST_JACOBIAN
+        """Whether the property is promised, but the state is too large for the Jacobian that it needs."""
+        return self.dense and self.is_promised(subject.bijection) and flat_size(subject.shape) > LARGEST_JACOBIAN
 
     def applies_to(self, subject: Subject) -> bool:
-        """Whether there is anything to check: a context, a Jacobian, what the layers themselves promise."""
-        if self.name in subject.unpromised or self.is_too_large(subject):
-            return False
-        if not self.about(subject.bijection):
-            return False
-        return self.name != "context" or subject.context_shape is not None
+        """Whether the property can be checked: it is promised, a Jacobian is small enough, a context is there."""
+        has_inputs = self.name != "context" or subject.context_shape is not None
+        return has_inputs and self.is_promised(subject.bijection) and not self.is_too_large(subject)
 
 
 def promised(
     tolerance: float | Callable[[Trial], float],
-    *,
+    *conditions: Condition,
     needs: Mapping[str, Any] = EVAL,
     kinds: tuple[Kind, ...] = KINDS,
     start: Literal["x", "y"] = "x",
     trials: int | None = None,
-    about: Callable[[Bijection], bool] = lambda bijection: True,
     dense: bool = False,
-) -> Callable[[Callable[[Trial], float]], Property]:
-    """Makes a property of the function that measures it; its docstring is the promise."""
+    with_grad: bool = False,
+) -> Callable[[Measure], Property]:
+    """Turn the function that measures a property into a `Property`, which has the arguments as its attributes."""
+    allowed = tolerance if callable(tolerance) else lambda trial: tolerance
+    return lambda measure: Property(measure, allowed, needs, kinds, start, trials, conditions, dense, with_grad)
 
-    def decorate(measure: Callable[[Trial], float]) -> Property:
-        promise = " ".join((measure.__doc__ or "").split())
-        allowed = tolerance if callable(tolerance) else lambda trial: tolerance
-        name = measure.__name__.replace("_", " ")
-        return Property(name, promise, measure, allowed, needs, kinds, start, trials, about, dense)
 
-    return decorate
+differentiated = functools.partial(promised, needs=TWO_IN_FLOAT64, with_grad=True)
+"""`promised` for properties that differentiate: in float64, and few samples, because each takes long."""
+
+
+def inverts_to_rounding(bijection: Bijection) -> bool:
+    """Whether the inverse does not stop at a tolerance of its own."""
+    return bijection.inverse_tolerance is None
+
+
+def has_exact_log_det(bijection: Bijection) -> bool:
+    """Whether the log-determinant is not an estimate."""
+    return not bijection.log_det_is_estimated
+
+
+def is_surjective(bijection: Bijection) -> bool:
+    """Whether every state is an image; those of an injection are not."""
+    return bijection.surjective
 
 
 def roundings(number: float) -> Callable[[Trial], float]:
-    """A tolerance of this number of roundings a layer, in the trial's dtype."""
-
-    def allowed(trial: Trial) -> float:
-        return number * layer_count(trial.bijection) * eps(trial.setting.dtype)
-
-    return allowed
+    """A tolerance of this number of roundings per layer, in the trial's dtype."""
+    return lambda trial: number * layer_count(trial.bijection) * eps(trial.setting.dtype)
 
 
 def same_states(trial: Trial) -> float:
-    """How far two ways to compute the same states may be apart.
+    """The largest distance between the results of two ways to compute the same states.
 
-    Nothing where they are exact; on a grid, where a rounding may tip a conditioner over, a step a layer more than in
-    real numbers.
+    It is 0 for an exact bijection. On a grid, where a rounding may change a conditioner's result, it is one step per
+    layer more than in real numbers.
     """
     if trial.exactness == "exact":
         return EXACT
-    return roundings(SAME_ROUNDINGS)(trial) + layer_count(trial.bijection) * trial.step
+    return roundings(SAME_ROUNDINGS)(trial) + layer_count(trial.bijection) * trial.bijection.numerics.step
+
+
+def same_numbers(trial: Trial, found: list[tuple[Any, Any]]) -> float:
+    """The largest distance in pairs of states that should be equal, in units of magnitude.
+
+    Above `same_states`, it is also divided by the condition number.
+    """
+    worst = max(difference(a, b) for a, b in found) / magnitude(trial.x, *(state for pair in found for state in pair))
+    if not worst > same_states(trial):
+        return worst
+    return worst / condition_number(*in_double(trial.bijection, trial.x, trial.context))
+
+
+def relative(trial: Trial, error: float, states: list[State], tolerance: float, *, backwards: bool = False) -> float:
+    """An error of a round trip in units of the largest magnitude of any state on the way.
+
+    Above the tolerance, it is also divided by the condition number, unless the bijection is exact. The result is an
+    upper bound, because the states on the way are computed only if they decide.
+    """
+    settled = error / magnitude(*states)
+    if not settled > tolerance or trial.is_exact:
+        return settled
+    bijection, x, context = in_double(trial.bijection, states[0], trial.context)
+    settled = error / magnitude(*trace(bijection, x, context), *states)
+    return settled if settled > JUDGED else settled / condition_number(bijection, x, context, backwards=backwards)
 
 
 def expect(holds: bool, expected: str) -> None:
-    """Raises Broken unless it holds."""
+    """Raises Broken if it does not hold."""
     if not holds:
         raise Broken(expected)
 
 
-Call: TypeAlias = Callable[..., tuple[Any, ...]]
+def all_calls(trial: Trial, bijection: Bijection | None = None) -> list[tuple[str, Call, State]]:
+    """Every call of a bijection, by name, with a state of the trial to call it with.
 
+    Each call returns a tuple: the state alone, or the state and the log-determinant, which injections do not have.
 
-def all_there_is(bijection: Bijection) -> dict[str, Call]:
-    """Each direction's call that computes all there is, by name; an injection has no log-determinants."""
-    if bijection.surjective:
-        return {name: getattr(bijection, name) for name in ("forward_and_log_det", "inverse_and_log_det")}
-    return {"forward": _alone(bijection), "inverse": _alone(bijection.inverse)}
+    Args:
+        trial: the trial.
+        bijection: the bijection to call, by default the trial's.
+    """
+    called = trial.bijection if bijection is None else bijection
 
+    def alone(call: Callable[..., Any]) -> Call:
+        return lambda state, context: (call(state, context),)
 
-def both_ways(trial: Trial) -> list[tuple[str, Call, State]]:
-    """The calls of `all_there_is`, and a state to give each."""
+    calls = [("forward", alone(called)), ("inverse", alone(called.inverse))]
+    if called.surjective:
+        calls += [(name, getattr(called, name)) for name in ("forward_and_log_det", "inverse_and_log_det")]
     with torch.no_grad():
         states = (trial.x, trial.image)
-    return [(*named, state) for named, state in zip(all_there_is(trial.bijection).items(), states, strict=True)]
+    return [(name, call, state) for (name, call), state in zip(calls, states * 2, strict=False)]
 
 
-def all_calls(trial: Trial) -> list[tuple[str, Call, State]]:
-    """The plain calls too; each returns a tuple, of the state alone or with the log-determinant."""
-    (*_, x), (*_, image) = computed = both_ways(trial)
-    plain = [("forward", _alone(trial.bijection), x), ("inverse", _alone(trial.bijection.inverse), image)]
-    return [*plain, *computed] if trial.bijection.surjective else plain
-
-
-def _alone(call: Callable[..., Any]) -> Call:
-    return lambda state, context: (call(state, context),)
+def both_ways(trial: Trial, bijection: Bijection | None = None) -> list[tuple[str, Call, State]]:
+    """One call of `all_calls` in each direction, with the log-determinant if there is one."""
+    return all_calls(trial, bijection)[-2:]

@@ -1,106 +1,128 @@
-"""What PyTorch does with modules: copies, pickles, state_dicts, the meta device, the compiler, autocast."""
+"""What PyTorch does with modules: copies, pickles, state_dicts, the meta device, vmap, autocast, the compiler."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..._torch import untraced
+from ...bijection import Bijection
+from ...diagnostics.rounding import condition_number
 from ...measures import difference, same_bits
-from ...state import leaves, map_state, shape_of
-from ..tolerances import AUTOCAST_ROUNDINGS, EXACT, eps
+from ...state import flatten, leaves, map_state, shape_of, unflatten
+from ..tolerances import AUTOCAST_ROUNDINGS, EXACT, SAME_ROUNDINGS, eps
 from ..trial import Trial, layer_count, perturb
-from .base import all_there_is, both_ways, expect, promised, same_states
-from .conduct import same_numbers, seen_through
-from .inversion import relative
+from .base import (
+    FLOAT32_EVAL,
+    SEVERAL,
+    both_ways,
+    differentiated,
+    expect,
+    inverts_to_rounding,
+    promised,
+    relative,
+    roundings,
+    same_numbers,
+    same_states,
+)
+from .mathematics import sample_jacobians
 
-ONCE = 2
-FLOAT32_EVAL = {"training": False, "dtype": torch.float32}
+
+def _results(trial: Trial, bijection: Bijection | None = None) -> tuple[Any, ...]:
+    """What a bijection, by default the trial's, returns for the states of the trial, both ways."""
+    return tuple(call(state, trial.context) for _, call, state in both_ways(trial, bijection))
 
 
-@promised(EXACT, trials=ONCE)
-def pickles(trial: Trial) -> float:
-    """What comes out of pickle gives the same bits."""
-    other = pickle.loads(pickle.dumps(trial.bijection))
-    expect(same(trial, other), "an unpickled module to give the same bits")
-    return 0.0
-
-
-@promised(EXACT, trials=ONCE)
-def deepcopies(trial: Trial) -> float:
-    """A deep copy gives the same bits and shares no weight with the original."""
+@promised(EXACT, trials=2)
+def deepcopies(trial: Trial) -> None:
+    """A deep copy returns the same bits and shares no weight with the original."""
     other = copy.deepcopy(trial.bijection)
-    expect(same(trial, other), "a copy to give the same bits")
-    before = seen_through(trial.bijection, trial)
+    before = _results(trial)
+    expect(same_bits(before, _results(trial, other)), "a copy to return the same bits")
     perturb(other, seed=1)
-    after = seen_through(trial.bijection, trial)
-    expect(same_bits(tuple(before), tuple(after)), "a copy's weights to be its own")
-    return 0.0
+    expect(same_bits(before, _results(trial)), "a copy to have weights of its own")
 
 
-@promised(EXACT, trials=ONCE)
-def state_dict(trial: Trial) -> float:
-    """A module with other weights that loads this one's state_dict gives the same bits, and the keys stay the same."""
+@promised(EXACT, trials=2)
+def pickles(trial: Trial) -> None:
+    """An unpickled module returns the same bits."""
+    other = pickle.loads(pickle.dumps(trial.bijection))
+    expect(same_bits(_results(trial), _results(trial, other)), "an unpickled module to return the same bits")
+
+
+@promised(EXACT, trials=2)
+def state_dict(trial: Trial) -> None:
+    """A copy with other weights has the same state_dict keys, and returns the same bits after loading this one's."""
     other = copy.deepcopy(trial.bijection)
     perturb(other, seed=1)
     expect(list(other.state_dict()) == list(trial.bijection.state_dict()), "the same keys in a copy's state_dict")
     other.load_state_dict({key: value.clone() for key, value in trial.bijection.state_dict().items()})
-    expect(same(trial, other), "the same bits after loading the state_dict")
-    return 0.0
+    expect(same_bits(_results(trial), _results(trial, other)), "the same bits after loading the state_dict")
 
 
-def same(trial: Trial, other: Any) -> bool:
-    """Whether another instance returns the same bits as the trial's."""
-    return same_bits(tuple(seen_through(trial.bijection, trial)), tuple(seen_through(other, trial)))
-
-
-@promised(EXACT, kinds=("normal",), trials=ONCE)
-def meta_device(trial: Trial) -> float:
-    """On the meta device every call gives meta tensors of the right shapes, so that shapes cost no memory."""
+@promised(EXACT, kinds=("normal",), trials=2, with_grad=True)
+def meta_device(trial: Trial) -> None:
+    """On the meta device every call returns meta tensors of the right shapes, so shapes cost no memory."""
     meta = copy.deepcopy(trial.bijection).to("meta")
     context = None if trial.context is None else trial.context.to("meta")
-    for (name, call, state), on_meta in zip(both_ways(trial), all_there_is(meta).values(), strict=True):
+    for (name, call, state), (_, on_meta, _) in zip(both_ways(trial), both_ways(trial, meta), strict=True):
         expected = call(state, trial.context)
         found = on_meta(map_state(lambda leaf: leaf.to("meta"), state), context)
-        expect(shape_of(found[0]) == shape_of(expected[0]), f"{name}: the shapes of the real device")
+        expect(shape_of(found[0]) == shape_of(expected[0]), f"{name}: the same shapes as on the real device")
         devices = {leaf.device.type for leaf in leaves(found)}
         expect(devices == {"meta"}, f"{name}: meta tensors, got some on {sorted(devices)}")
-    return 0.0
 
 
-@promised(same_states, needs={"training": False, "batch": 3, "layout": "contiguous"}, trials=1)
-def compiles(trial: Trial) -> float:
-    """torch.compile(fullgraph=True) traces both directions into one graph that gives the same numbers."""
-    found = []
-    for _, call, state in both_ways(trial):
-        torch.compiler.reset()
-        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-        with torch.no_grad(), untraced():
-            found += list(zip(compiled(state, trial.context), call(state, trial.context), strict=True))
-    torch.compiler.reset()
-    return same_numbers(trial, found, same_states(trial))
+@differentiated(roundings(SAME_ROUNDINGS), kinds=("normal",), trials=2, dense=True)
+def vmap(trial: Trial) -> float:
+    """torch.func.vmap over jacrev returns the Jacobian of each sample."""
+
+    def one(flat: Tensor, context: Tensor | None) -> Tensor:
+        given = None if context is None else context[None]
+        return flatten(trial.bijection(unflatten(flat[None], trial.shape), given))[0]
+
+    in_dims = (0, None if trial.context is None else 0)
+    found = torch.func.vmap(torch.func.jacrev(one), in_dims=in_dims)(flatten(trial.x), trial.context).detach()
+    expected = sample_jacobians(trial)
+    worst = float(((found - expected).abs().amax((1, 2)) / expected.abs().amax((1, 2)).clamp(min=1)).max())
+    if not worst > roundings(SAME_ROUNDINGS)(trial):
+        return worst
+    return worst / condition_number(trial.bijection, trial.x, trial.context)
 
 
 def _autocast_tolerance(trial: Trial) -> float:
     if trial.is_exact and not trial.snaps:
         return EXACT
-    # bfloat16 may go beyond half a step of the data's grid.
-    return trial.step + AUTOCAST_ROUNDINGS * layer_count(trial.bijection) * eps(torch.bfloat16)
+    # bfloat16 may exceed half a step of the data's grid.
+    return trial.bijection.numerics.step + AUTOCAST_ROUNDINGS * layer_count(trial.bijection) * eps(torch.bfloat16)
 
 
-@promised(_autocast_tolerance, needs=FLOAT32_EVAL, kinds=("normal", "tiny", "zeros"), trials=4)
+@promised(_autocast_tolerance, inverts_to_rounding, needs=FLOAT32_EVAL, kinds=("normal", "tiny", "zeros"), trials=4)
 def autocast(trial: Trial) -> float:
     """Under autocast the state and the log-determinant stay in the input's dtype, and the round trip holds."""
-    bijection = trial.bijection
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        forward, inverse = all_there_is(bijection).values()
+    (_, forward, _), (_, inverse, _) = both_ways(trial)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         y, *log_dets = forward(trial.x, trial.context)
         x, *back = inverse(y, trial.context)
-    for what, leaf in [*(("y", leaf) for leaf in leaves(y)), *(("x", leaf) for leaf in leaves(x))]:
-        expect(leaf.dtype == torch.float32, f"{what} in torch.float32 under autocast, got {leaf.dtype}")
-    for found in (*log_dets, *back):
-        expect(found.dtype == torch.float32, f"log-determinants in torch.float32 under autocast, got {found.dtype}")
+    for what, found in (("y", y), ("x", x), ("log-determinants", (*log_dets, *back))):
+        for leaf in leaves(found):
+            expect(leaf.dtype == torch.float32, f"{what} in torch.float32 under autocast, got {leaf.dtype}")
     return relative(trial, difference(trial.x, x), [trial.x, y], _autocast_tolerance(trial))
+
+
+@promised(same_states, attrgetter("traceable"), needs={**SEVERAL, "layout": "contiguous"}, trials=1)
+def compiles(trial: Trial) -> float:
+    """torch.compile(fullgraph=True) traces each direction into one graph that returns the same numbers."""
+    found = []
+    for _, call, state in both_ways(trial):
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        with untraced():
+            found += list(zip(compiled(state, trial.context), call(state, trial.context), strict=True))
+    torch.compiler.reset()
+    return same_numbers(trial, found)

@@ -1,4 +1,4 @@
-"""What plants a fault, and the sound bijections that faults start from."""
+"""The decorator that plants a fault, and the sound bijections that faults start from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from invflow.bijections import ActNorm, AdditiveCoupling, Affine, AffineCoupling
 from invflow.nets import MLP, Conv
 
 FAULTS = {}
-"""What is wrong -> (class, input shape, context shape, the property that must find it)."""
+"""Description of the fault -> (class, input shape, context shape, the property that must find it)."""
 
 VECTOR = (4,)
 IMAGE = (2, 2, 3)
@@ -19,7 +19,7 @@ CONTEXT = (2,)
 
 
 def fault(found_by, shape=VECTOR, context_shape=None):
-    """Plants a faulty class, which its docstring names."""
+    """Plants a faulty class; its docstring describes the fault."""
 
     def decorate(cls):
         name = " ".join(cls.__doc__.split()).rstrip(".")
@@ -58,7 +58,7 @@ class ImageScale(Scale):
 
 
 class Residual(Bijection):
-    """y = x + 0.7 tanh(x), inverted by fixed-point iteration."""
+    """``y = x + 0.7 tanh(x)``, inverted by fixed-point iteration."""
 
     steps = 200
 
@@ -87,7 +87,7 @@ def in_numerics(mode):
 
 
 def healthy():
-    """Sound bijections that look like the faulty ones: none of them may be flagged."""
+    """Sound bijections similar to the faulty ones, which must not be flagged."""
     return {
         "scale": (Scale(), VECTOR, None),
         "image scale": (ImageScale(), IMAGE, None),

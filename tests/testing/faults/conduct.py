@@ -1,4 +1,4 @@
-"""Traces in the caller's tensors, in the module, in other samples."""
+"""Side effects on the caller's tensors, on the module and on other samples."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class InitializesItself(ActNorm):
 
 @fault("no memory")
 class KeepsState(Bijection):
-    """The inverse uses what the last forward call has left."""
+    """The inverse uses what the last forward call stored."""
 
     volume_preserving = True
 

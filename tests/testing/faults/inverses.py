@@ -1,4 +1,4 @@
-"""Inverses that are none, and shapes that are wrong."""
+"""Wrong inverses, and wrong shapes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ClampDiffers(Affinely):
 
 @fault("round trip", PAIR)
 class TrainEvalMismatch(Additively):
-    """The inverse uses running statistics where the forward of train mode uses the batch's."""
+    """In train mode the inverse uses running statistics, and the forward those of the batch."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +124,7 @@ class InverseInFloat32(Scale):
 
 @fault("round trip")
 class DropsHalf(Bijection):
-    """Half of the dimensions are dropped and drawn again."""
+    """Half of the dimensions are dropped and redrawn."""
 
     volume_preserving = True
 
@@ -166,7 +166,7 @@ class InverseDetached(Residual):
 
 @fault("inverse round trip")
 class NotOnto(Bijection):
-    """The map is no surjection: inverse takes absolute values."""
+    """The map is not surjective: both directions take absolute values."""
 
     volume_preserving = True
 
@@ -190,7 +190,7 @@ class HalvesSwapped(AdditiveCoupling):
 
 @fault("round trip", (1, 4, 4))
 class OtherLayout(Psi):
-    """Rows and columns change places on the way back."""
+    """The inverse swaps rows and columns."""
 
     def __init__(self):
         super().__init__(2)
@@ -209,7 +209,7 @@ class EpsilonInTheScale(Scale):
 
 @fault("round trip")
 class FailsOnHuge(Scale):
-    """Values are clipped to a million on the way."""
+    """The forward clamps values to a million."""
 
     def forward(self, x, context=None):
         return super().forward(x.clamp(-1e6, 1e6))

@@ -1,4 +1,4 @@
-"""Log-determinants that are not those of the map."""
+"""Wrong log-determinants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SignFlippedForwards(Scale):
 
 @fault("log det")
 class LogDetZero(Scale):
-    """The log-determinant is zero where the volume changes."""
+    """The log-determinant is zero although the volume changes."""
 
     volume_preserving = True
     forward_and_log_det = Bijection.forward_and_log_det
@@ -34,7 +34,7 @@ class LogDetZero(Scale):
 
 @fault("log det form")
 class LogDetFloat32(Scale):
-    """The log-determinant comes in float32 for float64."""
+    """The log-determinant is in float32 for a float64 input."""
 
     def _log_det(self, x):
         return super()._log_det(x).float()
@@ -50,7 +50,7 @@ class LogDetThroughFloat32(Scale):
 
 @fault("log det", IMAGE)
 class LogDetOncePerChannel(ImageScale):
-    """The log-determinant of a channel counts once instead of height times width times."""
+    """The log-determinant of a channel is counted once instead of once per position."""
 
     def _log_det(self, x):
         return self.log_scale.sum().to(x.dtype).expand(x.shape[0])

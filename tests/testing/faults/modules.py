@@ -1,4 +1,4 @@
-"""What PyTorch cannot do with a module, and chains that are wired wrongly."""
+"""Modules that PyTorch features do not work with, and chains that are wired wrongly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Unpicklable(Scale):
 
 @fault("deepcopies")
 class Uncopyable(Scale):
-    """The module has no copy."""
+    """The module cannot be copied."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ class ReadsValues(Scale):
 
 @fault("autocast", IMAGE)
 class LosesDigitsUnderAutocast(Linear1x1):
-    """Under autocast the state comes out in bfloat16."""
+    """Under autocast the output is in bfloat16."""
 
     def __init__(self):
         super().__init__(IMAGE)
@@ -78,7 +78,7 @@ class LosesDigitsUnderAutocast(Linear1x1):
 
 @fault("vmap")
 class BreaksVmap(Scale):
-    """A Python number is read from the input."""
+    """The forward reads a Python number from the input."""
 
     def forward(self, x, context=None):
         return (
@@ -96,7 +96,7 @@ class Raises(Scale):
 
 @fault("compiles")
 class BreaksTheGraph(Scale):
-    """The graph breaks in the compiler."""
+    """The forward breaks the compiler's graph."""
 
     def forward(self, x, context=None):
         torch._dynamo.graph_break()
@@ -155,7 +155,7 @@ class InverseKeepsTheSign(Inverse):
 
 @fault("gradients", IMAGE)
 class CutOff(Permute):
-    """A permutation hands on the numbers without their gradient."""
+    """A permutation detaches the gradient."""
 
     def __init__(self):
         super().__init__(seed=0, shape=IMAGE)
@@ -166,7 +166,7 @@ class CutOff(Permute):
 
 @fault("nan contained", IMAGE)
 class Mixing(Permute):
-    """A permutation lets a NaN of one sample into the others."""
+    """A permutation spreads a NaN of one sample to the others."""
 
     def __init__(self):
         super().__init__(seed=0, shape=IMAGE)

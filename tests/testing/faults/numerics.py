@@ -1,4 +1,4 @@
-"""Bijections that promise to be exact and are not."""
+"""Bijections that promise to be exact, but are not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXACT = Exact(mode="exact", frac_bits=16)
 
 
 class Claims(AdditiveCoupling):
-    """Promises to be exact, whatever its net is."""
+    """Promises to be exact, whatever its net."""
 
     @property
     def limit(self):
@@ -60,7 +60,7 @@ class RealConvolution(Claims):
 
 class Unproved(FixedPoint):
     def prove(self):
-        """Whatever its weights are."""
+        """Accepts any weights."""
 
 
 def integer_net(layer):
@@ -82,7 +82,7 @@ class WrongBound(AdditiveCoupling):
 
 
 class Winograd(nn.Module):
-    """A 3x3 convolution by the fast algorithm F(4x4, 3x3), whose transforms have sixths and twenty-fourths in them."""
+    """A 3x3 convolution by the fast algorithm F(4x4, 3x3), whose transforms contain sixths and twenty-fourths."""
 
     def __init__(self, weight):
         super().__init__()
@@ -125,7 +125,7 @@ class Winograd(nn.Module):
 
 
 def integer_weights():
-    """Integers that leave the bound of 2^24 nearly used up."""
+    """Integers whose sums nearly reach the bound of 2^24."""
     return torch.randint(-800, 801, (2, 2, 3, 3), generator=torch.Generator().manual_seed(1)).float()
 
 
@@ -139,7 +139,7 @@ class WinogradKernel(AdditiveCoupling):
 
 
 def honest():
-    """The coupling that the Winograd kernel was planted in."""
+    """The sound coupling that the Winograd kernel is planted in."""
     weight = integer_weights()
     layer = FixedPoint(weight / 256, torch.zeros(2), torch.full((2,), 8), 1023, nn.Conv2d(2, 2, 3, padding=1))
     coupling = AdditiveCoupling(integer_net(layer))
@@ -148,7 +148,7 @@ def honest():
 
 
 class OffGrid(Grid):
-    """Adds what a net gives as it is."""
+    """Adds the output of a net without rounding it."""
 
     def _steps(self, made, dtype):
         return made * 2.0**self.frac_bits
@@ -156,7 +156,7 @@ class OffGrid(Grid):
 
 @fault("round trip", IMAGES)
 class OffTheGrid(AdditiveCoupling):
-    """A coupling on a grid adds what its net gives without rounding it."""
+    """A coupling on a grid adds the output of its net without rounding it."""
 
     def __init__(self):
         super().__init__(Conv(SHAPE, SHAPE))

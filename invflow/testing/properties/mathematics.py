@@ -1,0 +1,174 @@
+"""What makes a map a bijection with the right log-determinant: round trips, shapes, volume, gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...bijection import Bijection
+from ...diagnostics.rounding import condition_number
+from ...measures import derivatives, difference, jacobian, with_context
+from ...state import State, batch_size, flat_size, leaves, map_state, sample, shape_of
+from ..tolerances import EXACT, GRADIENT, LOG_DET, LOG_DET_CONDITION, ROUND_TRIP_ROUNDINGS
+from ..trial import KINDS, Trial
+from .base import (
+    Call,
+    all_calls,
+    both_ways,
+    differentiated,
+    expect,
+    has_exact_log_det,
+    inverts_to_rounding,
+    is_surjective,
+    promised,
+    relative,
+    roundings,
+    same_numbers,
+    same_states,
+)
+
+OFF_KINKS = tuple(kind for kind in KINDS if kind != "zeros")
+"""Zeros lie on the kinks of a net without biases: an inverse that is off by a rounding there has another Jacobian."""
+
+
+def _round_trip_tolerance(trial: Trial) -> float:
+    return EXACT if trial.is_exact else roundings(ROUND_TRIP_ROUNDINGS)(trial)
+
+
+def _inverse_tolerance(trial: Trial) -> float:
+    """As for `round_trip`, but a chain that snaps to the data's grid recomputes the image in real numbers."""
+    return roundings(ROUND_TRIP_ROUNDINGS)(trial) if trial.snaps else _round_trip_tolerance(trial)
+
+
+@promised(_round_trip_tolerance, inverts_to_rounding, needs={})
+def round_trip(trial: Trial) -> float:
+    """inverse(forward(x)) is x, in units of the largest magnitude met and of the condition number."""
+    y = trial.bijection(trial.x, trial.context)
+    back = trial.bijection.inverse(y, trial.context)
+    expect(shape_of(back) == trial.shape, f"the shape {trial.shape} back, got {shape_of(back)}")
+    return relative(trial, difference(trial.x, back), [trial.x, y], _round_trip_tolerance(trial))
+
+
+@promised(_inverse_tolerance, inverts_to_rounding, is_surjective, needs={}, start="y")
+def inverse_round_trip(trial: Trial) -> float:
+    """forward(inverse(y)) is y, in units of the largest magnitude met and of the condition number."""
+    y = trial.image
+    x = trial.bijection.inverse(y, trial.context)
+    again = trial.bijection(x, trial.context)
+    expect(shape_of(again) == shape_of(y), f"the shape {shape_of(y)} back, got {shape_of(again)}")
+    return relative(trial, difference(y, again), [x, y], _inverse_tolerance(trial), backwards=True)
+
+
+@promised(_round_trip_tolerance, inverts_to_rounding, needs={})
+def context(trial: Trial) -> float:
+    """Forward and inverse use the context of the same call, not that of an earlier one."""
+    bijection, x = trial.bijection, trial.x
+    first, second = bijection(x, trial.context), bijection(x, trial.other_context)
+    backs = [bijection.inverse(first, trial.context), bijection.inverse(second, trial.other_context)]
+    error = max(difference(x, back) for back in backs)
+    return relative(trial, error, [x, first, second], _round_trip_tolerance(trial))
+
+
+@promised(EXACT)
+def shapes(trial: Trial) -> None:
+    """output_shape and input_shape return the shapes of what forward and inverse return."""
+    bijection = trial.bijection
+    y = bijection(trial.x, trial.context)
+    x = bijection.inverse(trial.image, trial.context)
+    told = bijection.output_shape(trial.shape)
+    numbers, made = flat_size(trial.shape), flat_size(shape_of(y))
+    expect(made == numbers if bijection.surjective else made >= numbers, f"{numbers} numbers of {numbers}, got {made}")
+    expect(told == shape_of(y), f"output_shape({trial.shape}) to be that of forward, {shape_of(y)}, got {told}")
+    # A bijection that cannot run without its context need not know the shape: the builder passes it.
+    if trial.context is None:
+        told = bijection.input_shape(shape_of(y))
+        expect(told == shape_of(x), f"input_shape({shape_of(y)}) to be that of inverse, {shape_of(x)}, got {told}")
+    expect(batch_size(y) == batch_size(x) == trial.setting.batch, f"a batch of {trial.setting.batch} both ways")
+
+
+def sample_jacobians(trial: Trial) -> Tensor:
+    """The dense Jacobian of each sample, by autodiff."""
+    calls = [with_context(trial.bijection, sample(trial.context, i)) for i in range(batch_size(trial.x))]
+    return torch.stack([jacobian(call, sample(trial.x, i)) for i, call in enumerate(calls)])
+
+
+def _log_det_error(trial: Trial, log_det: Tensor) -> float:
+    expected = torch.linalg.slogdet(sample_jacobians(trial)).logabsdet
+    error = float(((log_det - expected).abs() / expected.abs().clamp(min=1)).max())
+    if not error > LOG_DET:
+        return error
+    return error / max(1.0, condition_number(trial.bijection, trial.x, trial.context) / LOG_DET_CONDITION)
+
+
+@differentiated(LOG_DET, has_exact_log_det, is_surjective, dense=True)
+def log_det(trial: Trial) -> float:
+    """The forward log-determinant is log |det dy/dx| of the dense Jacobian by autodiff."""
+    _, found = trial.bijection.forward_and_log_det(trial.x, trial.context)
+    return _log_det_error(trial, found.detach())
+
+
+@differentiated(LOG_DET, inverts_to_rounding, has_exact_log_det, is_surjective, kinds=OFF_KINKS, dense=True)
+def inverse_log_det(trial: Trial) -> float:
+    """The inverse log-determinant is log |det dx/dy|: the negative of the forward one at x."""
+    y = map_state(torch.Tensor.detach, trial.bijection(trial.x, trial.context))
+    _, found = trial.bijection.inverse_and_log_det(y, trial.context)
+    return _log_det_error(trial, -found.detach())
+
+
+@promised(EXACT, is_surjective, needs={}, with_grad=True)
+def log_det_form(trial: Trial) -> None:
+    """Log-determinants have the shape (batch,), the dtype and the device of the input, and are finite."""
+    like = next(leaves(trial.x))
+    for name, call, state in both_ways(trial):
+        _, found = call(state, trial.context)
+        expect(isinstance(found, Tensor), f"{name} to return a tensor second, got {type(found).__name__}")
+        expect(found.shape == like.shape[:1], f"{name}: shape {tuple(like.shape[:1])}, got {tuple(found.shape)}")
+        expect(found.dtype == like.dtype, f"{name}: {like.dtype}, got {found.dtype}")
+        expect(found.device == like.device, f"{name}: device {like.device}, got {found.device}")
+        expect(bool(found.isfinite().all()), f"{name}: finite log-determinants, got {found.tolist()}")
+
+
+@promised(same_states)
+def plain_call(trial: Trial) -> float:
+    """A plain call returns the same state as the call with the log-determinant."""
+    found = []
+    for (_, call, state), plain in zip(
+        both_ways(trial), (trial.bijection.forward, trial.bijection.inverse), strict=True
+    ):
+        found.append((plain(state, trial.context), call(state, trial.context)[0]))
+    return same_numbers(trial, found)
+
+
+def _is_smooth(bijection: Bijection) -> bool:
+    """Whether the map does not round: gradients through a rounding are straight-through, not those of differences."""
+    return not bijection.numerics.step
+
+
+def _gradient_error(trial: Trial, call: Call, start: State) -> float:
+    """The error of the gradients of what a call returns last.
+
+    It is the smallest error of three neighbouring points: a kink between two evaluations is not a wrong gradient.
+    """
+    weights = [weight for weight in trial.bijection.parameters() if weight.requires_grad]
+    errors = []
+    for nearby in (1.0, 0.999, 0.998):
+        state = map_state(lambda leaf, factor=nearby: leaf * factor, start)  # type: ignore[misc]
+        generator = torch.Generator().manual_seed(trial.setting.seed + 1)
+        errors.append(max(derivatives(lambda x: call(x, trial.context)[-1], state, weights, generator)))
+        if errors[-1] <= GRADIENT:
+            break
+    return min(errors)
+
+
+@differentiated(GRADIENT, has_exact_log_det, _is_smooth, kinds=("normal",), trials=4)
+def gradients(trial: Trial) -> float:
+    """Gradients of y and of the log-determinant, by inputs and weights, are those of central differences."""
+    calls = [call for name, call, _ in all_calls(trial) if name.startswith("forward")]
+    return max(_gradient_error(trial, call, trial.x) for call in calls)
+
+
+@differentiated(GRADIENT, inverts_to_rounding, has_exact_log_det, _is_smooth, kinds=("normal",), trials=4, start="y")
+def inverse_gradients(trial: Trial) -> float:
+    """Gradients of x and of the inverse log-determinant, by y and weights, are those of central differences."""
+    calls = [(call, map_state(torch.clone, y)) for name, call, y in all_calls(trial) if name.startswith("inverse")]
+    return max(_gradient_error(trial, call, y) for call, y in calls)
