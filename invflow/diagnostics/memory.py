@@ -12,9 +12,11 @@ from torch import Tensor
 
 from .._torch import storage_of
 from ..errors import InvflowError
-from ..reversible import POLICIES, Part, plan
+from ..reversible import POLICIES, plan, run_group
+from ..reversible.chain import Kept
 from ..sequential import Sequential
 from ..state import leaves, make_state, map_state, shape_of
+from ..wires import Step
 from .check import inputs
 from .reconstruction import reconstruction_errors
 from .roundtrip import MODES
@@ -81,16 +83,16 @@ def activation_memory(
     kept, peak = {}, {}
     for policy in POLICIES:
         one = _Chain(chain, policy, batch, log_det, torch.device("meta"))
-        parts = one.parts()
-        sizes = one.kept(parts)
-        for part, size in zip(parts, sizes, strict=True):
-            layers[part.steps[-1].name].kept[policy] += size
-        again = one.kept([Part([step], "activations") for part in parts for step in part.steps])
-        gone = [part.keeps != "activations" for part in parts for _ in part.steps]
+        groups = one.groups()
+        sizes = one.kept(groups)
+        for (_, group), size in zip(groups, sizes, strict=True):
+            layers[group[-1].name].kept[policy] += size
+        again = one.kept([("activations", [step]) for _, group in groups for step in group])
+        gone = [keeps != "activations" for keeps, group in groups for _ in group]
         largest = max((size for size, lost in zip(again, gone, strict=True) if lost), default=0)
         kept[policy] = sum(sizes)
         # The layers at the end that keep their activations have given them back before any are computed again.
-        last = max((i for i, part in enumerate(parts, start=1) if part.keeps != "activations"), default=0)
+        last = max((i for i, (keeps, _) in enumerate(groups, start=1) if keeps != "activations"), default=0)
         peak[policy] = max(kept[policy], sum(sizes[:last]) + largest)
     if not measure:
         return ActivationMemory(batch, list(layers.values()), kept, peak)
@@ -98,7 +100,7 @@ def activation_memory(
     found, peaks = {}, {}
     for policy in POLICIES:
         one = _Chain(chain, policy, batch, log_det, device or torch.device("cpu"))
-        found[policy] = sum(one.kept(one.parts()))
+        found[policy] = sum(one.kept(one.groups()))
         if device is not None:
             peaks[policy] = one.peak()
     return ActivationMemory(batch, list(layers.values()), kept, peak, found, peaks or None)
@@ -130,14 +132,14 @@ class _Chain:
         self.x = make_state(make, chain.declared_shape or ())
         self.context = None if chain.declared_context_shape is None else make(chain.declared_context_shape)
 
-    def parts(self) -> list[Part]:
+    def groups(self) -> list[tuple[Kept, list[Step]]]:
         steps = self.chain.steps(shape_of(self.x))
         if self.chain.backprop == "stored":
-            return [Part([step], "activations") for step in steps]
+            return [("activations", [step]) for step in steps]
         return plan(steps, self.x, self.context)
 
-    def kept(self, parts: Sequence[Part]) -> list[int]:
-        """The bytes that each part keeps and none before it did; weights and buffers are none of them."""
+    def kept(self, groups: Sequence[tuple[Kept, list[Step]]]) -> list[int]:
+        """The bytes that each group keeps and none before it did; weights and buffers are none of them."""
         x = self.x
         sizes: list[int] = []
         alive: list[Any] = []
@@ -150,12 +152,12 @@ class _Chain:
             alive.append(tensor)  # so that no later storage takes its place
             return tensor
 
-        for part in parts:
+        for keeps, group in groups:
             sizes.append(0)
-            for leaf in leaves(x) if part.keeps == "input" else ():  # which a checkpoint holds by itself
+            for leaf in leaves(x) if keeps == "input" else ():  # which a checkpoint holds by itself
                 pack(leaf)
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                x, log_det = part.forward(x, self.context, self.log_det)
+                x, log_det = run_group(keeps, group, x, self.context, self.log_det)
             alive.append((x, log_det))
         return sizes
 

@@ -34,16 +34,16 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
     device = next(leaves(x)).device
     with torch.enable_grad():
         trained = map_state(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), x)
-    parts = plan(chain.steps(shape_of(x)), trained, context)
+    groups = plan(chain.steps(shape_of(x)), trained, context)
     states, surroundings = [x], []
-    steps = [step for part in parts for step in part.steps]
+    steps = [step for _, group in groups for step in group]
     for step in steps:
         around, drawn = Surroundings(step.layer, device), generators(device)
         around.begin()
         states.append(step.after(states[-1], context))
         around.drawn = drawn
         surroundings.append(around)
-    kept = [part.keeps != "output" for part in parts for _ in part.steps]
+    kept = [keeps != "output" for keeps, group in groups for _ in group]
     errors, y = {}, states[-1]
     for position in reversed(range(len(steps))):
         before = states[position]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -64,53 +64,108 @@ class Reconstruction:
         return f"Reconstruction({len(self.errors)} layers, worst error {worst:.1e}, anchors {sorted(self.anchors)})"
 
 
-class Samples:
-    """Some numbers of the states that the steps of a run were given, to be compared with their reconstructions.
+class Pair(NamedTuple):
+    """Numbers of a tensor that a step was given, and the same numbers of its reconstruction: ``(channels, numbers)``.
 
-    Of a tensor that a step hands on as it is, as a coupling does with one half, the next step knows.
+    Attributes:
+        position: of the step in its segment.
+        before: as they were.
+        after: as reconstructed.
     """
 
-    def __init__(self) -> None:
-        self._rows: list[Tensor] = []
-        self._taken: list[tuple[int, int]] = []
+    position: int
+    before: Tensor
+    after: Tensor
+
+
+class Fingerprint:
+    """Some numbers of the states that the steps of a segment were given, to be compared with their reconstructions.
+
+    A tensor that a step returns unchanged, as a coupling does with one half, is left to the next step.
+
+    Args:
+        record: where errors are noted.
+        mode: what to do about an error that is too large.
+    """
+
+    def __init__(self, record: Reconstruction, mode: Monitor) -> None:
+        self._record = record
+        self._mode = mode
+        self._kept: dict[int, list[tuple[int, Tensor]]] = {}
 
     def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
         """In forward: some numbers of what went into a step and did not come out of it."""
-        handed_on = {id(leaf) for leaf in after}
+        unchanged = {id(leaf) for leaf in after}
+        kept = []
         for which, leaf in enumerate(before):
             # Plain tensors alone have numbers.
             plain = type(leaf) is Tensor and leaf.is_floating_point() and not leaf.is_meta
-            if plain and id(leaf) not in handed_on and leaf.numel():
-                self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
-                self._taken.append((position, which))
+            if plain and id(leaf) not in unchanged and leaf.numel():
+                kept.append((which, leaf.take(_places(leaf.shape, leaf.device))))
+        self._kept[position] = kept
 
-    def like(self, kept: Samples, position: int, state: State) -> None:
-        """In backward, from the last step to the first: the same numbers of what was reconstructed."""
-        place = len(kept._taken) - 1 - len(self._taken)
-        if place < 0 or kept._taken[place][0] != position:
+    def compare(self, position: int, state: State) -> list[Pair]:
+        """In backward: what was kept, the last tensor first, with the same numbers of what was reconstructed."""
+        pairs, tensors = [], list(leaves(state))
+        for which, before in reversed(self._kept[position]):
+            leaf = tensors[which]
+            pairs.append(Pair(position, before, leaf.take(_places(leaf.shape, leaf.device))))
+        return pairs
+
+    def judge(self, steps: Sequence[Step], pairs: Sequence[Pair], output: State, autocast: torch.dtype | None) -> None:
+        """Notes the errors of a segment, and reports the first one on the way back that is too large.
+
+        Args:
+            steps: those of the segment.
+            pairs: all that was compared.
+            output: of the segment.
+            autocast: what autocast computed in; None if it was off.
+
+        Raises:
+            ReconstructionError: in mode "raise".
+        """
+        dtypes = {leaf.dtype for leaf in leaves(output)} | ({autocast} if autocast else set())
+        allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
+        errors = errors_of(pairs, steps, allowed)
+        record = self._record
+        record.errors.update({steps[position].name: error for position, error in errors.items()})
+        lost = [position for position, error in errors.items() if not error <= allowed]
+        if not lost:
             return
-        tensors = list(leaves(state))
-        while place >= 0 and kept._taken[place][0] == position:
-            leaf = tensors[kept._taken[place][1]]
-            self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
-            self._taken.append(kept._taken[place])
-            place -= 1
+        infinite = any(errors[position] == torch.inf for position in lost)
+        if infinite and not all(bool(leaf.isfinite().all()) for leaf in leaves(output)):
+            return  # nothing comes back from infinity: the loss shows that as well
+        step, error = steps[max(lost)], errors[max(lost)]
+        found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
+        if error == torch.inf:
+            found = f"{step}: a channel of its input was constant in this batch and came back with noise"
+        remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
+        if self._mode == "raise":
+            raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
+        if self._mode == "anchor":
+            record.anchors.add(step.name)
+            remedy = "from now on this input is kept"
+        if step.name not in record.reported:
+            record.reported.add(step.name)
+            # Python's own filter of repeated warnings compares texts, and this one has a number in it.
+            message = f"{found}, so the gradients below it are wrong; {remedy}"
+            warnings.warn(message, ReconstructionWarning, stacklevel=2)
 
-    @torch.no_grad()
-    def errors(self, reconstructed: Samples, steps: Sequence[Step], allowed: float) -> dict[int, float]:
-        """The error by position, as `error_of` has it."""
-        alike: dict[tuple[torch.Size, torch.dtype], list[tuple[int, Tensor, Tensor]]] = {}
-        for (position, _), before, after in zip(self._taken, self._rows, reversed(reconstructed._rows), strict=True):
-            alike.setdefault((before.shape, before.dtype), []).append((position, before, after))
-        worst: dict[int, float] = {}
-        for group in alike.values():
-            numbers = torch.stack([before for _, before, _ in group] + [after for _, _, after in group])
-            before, after = numbers.view(2, len(group), *numbers.shape[1:])
-            for (position, kept, found), error in zip(group, relative_errors(before, after).tolist(), strict=True):
-                if not error <= allowed:
-                    error = error_of(steps[position], kept, found, allowed)  # noqa: PLW2901 -- the same error, judged
-                worst[position] = max(worst.get(position, 0.0), error)
-        return worst
+
+@torch.no_grad()
+def errors_of(pairs: Iterable[Pair], steps: Sequence[Step], allowed: float) -> dict[int, float]:
+    """The error by position, as `error_of` measures it; tensors of one shape are compared at once."""
+    alike: dict[tuple[torch.Size, torch.dtype], list[Pair]] = {}
+    for pair in pairs:
+        alike.setdefault((pair.before.shape, pair.before.dtype), []).append(pair)
+    worst: dict[int, float] = {}
+    for group in alike.values():
+        before, after = torch.stack([pair.before for pair in group]), torch.stack([pair.after for pair in group])
+        for pair, error in zip(group, relative_errors(before, after).tolist(), strict=True):
+            if not error <= allowed:
+                error = error_of(steps[pair.position], pair.before, pair.after, allowed)  # noqa: PLW2901 -- the same, judged
+            worst[pair.position] = max(worst.get(pair.position, 0.0), error)
+    return worst
 
 
 def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float:
@@ -174,48 +229,6 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
         return (difference.amax((-2, -1)) / largest).nan_to_num(nan=0.0, posinf=torch.inf)
     spread = (high.amax(-1) - low.amin(-1)).clamp_(min=0.0)
     return (difference.amax(-1) / spread).nan_to_num(nan=0.0, posinf=torch.inf).amax(-1)
-
-
-def judge(
-    record: Reconstruction,
-    mode: Monitor,
-    steps: Sequence[Step],
-    errors: dict[int, float],
-    allowed: float,
-    output: State,
-) -> None:
-    """Notes the errors of a run, and speaks of the first one on the way back that is too large.
-
-    Raises:
-        ReconstructionError: in mode "raise".
-    """
-    lost = []
-    for position, error in errors.items():
-        record.errors[steps[position].name] = error
-        if not error <= allowed:
-            lost.append(position)
-    if not lost:
-        return
-    if any(errors[position] == torch.inf for position in lost) and not _is_finite(output):
-        return  # nothing comes back from infinity: the loss shows that as well
-    step, error = steps[max(lost)], errors[max(lost)]
-    found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
-    if error == torch.inf:
-        found = f"{step}: a channel of its input was constant in this batch and came back with noise"
-    remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
-    if mode == "raise":
-        raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
-    if mode == "anchor":
-        record.anchors.add(step.name)
-        remedy = "from now on this input is kept"
-    if step.name not in record.reported:
-        record.reported.add(step.name)
-        # Python's own memory of what was warned of is by text, which holds a number.
-        warnings.warn(f"{found}, so the gradients below it are wrong; {remedy}", ReconstructionWarning, stacklevel=2)
-
-
-def _is_finite(state: State) -> bool:
-    return all(bool(leaf.isfinite().all()) for leaf in leaves(state))
 
 
 def _channels(shape: torch.Size) -> tuple[int, int, int]:
