@@ -61,20 +61,18 @@ def jacobian(function: Callable[[State], State], x: State) -> Tensor:
 
 def gradients(total: Tensor, variables: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of a number with respect to each variable, zero where it does not depend on it."""
-    found: Sequence[Tensor | None] = [None] * len(variables)
-    if total.requires_grad:
-        found = torch.autograd.grad(total, variables, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(variables, found, strict=True)]
+    if not total.requires_grad:
+        return [torch.zeros_like(variable) for variable in variables]
+    return list(torch.autograd.grad(total, variables, retain_graph=True, allow_unused=True, materialize_grads=True))
 
 
 def joint_jacobian(function: Callable[[State], State], x: State) -> Tensor:
     """The dense Jacobian of a map of a whole batch, for modes in which samples mix."""
     shape = shape_of(x)
-    with torch.enable_grad():
-        flat = flatten(x).detach().clone().requires_grad_()
-        y = flatten(function(unflatten(flat, shape))).flatten()
-        rows = [gradients(value, [flat])[0].flatten() for value in y]
-    return torch.stack(rows)
+    rows: Tensor = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+        lambda flat: flatten(function(unflatten(flat, shape))).flatten(), flatten(x)
+    )
+    return rows.flatten(1)
 
 
 def with_context(function: Callable[..., Any], context: Tensor | None) -> Callable[[State], Any]:

@@ -6,6 +6,7 @@ without its batch: ``(1, 28, 28)``, or ``((8, 7, 7), (8, 7, 7))`` for a pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, TypeGuard, Union
 
@@ -110,10 +111,8 @@ def with_part(state: Any, path: Path, part: Any) -> Any:
     """
     if not path:
         return part
-    index, *rest = path
-    inner = with_part(state[index], tuple(rest), part) if rest else part
     parts = list(state)
-    parts[index] = inner
+    parts[path[0]] = with_part(parts[path[0]], path[1:], part)
     return tuple(parts)
 
 
@@ -153,13 +152,7 @@ def sample(state: Any, index: int) -> Any:
 
 def flat_size(shape: Shape) -> int:
     """How many numbers one sample of a state holds."""
-    total = 0
-    for leaf in leaf_shapes(shape):
-        size = 1
-        for extent in leaf:
-            size *= extent
-        total += size
-    return total
+    return sum(math.prod(leaf) for leaf in leaf_shapes(shape))
 
 
 def flatten(state: State) -> Tensor:

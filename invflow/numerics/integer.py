@@ -148,9 +148,8 @@ class FixedPoint(Proved):
     def __init__(self, weight: Tensor, bias: Tensor, shift: Tensor, limit: int, like: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
         self.limit = limit
-        self.geometry: tuple[Any, ...] | None = None
-        if isinstance(like, nn.Conv2d):
-            self.geometry = (like.stride, like.padding, like.dilation, like.groups)
+        conv = like if isinstance(like, nn.Conv2d) else None
+        self.geometry: Any = None if conv is None else (conv.stride, conv.padding, conv.dilation, conv.groups)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("shift", shift)

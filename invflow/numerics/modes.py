@@ -52,7 +52,6 @@ def least(levels: Iterable[Level]) -> Level:
 
 FracBits: TypeAlias = Annotated[int, Field(ge=0, le=52)]
 _FRAC_BITS = "the grid is the multiples of 2^-frac_bits"
-_ENTRY = 'what becomes of a state off the grid: "check" refuses it, "snap" rounds it'
 
 
 class Mode(Options):
@@ -133,24 +132,14 @@ class Float(Mode):
     mode: Literal["float"]
 
 
-class Snap(Mode):
-    """Real numbers; the inverse rounds its result to the data's grid, so that data come back without one wrong bit."""
+class _WithGrid(Mode):
+    """What the modes share whose data lie on a grid."""
 
-    mode: Literal["snap"]
-    about_data: ClassVar[bool] = True
-    limit: ClassVar[Limit] = Limit("float", "it rounds at its end, so that it is no bijection of the grid")
-    frac_bits: FracBits = Field(default=8, description=_FRAC_BITS)
+    frac_bits: FracBits = Field(default=16, description=_FRAC_BITS)
 
     @property
     def step(self) -> float:
         return 2.0**-self.frac_bits
-
-    @property
-    def rounds(self) -> bool:
-        return True
-
-    def leave(self, x: Any) -> Any:
-        return grid.snap(x, self.frac_bits)
 
     def nearest_data(self, state: State) -> State:
         return grid.snap(state, self.frac_bits)
@@ -162,16 +151,29 @@ class Snap(Mode):
         conditioners.require_same_function(who, net)
 
 
-class _OnGrid(Mode):
+class Snap(_WithGrid):
+    """Real numbers; the inverse rounds its result to the data's grid, so that data come back without one wrong bit."""
+
+    mode: Literal["snap"]
+    about_data: ClassVar[bool] = True
+    limit: ClassVar[Limit] = Limit("float", "it rounds at its end, so that it is no bijection of the grid")
+    frac_bits: FracBits = Field(default=8, description=_FRAC_BITS)
+
+    @property
+    def rounds(self) -> bool:
+        return True
+
+    def leave(self, x: Any) -> Any:
+        return grid.snap(x, self.frac_bits)
+
+
+class _OnGrid(_WithGrid):
     """What the two modes share whose states stay on a grid."""
 
     on_grid: ClassVar[bool] = True
-    frac_bits: FracBits = Field(default=16, description=_FRAC_BITS)
-    entry: Literal["check", "snap"] = Field(default="check", description=_ENTRY)
-
-    @property
-    def step(self) -> float:
-        return 2.0**-self.frac_bits
+    entry: Literal["check", "snap"] = Field(
+        default="check", description='what becomes of a state off the grid: "check" refuses it, "snap" rounds it'
+    )
 
     @property
     def rounds(self) -> bool:
@@ -186,12 +188,6 @@ class _OnGrid(Mode):
     def nearest(self, state: State) -> State:
         return grid.snap(state, self.frac_bits)
 
-    def nearest_data(self, state: State) -> State:
-        return grid.snap(state, self.frac_bits)
-
-    def require_same_function(self, who: str, net: nn.Module) -> None:
-        conditioners.require_same_function(who, net)
-
     def add(self, who: str, b: Tensor, made: Tensor) -> Tensor:
         return grid.add(who, b, self._steps(made, b.dtype), self.frac_bits)
 
@@ -204,7 +200,7 @@ class _OnGrid(Mode):
 
 
 class Grid(_OnGrid):
-    """The state stays on a grid: bit-exact where both directions see the same batch shape, layout and device."""
+    """The state stays on a grid: bit-exact if both directions see the same batch shape, layout and device."""
 
     mode: Literal["grid"]
     level: ClassVar[Level] = "grid"
@@ -227,11 +223,8 @@ class Exact(_OnGrid):
         default=10, description="the integers between the layers of a conditioner are below 2^activation_bits"
     )
 
-    def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
-        return conditioners.evaluate(net, a, context, in_float64=False, hide_sign=not is_stack)
-
     def _steps(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        return made  # an order-free net counts in them by itself
+        return made  # an order-free net already counts in steps
 
 
 Numerics: TypeAlias = Annotated[Float | Snap | Grid | Exact, Field(discriminator="mode")]

@@ -58,6 +58,73 @@ class Segment:
         outputs = iter(_Reverse.apply(self, context, *leaves(x), *self.weights))
         return _arranged(self.output, outputs), next(outputs, None)
 
+    def differentiate(
+        self, index: int, y: State, context: Tensor | None, wanted: list[Tensor], grads: Gradients, input_wanted: bool
+    ) -> Found:
+        """From a step's output and the gradients there to its input, the gradients there, and all others.
+
+        Args:
+            index: which step.
+            y: its output.
+            context: the context, or None.
+            wanted: the context, if its gradient is wanted; else empty.
+            grads: the gradients of the output's tensors and of the log-determinant.
+            input_wanted: whether the gradients of the input are wanted.
+        """
+        step, surroundings = self.steps[index], self.surroundings[index]
+        others = [*surroundings.differentiable(), *wanted]
+        x, made, log_det, passes = retrace(
+            step.layer, y, context, surroundings.replay, log_det=self.log_det, backwards=step.backwards
+        )
+        inputs = list(leaves(x))
+        variables = [*(leaf for leaf in inputs if leaf.requires_grad), *others] if input_wanted else others
+        used: list[Tensor] = []
+        given: list[Tensor] = []
+        for output, grad in zip([*made, log_det], grads, strict=True):
+            if output is not None and grad is not None and output.requires_grad:
+                used.append(output)
+                given.append(grad)
+        # None for variables that the output does not depend on.
+        found = iter(run_backward(used, given, variables) if used and variables else [None] * len(variables))
+        x_grads = [next(found) if input_wanted and leaf.requires_grad else None for leaf in inputs]
+        for source, target in passes if input_wanted else ():
+            passed, other = grads[source], x_grads[target]
+            x_grads[target] = passed if other is None else other if passed is None else other + passed
+        return map_state(Tensor.detach, x), x_grads, list(found)
+
+    def differentiate_twice(
+        self, index: int, y: State, context: Tensor | None, wanted: list[Tensor], grads: Gradients, input_wanted: bool
+    ) -> Found:
+        """`differentiate` as a differentiable function of the output, the weights and the gradients.
+
+        The input has to depend on the output here, and yet be fixed while the layer is differentiated: hence vjp,
+        inside which buffers that move have to be copies.
+        """
+        step, surroundings = self.steps[index], self.surroundings[index]
+        if surroundings.stand_ins:  # an earlier backward's
+            surroundings.stand_ins.clear()
+        with surroundings.replay():
+            by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
+            names = [by_identity[id(weight)] for weight in surroundings.weights]
+            buffers = dict(step.layer.named_buffers())
+            with reparametrized(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
+                x = call(step.layer, y, context, log_det=False, backwards=not step.backwards)[0]
+
+        def forward(*values: Tensor) -> tuple[Tensor, ...]:
+            pieces = iter(values)
+            start = _arranged(x, pieces)
+            state = {name: next(pieces) for name in names}
+            state.update({name: buffer.clone() for name, buffer in buffers.items()})
+            with reparametrized(step.layer, state):
+                made, log_det = step.of_part(start, next(pieces, context), self.log_det)
+            return (*leaves(made), *([] if log_det is None else [log_det]))
+
+        with surroundings.replay():
+            made, pull_back = torch.func.vjp(forward, *leaves(x), *surroundings.weights, *wanted)[:2]
+        given = zip(made, grads, strict=False)  # the last gradient is None without a log-determinant
+        found = iter(pull_back(tuple(torch.zeros_like(value) if grad is None else grad for value, grad in given)))
+        return x, [next(found) for _ in leaves(x)], list(found)
+
 
 class _Reverse(torch.autograd.Function):
     """The forward of a segment; its backward inverts the steps, one by one, and differentiates each as it goes."""
@@ -69,12 +136,12 @@ class _Reverse(torch.autograd.Function):
         total = zero_log_det(x) if segment.log_det else None
         fingerprint, compiled = segment.fingerprint, segment.compiled
         drawn = [] if compiled else [generators(segment.device)]
-        for position, step in enumerate(segment.steps):
-            segment.surroundings[position].begin()
+        for index, step in enumerate(segment.steps):
+            segment.surroundings[index].begin()
             part = part_of(x, step.path)
             made, change = step.of_part(part, context, segment.log_det)
             if fingerprint is not None:
-                fingerprint.keep(position, list(leaves(part)), list(leaves(made)))
+                fingerprint.keep(index, list(leaves(part)), list(leaves(made)))
             x = with_part(x, step.path, made)
             if not compiled:
                 drawn.append(generators(segment.device))
@@ -98,9 +165,9 @@ class _Reverse(torch.autograd.Function):
         y, y_grads = _arranged(segment.output, saved), _arranged(segment.output, given)
         context = next(saved) if ctx.has_context else None
         log_det_grad = next(given, None)
-        differentiate = _differentiate
+        differentiate = segment.differentiate
         if segment.compiled or torch.is_grad_enabled():  # somebody differentiates this gradient
-            differentiate = _differentiate_twice
+            differentiate = segment.differentiate_twice
         else:
             y = map_state(Tensor.detach, y)
             context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
@@ -112,107 +179,23 @@ class _Reverse(torch.autograd.Function):
         # A compiled graph cannot set `same_batch`; layers that need it, with batch statistics on a grid, refuse there.
         vouched = contextlib.nullcontext() if segment.compiled else same_batch()
         with torch.enable_grad(), under_autocast(segment.device, segment.autocast), vouched:
-            for position in reversed(range(len(segment.steps))):
-                step, surroundings = segment.steps[position], segment.surroundings[position]
-                part_grads = [*leaves(part_of(y_grads, step.path)), log_det_grad]
-                x, x_grads, found = differentiate(
-                    step, surroundings, part_of(y, step.path), context, context_wanted, part_grads, segment.log_det,
-                    input_wanted or position > 0,
-                )  # fmt: skip
-                y, y_grads = with_part(y, step.path, x), with_part(y_grads, step.path, _arranged(x, x_grads))
-                for target, gradient in zip([*surroundings.weights, *context_wanted], found, strict=True):
+            for index in reversed(range(len(segment.steps))):
+                path = segment.steps[index].path
+                part, part_grads = part_of(y, path), [*leaves(part_of(y_grads, path)), log_det_grad]
+                wanted = input_wanted or index > 0
+                x, x_grads, found = differentiate(index, part, context, context_wanted, part_grads, wanted)
+                y, y_grads = with_part(y, path, x), with_part(y_grads, path, _arranged(x, x_grads))
+                targets = [*segment.surroundings[index].weights, *context_wanted]
+                for target, gradient in zip(targets, found, strict=True):
                     if gradient is not None:
                         key = id(target)
                         sums[key] = sums[key] + gradient if key in sums else gradient
                 if segment.fingerprint is not None:
-                    pairs += segment.fingerprint.compare(position, x)
+                    pairs += segment.fingerprint.compare(index, x)
         if segment.fingerprint is not None:
             segment.fingerprint.judge(segment.steps, pairs[::-1], output, segment.autocast)
         context_grad = None if context is None else sums.get(id(context))
         return None, context_grad, *leaves(y_grads), *(sums.get(id(weight)) for weight in segment.weights)
-
-
-def _differentiate(
-    step: Step,
-    surroundings: Surroundings,
-    y: State,
-    context: Tensor | None,
-    context_wanted: list[Tensor],
-    grads: Gradients,
-    log_det: bool,
-    input_wanted: bool,
-) -> Found:
-    """From a step's output and the gradients there to its input, the gradients there, and all others.
-
-    Args:
-        step: the step.
-        surroundings: those of its forward.
-        y: its output.
-        context: the context, or None.
-        context_wanted: the context, if its gradient is wanted; else empty.
-        grads: the gradients of the output's tensors and of the log-determinant.
-        log_det: whether the log-determinant was asked for.
-        input_wanted: whether the gradients of the input are wanted.
-    """
-    others = [*surroundings.differentiable(), *context_wanted]
-    x, made, determinant, passes = retrace(
-        step.layer, y, context, surroundings.replay, log_det=log_det, backwards=step.backwards
-    )
-    inputs = list(leaves(x))
-    wanted = [*(leaf for leaf in inputs if leaf.requires_grad), *others] if input_wanted else others
-    used: list[Tensor] = []
-    given: list[Tensor] = []
-    for output, grad in zip([*made, determinant], grads, strict=True):
-        if output is not None and grad is not None and output.requires_grad:
-            used.append(output)
-            given.append(grad)
-    # None for what the output does not depend on.
-    found = iter(run_backward(used, given, wanted) if used and wanted else [None] * len(wanted))
-    x_grads = [next(found) if input_wanted and leaf.requires_grad else None for leaf in inputs]
-    for source, target in passes if input_wanted else ():
-        passed, other = grads[source], x_grads[target]
-        x_grads[target] = passed if other is None else other if passed is None else other + passed
-    return map_state(Tensor.detach, x), x_grads, list(found)
-
-
-def _differentiate_twice(
-    step: Step,
-    surroundings: Surroundings,
-    y: State,
-    context: Tensor | None,
-    context_wanted: list[Tensor],
-    grads: Gradients,
-    log_det: bool,
-    input_wanted: bool,
-) -> Found:
-    """`_differentiate` as a differentiable function of the output, the weights and the gradients.
-
-    The input has to depend on the output here, and yet be fixed while the layer is differentiated: hence vjp, inside
-    which buffers that move have to be copies.
-    """
-    if surroundings.stand_ins:  # an earlier backward's
-        surroundings.stand_ins.clear()
-    with surroundings.replay():
-        by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
-        names = [by_identity[id(weight)] for weight in surroundings.weights]
-        buffers = dict(step.layer.named_buffers())
-        with reparametrized(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
-            x = call(step.layer, y, context, log_det=False, backwards=not step.backwards)[0]
-
-    def forward(*values: Tensor) -> tuple[Tensor, ...]:
-        pieces = iter(values)
-        start = _arranged(x, pieces)
-        state = {name: next(pieces) for name in names}
-        state.update({name: buffer.clone() for name, buffer in buffers.items()})
-        with reparametrized(step.layer, state):
-            made, determinant = step.of_part(start, next(pieces, context), log_det)
-        return (*leaves(made), *([] if determinant is None else [determinant]))
-
-    with surroundings.replay():
-        made, pull_back = torch.func.vjp(forward, *leaves(x), *surroundings.weights, *context_wanted)[:2]
-    given = zip(made, grads, strict=False)  # the last gradient is None without a log-determinant
-    found = iter(pull_back(tuple(torch.zeros_like(value) if grad is None else grad for value, grad in given)))
-    return x, [next(found) for _ in leaves(x)], list(found)
 
 
 def _arranged(structure: Any, values: Iterable[Any]) -> Any:
