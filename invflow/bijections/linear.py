@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..errors import ShapeError
-from ..numerics.precision import own_precision
+from ..numerics.backend import own_precision
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
 

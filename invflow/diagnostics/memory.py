@@ -157,7 +157,7 @@ class _Chain:
             for leaf in leaves(x) if keeps == "input" else ():  # which a checkpoint holds by itself
                 pack(leaf)
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                x, log_det = run_group(keeps, group, x, self.context, self.log_det)
+                x, log_det = run_group(keeps, group, x, self.context, self.log_det, None)
             alive.append((x, log_det))
         return sizes
 

@@ -39,6 +39,11 @@ class _WithoutNNPACK:
         torch.backends.nnpack.set_flags(self._before)  # type: ignore[no-untyped-call]
 
 
+def own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """No autocast: a norm or a state in bfloat16 has lost what the inverse needs. The meta device knows no autocast."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def trust(x: Tensor) -> None:
     """Checks the device of x on sums whose results are known, once for each setting of precision.
 

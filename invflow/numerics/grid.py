@@ -7,11 +7,11 @@ A float of p significand bits (24 in float32, 53 in float64) holds every multipl
 Proof. The true sum s is a multiple of 2^-k. Rounding is monotone and 2^(p-k) is a float, so ``|s| >= 2^(p-k)`` would
 give ``|u| >= 2^(p-k)``: hence ``|s| < 2^(p-k)``, s is a float, and u = s. Then the true difference is b, a float.
 
-The bound has to be strict: just above it ``2^(p-k) + 2^-k`` rounds to 2^(p-k) and would pass. So one look at the result
-is enough for each addition, whatever r is, given that what enters the chain is on the grid: b is an earlier result.
+The bound has to be strict: just above it, ``2^(p-k) + 2^-k`` rounds to 2^(p-k) and would pass. So one check of the
+result is enough for each addition, whatever r is, if the input of the chain is on the grid: b is an earlier result.
 
-Zeros are one number: -0.0 comes back as 0.0 or as itself. `conditioners.evaluate` hides the sign from nets that might
-look at it.
+Zeros count as one number: -0.0 comes back as 0.0 or as itself. `conditioners.evaluate` hides the sign from nets that
+might depend on it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def limit(dtype: torch.dtype, frac_bits: int) -> float:
 
 
 def round_through(x: Tensor) -> Tensor:
-    """Rounds to integers, half to even, in place where no gradient is recorded; the gradient is that of the identity.
+    """Rounds to integers, half to even, in place if no gradient is recorded; the gradient is that of the identity.
 
-    The caller holds x alone.
+    Nobody but the caller may hold x.
     """
     if not torch.is_grad_enabled():
         return x.round() if traced() else x.round_()
@@ -64,10 +64,10 @@ def snap(state: State, frac_bits: int) -> State:
 
 
 def add(who: str, b: Tensor, r: Tensor, frac_bits: int, sign: int = 1) -> Tensor:
-    """``b + sign * 2^-frac_bits r``, exact or refused: see the lemma above.
+    """``b + sign * 2^-frac_bits r``, exact or an error: see the lemma above.
 
     Args:
-        who: what complains.
+        who: named in the error.
         b: on the grid.
         r: integers.
         frac_bits: of the grid.
@@ -83,13 +83,13 @@ def enter(state: State, mode: str, frac_bits: int, *, rounds: bool) -> State:
     """A state as it enters a chain: on the grid and within its range.
 
     Args:
-        state: what comes.
-        mode: what the numerics are called.
+        state: the state.
+        mode: the name of the numerics.
         frac_bits: of the grid.
-        rounds: whether a state off the grid is rounded, and not refused.
+        rounds: whether a state off the grid is rounded rather than refused.
 
     Raises:
-        NumericsError: it is not, and is to be checked; or it is too large.
+        NumericsError: the state is off the grid and not rounded, or too large.
     """
 
     def checked(x: Tensor) -> Tensor:
@@ -138,5 +138,5 @@ def _in_range(who: str, x: Tensor, frac_bits: int) -> Tensor:
 
 
 def traced() -> bool:
-    """Whether what runs is recorded, to run later or on many samples at once, so that no value can be looked at."""
+    """Whether the code is being traced, by torch.compile or torch.func, so that no value can be read."""
     return torch.compiler.is_compiling() or transforms_active()

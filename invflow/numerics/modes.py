@@ -1,7 +1,7 @@
-"""What a chain computes in, as objects that do it: real numbers, snapped, on a grid, or exact.
+"""What a chain computes in, as objects that compute: real numbers, snapped, on a grid, or exact.
 
-A chain asks its numerics what becomes of a state at its two ends; a coupling asks them for its conditioner's answer and
-for its sums. Nobody else asks which mode it is.
+A chain calls its numerics on the states at its two ends; a coupling calls them for its conditioner's result and for its
+sums. No other code depends on the mode.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ and device; bit-exact on a grid whatever these are."""
 
 
 class Limit(NamedTuple):
-    """How exact the inverse of a layer can be, with the parameters that it has.
+    """How exact the inverse of a layer can be, given its parameters.
 
     Attributes:
         level: the level that it can reach.
-        reason: why it can reach none above.
+        reason: why it can reach no better one.
     """
 
     level: Level
@@ -41,7 +41,7 @@ NONE = Limit("exact")
 
 
 def least(levels: Iterable[Level]) -> Level:
-    """The least of some levels; of none, the highest there is.
+    """The least of some levels; the highest level for no levels.
 
     Examples:
         >>> least(["exact", "float"]), least([])
@@ -55,13 +55,13 @@ _FRAC_BITS = "the grid is the multiples of 2^-frac_bits"
 
 
 class Mode(Options):
-    """What a chain computes in; the base of the four modes, and real numbers, in all that it does.
+    """What a chain computes in; the base of the four modes, which itself computes in real numbers.
 
     Attributes:
-        level: what each layer of the chain has to be able to reach.
-        integer_nets: whether conditioners have to be made order-free, so that they count in steps of the grid.
-        on_grid: whether the states between the layers stay on a grid too, so that each layer is asked to keep to it.
-        about_data: whether only the end is concerned at which data go in.
+        level: the level that each layer of the chain must reach.
+        integer_nets: whether conditioners must be order-free, and count in steps of the grid.
+        on_grid: whether the states between the layers stay on a grid too, so that each layer must keep them on it.
+        about_data: whether only the end of the chain that takes data is affected.
         limit: how exact a chain in these numerics can be, whatever its layers are.
     """
 
@@ -74,55 +74,55 @@ class Mode(Options):
 
     @property
     def step(self) -> float:
-        """The distance of neighbouring data; 0 for real numbers."""
+        """The distance between neighbouring data; 0 for real numbers."""
         return 0.0
 
     @property
     def rounds(self) -> bool:
-        """Whether a state may be changed at an end of the chain, so that what went in is not what came out of it."""
+        """Whether the chain may change a state at one of its ends, so that a round trip may not return it."""
         return False
 
     def reach(self, dtype: torch.dtype) -> float:
-        """The magnitude that every state of this dtype has to stay below."""
+        """The bound on the magnitudes of all states of this dtype."""
         return math.inf
 
     def enter(self, state: Any) -> Any:
-        """A state as it enters a chain, at either end. Raises NumericsError for one that these numerics do not take."""
+        """A state as it enters a chain, at either end. Raises NumericsError if these numerics do not accept it."""
         return state
 
     def leave(self, x: Any) -> Any:
-        """What the inverse of a chain returns of the state that it ends in."""
+        """What the inverse of a chain returns for its last state."""
         return x
 
     def nearest(self, state: State) -> State:
-        """The nearest state that a chain takes, at either end: for features that were not computed by it."""
+        """The nearest state that a chain accepts, at either end: for features that it did not compute."""
         return state
 
     def nearest_data(self, state: State) -> State:
-        """The nearest state that data may be: on their grid, if there is one."""
+        """The nearest state that is valid data: on their grid, if there is one."""
         return state
 
     def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
-        """What a conditioner makes of a.
+        """The result of a conditioner.
 
         Args:
             net: the conditioner.
-            a: what it is given.
-            context: what it is given besides; None for nothing.
-            is_stack: whether it holds nothing but layers that treat 0.0 and -0.0 alike.
+            a: its input.
+            context: its second input, or None.
+            is_stack: whether all its layers treat 0.0 and -0.0 alike.
         """
         made: Tensor = net(a) if context is None else net(a, context)
         return made
 
     def require_same_function(self, who: str, net: nn.Module) -> None:
-        """Refuses to invert by another function than the forward's, if that would break a promise."""
+        """Raises NumericsError if the conditioner may not be the forward's function, and that would break a promise."""
 
     def add(self, who: str, b: Tensor, made: Tensor) -> Tensor:
         """``b + made``."""
         return made + b
 
     def subtract(self, who: str, u: Tensor, made: Tensor) -> Tensor:
-        """``u - made``, which takes back what `add` did."""
+        """``u - made``, which undoes `add`."""
         return u - made
 
 
@@ -133,7 +133,7 @@ class Float(Mode):
 
 
 class _WithGrid(Mode):
-    """What the modes share whose data lie on a grid."""
+    """The base of the modes whose data lie on a grid."""
 
     frac_bits: FracBits = Field(default=16, description=_FRAC_BITS)
 
@@ -168,7 +168,7 @@ class Snap(_WithGrid):
 
 
 class _OnGrid(_WithGrid):
-    """What the two modes share whose states stay on a grid."""
+    """The base of the two modes whose states stay on a grid."""
 
     on_grid: ClassVar[bool] = True
     entry: Literal["check", "snap"] = Field(
@@ -195,7 +195,7 @@ class _OnGrid(_WithGrid):
         return grid.add(f"the inverse of {who}", u, self._steps(made, u.dtype), self.frac_bits, -1)
 
     def _steps(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        """What a conditioner made, in whole steps of the grid."""
+        """The result of a conditioner in whole steps of the grid."""
         return grid.steps(made, self.frac_bits, dtype)
 
 

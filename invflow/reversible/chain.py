@@ -17,7 +17,7 @@ from .._torch import constant_to_compiler, forward_mode_active, transforms_activ
 from ..bijection import Bijection
 from ..state import Shape, State, leaves, part_of, shape_of, with_part, zero_log_det, zeros
 from ..wires import Outcome, Step
-from .monitor import Monitor, Reconstruction
+from .monitor import Fingerprint, Monitor, Reconstruction
 from .segment import Segment
 from .surroundings import Surroundings
 
@@ -44,23 +44,18 @@ def run_chain(
     """
     total = zero_log_det(x) if log_det else None
     for kept, group in plan(steps, x, context):
-        x, change = run_group(kept, group, x, context, log_det, monitor, record)
+        fingerprint = None if monitor == "off" else Fingerprint(record, monitor)
+        x, change = run_group(kept, group, x, context, log_det, fingerprint)
         total = None if total is None or change is None else total + change
     return x, total
 
 
 def run_group(
-    kept: Kept,
-    group: list[Step],
-    x: State,
-    context: Tensor | None,
-    log_det: bool,
-    monitor: Monitor = "off",
-    record: Reconstruction | None = None,
+    kept: Kept, group: list[Step], x: State, context: Tensor | None, log_det: bool, fingerprint: Fingerprint | None
 ) -> Outcome:
     """What the steps that `plan` takes together make of a state; see `run_chain`."""
     if kept == "output":
-        return Segment(group, x, log_det, monitor, record).forward(x, context)
+        return Segment(group, x, log_det, fingerprint).forward(x, context)
     (step,) = group
     return (_checkpoint if kept == "input" else Step.forward)(step, x, context, log_det)
 

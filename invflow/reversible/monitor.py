@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -64,18 +64,9 @@ class Reconstruction:
         return f"Reconstruction({len(self.errors)} layers, worst error {worst:.1e}, anchors {sorted(self.anchors)})"
 
 
-class Pair(NamedTuple):
-    """Numbers of a tensor that a step was given, and the same numbers of its reconstruction: ``(channels, numbers)``.
-
-    Attributes:
-        position: of the step in its segment.
-        before: as they were.
-        after: as reconstructed.
-    """
-
-    position: int
-    before: Tensor
-    after: Tensor
+Pair: TypeAlias = tuple[int, Tensor, Tensor]
+"""The position of a step in its segment, numbers of a tensor that it was given, ``(channels, numbers)``, and the same
+numbers of the reconstruction."""
 
 
 class Fingerprint:
@@ -109,7 +100,7 @@ class Fingerprint:
         pairs, tensors = [], list(leaves(state))
         for which, before in reversed(self._kept[position]):
             leaf = tensors[which]
-            pairs.append(Pair(position, before, leaf.take(_places(leaf.shape, leaf.device))))
+            pairs.append((position, before, leaf.take(_places(leaf.shape, leaf.device))))
         return pairs
 
     def judge(self, steps: Sequence[Step], pairs: Sequence[Pair], output: State, autocast: torch.dtype | None) -> None:
@@ -157,14 +148,14 @@ def errors_of(pairs: Iterable[Pair], steps: Sequence[Step], allowed: float) -> d
     """The error by position, as `error_of` measures it; tensors of one shape are compared at once."""
     alike: dict[tuple[torch.Size, torch.dtype], list[Pair]] = {}
     for pair in pairs:
-        alike.setdefault((pair.before.shape, pair.before.dtype), []).append(pair)
+        alike.setdefault((pair[1].shape, pair[1].dtype), []).append(pair)
     worst: dict[int, float] = {}
     for group in alike.values():
-        before, after = torch.stack([pair.before for pair in group]), torch.stack([pair.after for pair in group])
-        for pair, error in zip(group, relative_errors(before, after).tolist(), strict=True):
+        before, after = torch.stack([pair[1] for pair in group]), torch.stack([pair[2] for pair in group])
+        for (position, kept, found), error in zip(group, relative_errors(before, after).tolist(), strict=True):
             if not error <= allowed:
-                error = error_of(steps[pair.position], pair.before, pair.after, allowed)  # noqa: PLW2901 -- the same, judged
-            worst[pair.position] = max(worst.get(pair.position, 0.0), error)
+                error = error_of(steps[position], kept, found, allowed)  # noqa: PLW2901 -- the same error, judged
+            worst[position] = max(worst.get(position, 0.0), error)
     return worst
 
 

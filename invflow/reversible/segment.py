@@ -16,7 +16,7 @@ from .._torch import reparametrized, run_backward
 from ..numerics.conditioners import same_batch
 from ..state import State, leaves, map_state, part_of, with_part, zero_log_det
 from ..wires import Outcome, Step, call
-from .monitor import Fingerprint, Monitor, Pair, Reconstruction
+from .monitor import Fingerprint, Pair
 from .retrace import retrace
 from .surroundings import Surroundings, autocast_dtype, generators, same, under_autocast
 
@@ -32,13 +32,10 @@ class Segment:
         steps: in the order in which they are taken.
         x: the state that goes in.
         log_det: whether the log-determinant is asked for.
-        monitor: what to do about a wrong reconstruction.
-        record: where the monitor notes what it finds.
+        fingerprint: what the monitor keeps of the states; None if it is off.
     """
 
-    def __init__(
-        self, steps: list[Step], x: State, log_det: bool, monitor: Monitor, record: Reconstruction | None
-    ) -> None:
+    def __init__(self, steps: list[Step], x: State, log_det: bool, fingerprint: Fingerprint | None) -> None:
         self.steps = steps
         self.log_det = log_det
         self.device = next(leaves(x)).device
@@ -49,9 +46,7 @@ class Segment:
         self.surroundings = [Surroundings(step.layer, self.device) for step in steps]
         # Each once; by identity, because hashing a tensor is slow.
         self.weights = list({id(weight): weight for one in self.surroundings for weight in one.weights}.values())
-        self.fingerprint: Fingerprint | None = None
-        if record is not None and monitor != "off" and not self.compiled:  # a compiled graph cannot warn
-            self.fingerprint = Fingerprint(record, monitor)
+        self.fingerprint = None if self.compiled else fingerprint  # a compiled graph cannot warn
 
     def forward(self, x: State, context: Tensor | None) -> Outcome:
         """What the steps make of a state; backward will reconstruct their inputs."""

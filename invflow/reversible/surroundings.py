@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._torch import Slots, buffers, has_hooks, parameters, submodules
 
 Generators: TypeAlias = list[Tensor]
+Values: TypeAlias = list[tuple[Slots, str, Tensor | None]]
 _NOTHING = contextlib.nullcontext()
 
 
@@ -52,14 +53,11 @@ class Surroundings:
         self._device = device
         self._copies: list[tuple[Slots, str, Tensor]] = []
         self._weights: list[tuple[Slots, list[nn.Parameter | None]]] = []
-        self._parts: list[nn.Module] = []
-        self._modes: list[bool] = []
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if compiling:
             self.weights += [weight for weight in module.parameters() if weight.requires_grad]
-            return
-        # A loop of its own instead of `modules()` and `parameters()`, because this runs for every layer of every
-        # forward.
-        parts, seen = [module], {id(module)}
+        # A loop of its own, not `modules()` and `parameters()`, because this runs for every layer of every forward.
+        parts, seen = [] if compiling else [module], {id(module)}
         for part in parts:
             for child in submodules(part).values():
                 if child is not None and id(child) not in seen:
@@ -102,9 +100,7 @@ class Surroundings:
 
     @contextlib.contextmanager
     def _replay(self) -> Iterator[None]:
-        then: list[tuple[Slots, str, Tensor | None]] = [
-            (slots, name, copy.clone()) for slots, name, copy in self._copies
-        ]
+        then: Values = [(slots, name, copy.clone()) for slots, name, copy in self._copies]
         for slots, weights in self._weights:
             used = (self.stand_ins.get(id(weight), weight) for weight in weights)
             then += [(slots, name, weight) for name, weight in zip(slots, used, strict=True)]
@@ -117,7 +113,7 @@ class Surroundings:
         finally:
             self._set(now, modes)
 
-    def _set(self, tensors: Iterable[tuple[Slots, str, Tensor | None]], modes: list[bool]) -> None:
+    def _set(self, tensors: Values, modes: list[bool]) -> None:
         for slots, name, tensor in tensors:
             slots[name] = tensor
         for part, mode in zip(self._parts, modes, strict=True):
