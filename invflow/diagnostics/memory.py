@@ -12,8 +12,7 @@ from torch import Tensor
 
 from .._torch import storage_of
 from ..errors import InvflowError
-from ..reversible import POLICIES, plan, run_group
-from ..reversible.chain import Kept
+from ..reversible.chain import POLICIES, Kept, plan, run_group
 from ..sequential import Sequential
 from ..state import leaves, make_state, map_state, shape_of
 from ..wires import Step

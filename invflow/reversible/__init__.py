@@ -1,6 +1,6 @@
 """Training without keeping activations: backward reconstructs or recomputes them."""
 
-from .chain import POLICIES, Backprop, plan, run_chain, run_group
+from .chain import POLICIES, Backprop, plan, run_chain
 from .monitor import MONITORS, Monitor, Reconstruction, tolerance
 from .retrace import Replay, Retraced, Retraces
 
@@ -15,6 +15,5 @@ __all__ = [
     "Retraces",
     "plan",
     "run_chain",
-    "run_group",
     "tolerance",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -68,7 +68,6 @@ def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[tuple[
     reaches run plainly, and so do the last layer that trains and those after it: backward begins there, and would first
     recompute what was discarded last.
     """
-    compiling = torch.compiler.is_compiling()
     # torch.func and forward-mode differentiation cannot differentiate an autograd function that calls modules.
     if transforms_active() or forward_mode_active():
         return [("activations", [step]) for step in steps]
@@ -76,7 +75,7 @@ def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[tuple[
     if not any(leaf.requires_grad for leaf in (*leaves(x), *([] if context is None else [context]))):
         while first < last and not any(weight.requires_grad for weight in steps[first].layer.parameters()):
             first += 1
-    if compiling:
+    if torch.compiler.is_compiling():
         steps = _without_randomness(steps, x, context)
     else:
         # The last step with weights; behind the last step if none has any.
@@ -142,8 +141,7 @@ def _checkpoint(step: Step, x: State, context: Tensor | None, log_det: bool) -> 
         surroundings = Surroundings(step.layer, next(leaves(x)).device)
         surroundings.begin()
         # The first call is the forward; all others are recomputations.
-        first: list[contextlib.AbstractContextManager[object]] = [contextlib.nullcontext()]
-        contexts = itertools.chain(first, iter(surroundings.replay, None))
+        contexts: Iterator[Any] = itertools.chain([contextlib.nullcontext()], iter(surroundings.replay, None))
 
         def run(part: Any, context: Tensor | None, log_det: bool) -> Outcome:
             with next(contexts):
