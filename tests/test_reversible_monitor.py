@@ -20,7 +20,7 @@ from invflow.reversible import Reconstruction, tolerance
 from invflow.reversible.monitor import CHANNELS, SAMPLES, Fingerprint, _places, errors_of, relative_errors
 
 GRADIENT = 1e-5
-"""Relative, float32: what gradients may lose before the monitor has to speak."""
+"""Relative, float32: what gradients may lose before the monitor must warn."""
 CHANNELS_OF_CHAIN = 16
 
 

@@ -72,7 +72,7 @@ def require_same_function(who: str, net: nn.Module) -> None:
     reason = changing_part(net)
     if reason is not None and not _SAME_BATCH.get():
         raise NumericsError(
-            f"{who}: {reason}, so that its inverse need not be exact; call eval() first, or, where the whole batch is "
+            f"{who}: {reason}, so that its inverse need not be exact; call eval() first, or, if the batch is exactly "
             "the one that went forward, invert inside invflow.numerics.same_batch()"
         )
 

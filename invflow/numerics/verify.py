@@ -1,4 +1,4 @@
-"""The same call computed in other ways: what is exact gives the same bits in all of them."""
+"""The same call computed in other ways: exact numerics return the same bits in all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from ..state import State, batch_size, leaves, map_state
 
 Call: TypeAlias = Callable[[Any, Tensor | None], Any]
-"""Of a state and a context, in which samples do not mix; returns a state, or a tuple of states and numbers a sample."""
+"""A function of a state and a context that does not mix samples; returns a state, or a tuple of states and numbers a
+sample."""
 
 Way: TypeAlias = Callable[[Call], Call]
 """Turns a call into one that computes the same in another way."""

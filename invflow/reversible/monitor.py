@@ -1,4 +1,4 @@
-"""Whether what backward reconstructs is what forward had: some numbers of each state, kept and compared."""
+"""The monitor: it keeps some numbers of each state in forward, and compares the reconstruction in backward."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
 MONITORS = ("off", "warn", "raise", "anchor")
 
 SAMPLES = 64
-"""Numbers kept of a channel. A channel that is zero but for a fifth of its numbers, as in pictures of digits, looks
-constant in a sample of that size once in a million."""
+"""How many numbers of a channel are kept. A channel with four fifths of zeros, as in pictures of digits, looks constant
+in a sample of this size once in a million."""
 CHANNELS = 64
-"""Channels that numbers are kept of; of more, that number, evenly chosen. 16 KiB a tensor in float32, at most."""
+"""The most channels that numbers are kept of, evenly spaced: at most 16 KiB a tensor in float32."""
 LEAST = 8
-"""Fewer numbers in a channel, as in a small batch of vectors, say nothing of its spread: there the whole tensor's
-counts."""
+"""Fewer numbers in a channel, as in a small batch of vectors, tell nothing about its spread; the spread of the whole
+tensor is used instead."""
 GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
-"""Multiples of them, modulo 1, are spread evenly, however many there are: no stride falls in step with a row."""
+"""Their multiples, modulo 1, are spread evenly, however many there are: no stride coincides with a row."""
 DIGITS_TO_KEEP = 2 / 3
 """The part of a dtype's digits that a reconstruction must keep: 4.6 of float32's 7 (2.4e-5), 10.4 of float64's 16
 (3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one that keeps less has
-gradients that are off by about as much, and is on its way to being off by everything."""
+gradients with about the same error, which will grow."""
 
 
 @functools.cache
 def tolerance(dtype: torch.dtype) -> float:
-    """The largest relative error of a reconstruction in a dtype that the monitor is silent about."""
+    """The largest relative error of a reconstruction in a dtype that the monitor accepts."""
     return float(torch.finfo(dtype).eps ** DIGITS_TO_KEEP)
 
 
 class Reconstruction:
-    """What a chain's monitor found: data for a person or a log; only the anchors decide what training keeps.
+    """What a chain's monitor found, for a user or a log; only the anchors affect what training keeps.
 
     Attributes:
         errors: by layer, the relative error of its input as the last backward reconstructed it.
         anchors: the layers whose inputs are kept from now on. A user may add names and remove them.
-        reported: the layers that were warned of, once each.
+        reported: the layers that there was a warning about.
     """
 
     def __init__(self) -> None:
@@ -89,14 +89,14 @@ class Fingerprint:
         unchanged = {id(leaf) for leaf in after}
         kept = []
         for which, leaf in enumerate(before):
-            # Plain tensors alone have numbers.
+            # Tensor subclasses, such as fake tensors, may hold no numbers.
             plain = type(leaf) is Tensor and leaf.is_floating_point() and not leaf.is_meta
             if plain and id(leaf) not in unchanged and leaf.numel():
                 kept.append((which, leaf.take(_places(leaf.shape, leaf.device))))
         self._kept[position] = kept
 
     def compare(self, position: int, state: State) -> list[Pair]:
-        """In backward: what was kept, the last tensor first, with the same numbers of what was reconstructed."""
+        """In backward: the kept numbers of a step, the last tensor first, with those of the reconstruction."""
         pairs, tensors = [], list(leaves(state))
         for which, before in reversed(self._kept[position]):
             leaf = tensors[which]
@@ -125,7 +125,7 @@ class Fingerprint:
             return
         infinite = any(errors[position] == torch.inf for position in lost)
         if infinite and not all(bool(leaf.isfinite().all()) for leaf in leaves(output)):
-            return  # nothing comes back from infinity: the loss shows that as well
+            return  # infinity cannot be inverted, and the loss shows it as well
         step, error = steps[max(lost)], errors[max(lost)]
         found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
         if error == torch.inf:
@@ -162,10 +162,10 @@ def errors_of(pairs: Iterable[Pair], steps: Sequence[Step], allowed: float) -> d
 def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float:
     """How far the input of a step is off, ``(channels, numbers)``.
 
-    In units of each channel's spread, as `relative_errors` has it; where that is too much, but nothing in the layer
-    divides by a spread or has its kink at the channel's one value, in units of max(1, the largest magnitude), as every
-    round trip is measured: a feature that is the same in all samples may come back with a rounding, and spoils no
-    gradient.
+    The error is in units of each channel's spread, as in `relative_errors`. If that is too large, but nothing in the
+    layer divides by a spread or has a kink at the channel's only value, it is in units of max(1, the largest
+    magnitude), like that of every round trip: a feature that is the same in all samples may come back with a rounding
+    error, which spoils no gradient.
     """
     error = float(relative_errors(before, after))
     if error <= allowed or any(map(_divides_by_spread, step.layer.modules())) or _begins_with_a_kink(step.layer):
@@ -174,24 +174,24 @@ def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float
 
 
 def _divides_by_spread(part: nn.Module) -> bool:
-    """Whether a module normalises by statistics of what it is given."""
-    if isinstance(part, BatchOrInstanceNorm):  # batch and instance norm: in eval mode by those that were kept
+    """Whether a module normalises by statistics of its input."""
+    if isinstance(part, BatchOrInstanceNorm):  # in eval mode by the running statistics, if there are any
         return part.training or part.running_mean is None
     return isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm)
 
 
 def _begins_with_a_kink(layer: nn.Module) -> bool:
-    """Whether the first thing that a layer does is a ReLU, or its like: of zeros, noise decides the slope."""
+    """Whether a layer begins with a ReLU or a similar function, whose slope at zero is decided by noise."""
     first = next(part for part in layer.modules() if next(part.children(), None) is None)
     return isinstance(first, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.PReLU | nn.RReLU)
 
 
 def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) -> Tensor:
-    """How far numbers are off: the largest difference in a channel over the channel's spread; the worst channel's.
+    """The relative error: the largest difference in a channel over the channel's spread; the worst channel's.
 
-    By channel, because each is what a batch norm divides by and what a ReLU has its kink in: of a channel that was
-    constant, any noise that comes back is all that they see, however small, and the error is infinite. What was
-    infinite or no number before is no error of the reconstruction.
+    It is taken by channel, because a batch norm divides by each channel's deviation and a ReLU has its kink in each: if
+    a channel was constant, they see nothing but the noise that comes back, however small, and the error is infinite.
+    Numbers that were infinite or NaN before are no error of the reconstruction.
 
     Args:
         before: ``(..., channels, numbers)``.
@@ -208,7 +208,7 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
     if by_spread:
         low, high = before.aminmax(dim=-1)
         error = ((after - before).abs_().amax(-1) / (high - low)).amax(-1)
-        if math.isfinite(float(error.sum())):  # nothing constant, infinite or no number: nearly always
+        if math.isfinite(float(error.sum())):  # nearly always: nothing is constant, infinite or NaN
             return error
     difference, low, high = (after - before).abs_(), before, before
     if not math.isfinite(float(difference.sum())):
@@ -223,20 +223,20 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
 
 
 def _channels(shape: torch.Size) -> tuple[int, int, int]:
-    """A tensor's batch, channels and positions as far as `LEAST` lets channels be looked at by themselves."""
+    """The batch, channels and positions of a tensor; one channel if `LEAST` does not allow separate ones."""
     batch, channels, positions = shape[0], shape[1:2].numel(), shape[2:].numel()
     return (1, 1, shape.numel()) if batch * positions < LEAST else (batch, channels, positions)
 
 
 def by_channel(leaf: Tensor) -> Tensor:
-    """All numbers of a tensor as `relative_errors` takes them: ``(channels, numbers)``."""
+    """All numbers of a tensor as `relative_errors` expects them: ``(channels, numbers)``."""
     batch, channels, positions = _channels(leaf.shape)
     return leaf.reshape(batch, channels, positions).transpose(0, 1).flatten(1)
 
 
 @functools.lru_cache(maxsize=256)
 def _places(shape: torch.Size, device: torch.device) -> Tensor:
-    """Where in a tensor of this shape samples are taken: ``(channels, numbers)``, indices into all of it."""
+    """The places of the samples in a tensor of this shape: ``(channels, numbers)``, indices into the flat tensor."""
     batch, channels, inner = _channels(shape)
     count = batch * inner
     rows = []

@@ -161,7 +161,7 @@ class _Reverse(torch.autograd.Function):
         context = next(saved) if ctx.has_context else None
         log_det_grad = next(given, None)
         differentiate = segment.differentiate
-        if segment.compiled or torch.is_grad_enabled():  # somebody differentiates this gradient
+        if segment.compiled or torch.is_grad_enabled():  # this gradient will be differentiated
             differentiate = segment.differentiate_twice
         else:
             y = map_state(Tensor.detach, y)
