@@ -1,9 +1,10 @@
-"""Every private name of PyTorch that invflow uses, and why: what a new version may break is here and nowhere else."""
+"""Every private name of PyTorch that invflow uses, and why: only this module can break with a new version."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,38 +17,41 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 C = TypeVar("C", bound=Callable[..., Any])
 Slots = dict[str, Any]
 
-# The public names are one class for each number of dimensions, lazy and synchronised ones apart.
+# The public classes are separate for each number of dimensions, and for lazy and synchronised ones.
 BatchNorm = _BatchNorm
 BatchOrInstanceNorm = _NormBase
 Dropout = _DropoutNd
 SpectralNorm = _SpectralNorm
 
+# Sees every operator that runs, after autograd; nothing public does.
+DispatchMode = TorchDispatchMode
+
 _ENGINE: Any = torch.autograd.Variable._execution_engine
 
 
 def transforms_active() -> bool:
-    """Whether a transform of torch.func, such as vmap, is at work. No public call tells."""
+    """Whether a transform of torch.func, such as vmap, is active. There is no public call for this."""
     return torch._C._are_functorch_transforms_active()
 
 
 def forward_mode_active() -> bool:
-    """Whether forward-mode differentiation is at work. No public call tells."""
+    """Whether forward-mode differentiation is active. There is no public call for this."""
     return forward_ad._current_level >= 0
 
 
 def run_backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """`torch.autograd.grad` without its checks of what is known to fit: they cost as much as a small layer."""
-    # In order: keep the graph, make one of the gradients, whose gradients, whether some may be None, whether to add to
-    # .grad.
+    """`torch.autograd.grad` without its checks, which cost as much as a small layer."""
+    # The flags: keep the graph, make one of the gradients; allow None, add to .grad.
     return list(_ENGINE.run_backward(tuple(outputs), tuple(grads), False, False, tuple(inputs), True, False))
 
 
 def reparametrized(module: nn.Module, tensors: Mapping[str, Tensor]) -> AbstractContextManager[object]:
-    """Other weights and buffers inside: `torch.func.functional_call` calls a module's forward only."""
+    """Other weights and buffers inside: `torch.func.functional_call` can only call a module's forward."""
     return _reparametrize_module(module, tensors)  # type: ignore[arg-type]
 
 
@@ -59,7 +63,7 @@ def constant_to_compiler(function: C) -> C:
 
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
-    """No records of the compiler's own trace, which test runners collect, and show in place of a failure."""
+    """Inside, the compiler's trace is not logged: test runners collect it and show it instead of a failure."""
     logger = logging.getLogger("torch.__trace")
     before, logger.disabled = logger.disabled, True
     try:
@@ -68,62 +72,54 @@ def untraced() -> Iterator[None]:
         logger.disabled = before
 
 
-# The dicts themselves: nn.Module's public iterators build a name for everything, which costs as much as a small layer,
-# and tensors are replaced in them and put back.
+# A module's own dicts: nn.Module's public iterators build a name for everything, which costs as much as a small layer,
+# and tensors are replaced in these dicts and put back.
 
+submodules: Callable[[nn.Module], Slots] = operator.attrgetter("_modules")
+"""The modules directly inside a module, by name."""
 
-def submodules(module: nn.Module) -> Slots:
-    """The modules right inside a module, by name."""
-    return module._modules
+parameters: Callable[[nn.Module], Slots] = operator.attrgetter("_parameters")
+"""The parameters of a module itself, by name."""
 
+buffers: Callable[[nn.Module], Slots] = operator.attrgetter("_buffers")
+"""The buffers of a module itself, by name."""
 
-def parameters(module: nn.Module) -> Slots:
-    """The parameters right inside a module, by name."""
-    return module._parameters
-
-
-def buffers(module: nn.Module) -> Slots:
-    """The buffers right inside a module, by name."""
-    return module._buffers
+version: Callable[[Tensor], int] = operator.attrgetter("_version")
+"""The number of in-place writes to a tensor."""
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of what compiles it or runs it on several devices."""
+    """The module inside a wrapper that compiles it or runs it on several devices."""
     while isinstance(inner := getattr(module, "_orig_mod", getattr(module, "module", None)), nn.Module):
         module = inner
     return module
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether it matters that the module is called, and not its parts."""
+    """Whether the module has hooks, so that it must be called as a whole."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def has_hooks(tensor: Tensor) -> bool:
-    """Whether somebody wants to see the tensor's gradient."""
+    """Whether hooks wait for the tensor's gradient."""
     return bool(tensor._backward_hooks)
 
 
-def version(tensor: Tensor) -> int:
-    """How often the tensor was written to in place."""
-    return tensor._version
-
-
 def storage_of(tensor: Tensor) -> int:
-    """What tells storages apart; meta tensors have no public address."""
+    """An identity of the tensor's storage; meta tensors have no public address."""
     return int(tensor.untyped_storage()._cdata)
 
 
 class Proved(nn.Module):
-    """A module whose tensors have to satisfy something, which is proved anew when they are loaded or converted."""
+    """A module whose tensors must satisfy a condition, which is proved again whenever they are loaded or converted."""
 
     @abstractmethod
     def prove(self) -> None:
-        """Raises where the tensors do not satisfy it."""
+        """Raises an error if the tensors do not satisfy it."""
 
-    # There is no public hook for a conversion; so that both read alike, neither is one.
+    # There is no public hook for a conversion; for symmetry, loading uses none either.
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self.prove()

@@ -1,4 +1,4 @@
-"""What is measured of states and of maps: differences, Jacobians, derivatives."""
+"""Measures of states and of maps: differences, Jacobians, derivatives."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from .state import State, batch_size, flat_size, flatten, leaves, shape_of, unflatten
 
 GRADIENT_STEP = 1e-5
-"""Of central differences in float64: their truncation, of the order of its square, and their rounding, eps over it, are
-both about 1e-10."""
+"""The step of central differences in float64: the truncation error, about its square, and the rounding error, eps over
+it, are both about 1e-10."""
 
 LARGEST_JACOBIAN = 1024
-"""Numbers in one sample above which no dense Jacobian is made: 8 MB of it."""
+"""The largest size of a sample for which a dense Jacobian is computed, of 8 MB."""
 
 
 def difference(a: State, b: State) -> float:
-    """The largest |a - b| over all tensors of two states; NaN where they have NaN or infinities that do not cancel."""
+    """The largest |a - b| over all tensors of two states; NaN if they hold NaN, or infinities that do not cancel."""
     found = [
         (q.double() - p.double()).abs().max()
         for p, q in zip(leaves(a), leaves(b), strict=True)
@@ -30,7 +30,7 @@ def difference(a: State, b: State) -> float:
 
 
 def magnitude(*states: State) -> float:
-    """max(1, the largest magnitude in any of the states); NaN where they have NaN, which Python's max would lose."""
+    """max(1, the largest magnitude in any of the states); NaN if they hold NaN, which Python's max would lose."""
     found = [float(leaf.abs().max()) for state in states for leaf in leaves(state) if leaf.numel()]
     return float(torch.tensor([1.0, *found], dtype=torch.float64).max())
 
@@ -39,18 +39,17 @@ def same_bits(a: Any, b: Any) -> bool:
     """Whether two states are equal in structure, dtype and every number; NaN equals NaN."""
     if isinstance(a, tuple) or isinstance(b, tuple):
         return type(a) is type(b) and len(a) == len(b) and all(same_bits(p, q) for p, q in zip(a, b, strict=True))
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+    same = a.shape == b.shape and a.dtype == b.dtype
+    return same and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def jacobian(function: Callable[[State], State], x: State) -> Tensor:
     """The dense Jacobian of a map of one sample, ``(outputs, inputs)``, by reverse mode."""
-    # One copy of the sample per output: where samples do not mix, the batch does the work of vmap, for any function.
+    # One copy of the sample per output: samples do not mix, so the batch does the work of vmap, for any function.
     shape, size = shape_of(x), flat_size(shape_of(x))
     copies, outputs = size, -1
     with torch.enable_grad():
-        while outputs != copies:  # as many as there are inputs, nearly always
+        while outputs != copies:  # nearly always equal to the number of inputs
             copies = size if outputs < 0 else outputs
             flat = flatten(x).detach().expand(copies, size).clone().requires_grad_()
             y = flatten(function(unflatten(flat, shape)))
@@ -60,25 +59,23 @@ def jacobian(function: Callable[[State], State], x: State) -> Tensor:
 
 
 def gradients(total: Tensor, variables: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of a number with respect to each variable, zero where it does not depend on it."""
-    found: Sequence[Tensor | None] = [None] * len(variables)
-    if total.requires_grad:
-        found = torch.autograd.grad(total, variables, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(variables, found, strict=True)]
+    """The gradient of a number with respect to each variable; zero for those that it does not depend on."""
+    if not total.requires_grad:
+        return [torch.zeros_like(variable) for variable in variables]
+    return list(torch.autograd.grad(total, variables, retain_graph=True, allow_unused=True, materialize_grads=True))
 
 
 def joint_jacobian(function: Callable[[State], State], x: State) -> Tensor:
     """The dense Jacobian of a map of a whole batch, for modes in which samples mix."""
     shape = shape_of(x)
-    with torch.enable_grad():
-        flat = flatten(x).detach().clone().requires_grad_()
-        y = flatten(function(unflatten(flat, shape))).flatten()
-        rows = [gradients(value, [flat])[0].flatten() for value in y]
-    return torch.stack(rows)
+    rows: Tensor = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+        lambda flat: flatten(function(unflatten(flat, shape))).flatten(), flatten(x)
+    )
+    return rows.flatten(1)
 
 
 def with_context(function: Callable[..., Any], context: Tensor | None) -> Callable[[State], Any]:
-    """A function of the state alone; where the context is of one sample, every sample of the state sees it."""
+    """A function of the state alone; the context of a single sample is used for every sample of the state."""
 
     def apply(state: State) -> Any:
         size = batch_size(state)
@@ -90,9 +87,10 @@ def with_context(function: Callable[..., Any], context: Tensor | None) -> Callab
 def derivatives(
     function: Callable[[State], State], x: State, weights: Sequence[Tensor], generator: torch.Generator
 ) -> tuple[float, float]:
-    """How far autodiff is from central differences, for x and for the weights.
+    """The difference between autodiff and central differences, for x and for the weights.
 
-    Each along one random direction of the variables and of the result, in units of max(1, the derivative, the result).
+    Each is taken along one random direction of the variables and of the result, in units of max(1, the derivative, the
+    result).
     """
     shape = shape_of(x)
 

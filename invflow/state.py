@@ -6,6 +6,7 @@ without its batch: ``(1, 28, 28)``, or ``((8, 7, 7), (8, 7, 7))`` for a pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, TypeGuard, Union
 
@@ -18,7 +19,7 @@ State: TypeAlias = Union[Tensor, tuple["State", ...]]
 Shape: TypeAlias = tuple[Union[int, "Shape"], ...]
 TensorShape: TypeAlias = tuple[int, ...]
 Path: TypeAlias = tuple[int, ...]
-"""Where a part of a state is: an index for each tuple on the way there."""
+"""The place of a part of a state: one index for each nested tuple."""
 
 
 def is_tensor_shape(shape: Any) -> TypeGuard[TensorShape]:
@@ -28,7 +29,7 @@ def is_tensor_shape(shape: Any) -> TypeGuard[TensorShape]:
         >>> is_tensor_shape((1, 28, 28)), is_tensor_shape(((8,), (8,)))
         (True, False)
     """
-    # The first entry tells: this runs in every forward of some layers.
+    # Checks the first entry only, because this runs in every forward of some layers.
     return isinstance(shape, tuple) and (len(shape) == 0 or isinstance(shape[0], int))
 
 
@@ -56,7 +57,7 @@ def leaf_shapes(shape: Shape) -> Iterator[TensorShape]:
 
 
 def leaf_paths(shape: State | Shape) -> list[Path]:
-    """Where the tensors of a state, or of a state of this shape, are, in order.
+    """The paths of the tensors of a state, or of a state of this shape, in order.
 
     Examples:
         >>> leaf_paths(((8,), ((2,), (3,))))
@@ -91,7 +92,7 @@ def part_of(state: Any, path: Path) -> Any:
         (2,)
 
     Raises:
-        ShapeError: the path leads into a tensor, or beyond a tuple.
+        ShapeError: the path leads into a tensor, or an index is out of range.
     """
     part = state
     for index in path:
@@ -102,7 +103,7 @@ def part_of(state: Any, path: Path) -> Any:
 
 
 def with_part(state: Any, path: Path, part: Any) -> Any:
-    """A state, or a shape, with another part at a path, at which there is one.
+    """A state, or a shape, with the part at an existing path replaced.
 
     Examples:
         >>> with_part(((8,), ((2,), (3,))), (1, 0), (5,))
@@ -110,10 +111,8 @@ def with_part(state: Any, path: Path, part: Any) -> Any:
     """
     if not path:
         return part
-    index, *rest = path
-    inner = with_part(state[index], tuple(rest), part) if rest else part
     parts = list(state)
-    parts[index] = inner
+    parts[path[0]] = with_part(parts[path[0]], path[1:], part)
     return tuple(parts)
 
 
@@ -142,7 +141,7 @@ def zeros(
 
 
 def batch_size(state: State) -> int:
-    """How many samples a state holds."""
+    """The number of samples in a state."""
     return next(leaves(state)).shape[0]
 
 
@@ -152,14 +151,8 @@ def sample(state: Any, index: int) -> Any:
 
 
 def flat_size(shape: Shape) -> int:
-    """How many numbers one sample of a state holds."""
-    total = 0
-    for leaf in leaf_shapes(shape):
-        size = 1
-        for extent in leaf:
-            size *= extent
-        total += size
-    return total
+    """The number of numbers in one sample of a state."""
+    return sum(math.prod(leaf) for leaf in leaf_shapes(shape))
 
 
 def flatten(state: State) -> Tensor:
@@ -184,7 +177,7 @@ def zero_log_det(state: State) -> Tensor:
 
 
 def require_tensor(who: str, shape: Shape, dims: int | None = None) -> TensorShape:
-    """``shape`` itself where it is one tensor's (with ``dims`` dimensions besides the batch), else a ShapeError."""
+    """``shape`` itself if it is one tensor's (with ``dims`` dimensions besides the batch), else a ShapeError."""
     if not is_tensor_shape(shape):
         raise ShapeError(f"{who} expects one tensor, got a tuple state of shape {shape}; put a merge or an each before")
     if dims is not None and len(shape) != dims:
@@ -204,7 +197,7 @@ def require_channels(who: str, shape: Shape, channels: int | None = None) -> Ten
 
 
 def require_pair(who: str, shape: Shape) -> tuple[Shape, Shape]:
-    """``shape`` itself where it is a pair's, else a ShapeError."""
+    """``shape`` itself if it is a pair's, else a ShapeError."""
     if is_tensor_shape(shape) or len(shape) != 2:
         raise ShapeError(f"{who} expects a pair of states, got shape {shape}; put a split before")
     return shape[0], shape[1]  # type: ignore[return-value]

@@ -16,11 +16,11 @@ from invflow import Inverse, Sequential
 from invflow.bijections import AdditiveCoupling, AffineCoupling, Linear1x1, Merge, Psi, Split
 from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.errors import ReconstructionError, ReconstructionWarning
-from invflow.reversible import tolerance
-from invflow.reversible.monitor import CHANNELS, SAMPLES, Samples, _places, relative_errors
+from invflow.reversible import Reconstruction, tolerance
+from invflow.reversible.monitor import CHANNELS, SAMPLES, Fingerprint, _places, errors_of, relative_errors
 
 GRADIENT = 1e-5
-"""Relative, float32: what gradients may lose before the monitor has to speak."""
+"""Relative, float32: what gradients may lose before the monitor must warn."""
 CHANNELS_OF_CHAIN = 16
 
 
@@ -250,12 +250,11 @@ class TestMeasure:
             torch.randn(9, 4, 4, dtype=torch.float64),
             torch.ones(9, 2, dtype=torch.int64),
         )
-        kept, again = Samples(), Samples()
-        kept.keep(0, [first, whole], [second])
-        kept.keep(1, [second], [second.clone(), torch.empty(0, 3)])
-        again.like(kept, 1, (second + 1e-3,))
-        again.like(kept, 0, (first, whole))
-        errors = kept.errors(again, [], math.inf)
+        fingerprint = Fingerprint(Reconstruction(), "warn")
+        fingerprint.keep(0, [first, whole], [second])
+        fingerprint.keep(1, [second], [second.clone(), torch.empty(0, 3)])
+        pairs = [*fingerprint.compare(1, (second + 1e-3,)), *fingerprint.compare(0, (first, whole))]
+        errors = errors_of(pairs, [], math.inf)
         assert errors[0] == 0
         assert 1e-4 < errors[1] < 1e-2
 

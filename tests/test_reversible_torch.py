@@ -233,6 +233,17 @@ class TestHooks:
         assert_close(*reversed(in_both(act)))
         assert sorted(seen) == [1, 1, 2, 2]  # once under each policy
 
+    def test_on_a_weight_when_a_second_backward_is_differentiated(self):
+        def act(chain, x):
+            chain = chain.eval()
+            chain[6].net[0].weight.register_hook(lambda grad: 3 * grad)
+            loss = chain(x).pow(3).sum()
+            loss.backward(retain_graph=True)
+            slopes = torch.autograd.grad(loss, list(chain.parameters()), create_graph=True)
+            return flat(torch.autograd.grad(sum(slope.square().sum() for slope in slopes), list(chain.parameters())))
+
+        assert_close(*reversed(in_both(act)))
+
     def test_on_a_conditioner_at_each_of_its_evaluations(self):
         chain, forwards, backwards = make_chain(), [], []
         chain[6].net.register_forward_hook(lambda *_: forwards.append(1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
-from ..numerics.precision import own_precision
+from ..numerics.backend import own_precision
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
 

@@ -16,7 +16,7 @@ from ..errors import InvflowError, ShapeError
 from ..log_det import AUTO, Branch, Estimator, Map, pulled_back
 from ..nets.contract import Conditioned, Lipschitz
 from ..nets.lipschitz import LipschitzConv, LipschitzMLP, LipschitzNet
-from ..numerics.precision import own_precision
+from ..numerics.backend import own_precision
 from ..registry import nets, register
 from ..solvers import Method, Solution, Step, accuracy, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor

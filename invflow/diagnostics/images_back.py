@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from ..numerics.verify import Call, channels_last, in_parts, on_threads, without_onednn
+from ..numerics.verify import Call, Way, channels_last, in_parts, on_threads, onednn_off
 from ..sequential import Sequential
 
 FORWARD_BATCH = 64
@@ -33,7 +33,8 @@ def images_back(chain: Sequential, images: Tensor) -> dict[str, int]:
         return found
     whole, large = torch.cat(features), in_parts(INVERSE_BATCHES[-1])
     ways: dict[str, Call] = {f"batches of {size}": in_parts(size)(chain.inverse) for size in INVERSE_BATCHES}
-    others = {"channels last": channels_last, "2 threads": on_threads(2), "without oneDNN": without_onednn}
+    others: dict[str, Way] = {"channels last": channels_last, "2 threads": on_threads(2)}
+    others["without oneDNN"] = onednn_off()
     ways |= {name: large(way(chain.inverse)) for name, way in others.items()}
     found |= {name: _equal(back(whole, None), images) for name, back in ways.items()}
     in_float64 = large(copy.deepcopy(chain).double().inverse)(whole.double(), None)

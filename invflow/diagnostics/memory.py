@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .._torch import storage_of
 from ..errors import InvflowError
-from ..reversible import POLICIES, Part, plan
+from ..reversible.chain import POLICIES, Kept, plan, run_group
 from ..sequential import Sequential
 from ..state import leaves, make_state
+from ..wires import Step
 from .check import inputs
 from .reconstruction import reconstruction_errors
 from .roundtrip import in_each_mode
@@ -80,14 +81,14 @@ def activation_memory(
     kept, peak, measured, measured_peak = {}, {}, {}, {}
     for policy in POLICIES:
         predicted = _Chain(chain, policy, batch, log_det, torch.device("meta"))
-        parts, sizes = predicted.parts, predicted.kept()
-        for part, size in zip(parts, sizes, strict=True):
-            layers[part.steps[-1].name].kept[policy] += size
+        groups, sizes = predicted.groups, predicted.kept()
+        for (_, steps), size in zip(groups, sizes, strict=True):
+            layers[steps[-1].name].kept[policy] += size
         kept[policy] = sum(sizes)
-        recomputed = [step.name for part in parts if part.keeps != "activations" for step in part.steps]
+        recomputed = [step.name for keeps, steps in groups if keeps != "activations" for step in steps]
         largest = max((layers[name].kept["stored"] for name in recomputed), default=0)
         # The layers at the end that keep their activations have released them before any are recomputed.
-        last = max((i for i, part in enumerate(parts, start=1) if part.keeps != "activations"), default=0)
+        last = max((i for i, (keeps, _) in enumerate(groups, start=1) if keeps != "activations"), default=0)
         peak[policy] = max(kept[policy], sum(sizes[:last]) + largest)
         if measure:
             real = _Chain(chain, policy, batch, log_det, accelerator or torch.device("cpu"))
@@ -115,11 +116,11 @@ class _Chain:
         self.x = make_state(make, chain.declared_shape or ())
         self.context = None if chain.declared_context_shape is None else make(chain.declared_context_shape)
         steps = self.chain.steps()
-        stored = [Part([step], "activations") for step in steps]
-        self.parts = stored if policy == "stored" else plan(steps, self.x, self.context)
+        stored: list[tuple[Kept, list[Step]]] = [("activations", [step]) for step in steps]
+        self.groups = stored if policy == "stored" else plan(steps, self.x, self.context)
 
     def kept(self) -> list[int]:
-        """The bytes that each part keeps in addition to those before it, without weights and buffers."""
+        """The bytes that each group of steps keeps in addition to those before it, without weights and buffers."""
         x = self.x
         sizes: list[int] = []
         alive: list[Any] = []
@@ -132,12 +133,12 @@ class _Chain:
             alive.append(tensor)  # so that no later storage reuses its memory
             return tensor
 
-        for part in self.parts:
+        for keeps, group in self.groups:
             sizes.append(0)
-            for leaf in leaves(x) if part.keeps == "input" else ():  # which a checkpoint keeps itself
+            for leaf in leaves(x) if keeps == "input" else ():  # which a checkpoint keeps itself
                 pack(leaf)
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                x, log_det = part.forward(x, self.context, self.log_det)
+                x, log_det = run_group(keeps, group, x, self.context, self.log_det, None)
             alive.append((x, log_det))
         return sizes
 

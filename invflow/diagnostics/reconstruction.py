@@ -34,12 +34,12 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
     device = next(leaves(x)).device
     trained = map_state(lambda leaf: leaf.detach().requires_grad_(leaf.is_floating_point()), x)
     taken, y = [], x
-    for part in plan(chain.steps(shape_of(x)), trained, context):
-        for step in part.steps:
+    for keeps, steps in plan(chain.steps(shape_of(x)), trained, context):
+        for step in steps:
             around = Surroundings(step.layer, device)
             around.begin()
             around.drawn = generators(device)
-            taken.append((step, part.keeps != "output", around, y))
+            taken.append((step, keeps != "output", around, y))
             y = step.after(y, context)
     errors = {}
     for step, kept, around, before in reversed(taken):

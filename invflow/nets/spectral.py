@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from .._torch import transforms_active
 from ..errors import ShapeError
-from ..numerics.precision import own_precision
+from ..numerics.backend import own_precision
 from ..state import TensorShape, shape_of
 
 Map: TypeAlias = Callable[[Tensor], Tensor]

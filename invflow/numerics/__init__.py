@@ -1,4 +1,4 @@
-"""How exact an inverse is: the modes, the grid, and the conditioners that keep a promise."""
+"""How exact an inverse is: the modes, the grid, and the evaluation of conditioners."""
 
 from .conditioners import same_batch
 from .grid import snap

@@ -1,4 +1,4 @@
-"""Which kernels compute: only such as sum products, and none that round the factors."""
+"""Kernels that compute plain sums of products, and a check that a device has them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LARGEST_INPUT = 2**10 - 1
 
 
 def exact_kernels(x: Tensor) -> contextlib.AbstractContextManager[object] | _WithoutNNPACK:
-    """Keeps off, while it lasts, the kernels that do not sum products of what they are given."""
+    """Inside, kernels that do not sum the products of what they are given are switched off."""
     if torch.compiler.is_compiling() or x.dtype != torch.float32:
-        return contextlib.nullcontext()  # what a graph will call is up to its compiler; float64 has no such kernels
+        return contextlib.nullcontext()  # a graph's compiler chooses the kernels; float64 has none of these
     if x.device.type == "cpu":
         return _WithoutNNPACK()
     if x.device.type == "cuda":
@@ -39,11 +39,16 @@ class _WithoutNNPACK:
         torch.backends.nnpack.set_flags(self._before)  # type: ignore[no-untyped-call]
 
 
+def own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """No autocast: a norm or a state in bfloat16 has lost what the inverse needs. The meta device knows no autocast."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def trust(x: Tensor) -> None:
-    """Has the device of x solve sums whose result is known, once for each of the precisions that can be asked for.
+    """Checks the device of x on sums whose results are known, once for each setting of precision.
 
     Raises:
-        NumericsError: it does not solve them exactly.
+        NumericsError: its sums are not exact.
     """
     if x.is_meta or torch.compiler.is_compiling() or transforms_active():
         return
@@ -63,29 +68,16 @@ def _what_is_wrong(device: str, dtype: torch.dtype, precision: str, onednn: bool
             x = torch.randint(-_LARGEST_INPUT, _LARGEST_INPUT + 1, (batch, channels, _SIDE, _SIDE), generator=generator)
             largest = 2**24 // (_LARGEST_INPUT * channels * side**2)
             weight = torch.randint(-largest, largest + 1, (channels, channels, side, side), generator=generator)
-            found = _convolved(x.to(device, dtype), weight.to(device, dtype), side)
-            if not torch.equal(found.cpu().double(), _summed(x, weight, side)):
+            given, padding = x.to(device, dtype), side // 2
+            with exact_kernels(given):
+                found = functional.conv2d(given, weight.to(device, dtype), padding=padding)
+            windows = functional.pad(x, (padding,) * 4).unfold(2, side, 1).unfold(3, side, 1)
+            expected = torch.einsum("bcyxij,ocij->boyx", windows, weight)  # in integers
+            if not torch.equal(found.cpu().double(), expected.double()):
                 return f"a convolution with a kernel of {side} is not"
-            flat, matrix = x.flatten(1)[:, :1000], weight.flatten(1)[:, :1000]
-            width = min(flat.shape[1], matrix.shape[1])
-            flat, matrix = flat[:, :width], matrix[:, :width]
+            width = min(x[0].numel(), weight[0].numel(), 1000)
+            flat, matrix = x.flatten(1)[:, :width], weight.flatten(1)[:, :width]
             product = functional.linear(flat.to(device, dtype), matrix.to(device, dtype))
-            if not torch.equal(product.cpu().double(), (flat[:, None] * matrix[None]).sum(2).double()):
+            if not torch.equal(product.cpu().double(), (flat @ matrix.T).double()):
                 return "a matrix product is not"
     return None
-
-
-def _convolved(x: Tensor, weight: Tensor, side: int) -> Tensor:
-    with exact_kernels(x):
-        return functional.conv2d(x, weight, padding=side // 2)
-
-
-def _summed(x: Tensor, weight: Tensor, side: int) -> Tensor:
-    """The convolution in integers, term by term."""
-    padded = functional.pad(x, (side // 2,) * 4)
-    total = torch.zeros((x.shape[0], weight.shape[0], _SIDE, _SIDE), dtype=torch.int64)
-    for i in range(side):
-        for j in range(side):
-            window = padded[:, :, i : i + _SIDE, j : j + _SIDE]
-            total += torch.einsum("bcij,oc->boij", window, weight[:, :, i, j])
-    return total.double()

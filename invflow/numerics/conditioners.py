@@ -1,4 +1,4 @@
-"""Conditioners whose answer has to be the same bits both ways."""
+"""Conditioners whose result must be bit-equal in both directions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SAME_BATCH: ContextVar[bool] = ContextVar("same_batch", default=False)
 
 @contextlib.contextmanager
 def same_batch() -> Iterator[None]:
-    """Inside, an inverse in train mode is trusted to be given the whole batch that the forward saw, and no other.
+    """Inside, an inverse in train mode is trusted to get exactly the batch that the forward saw.
 
-    Batch statistics are then the same both ways. Without it such an inverse is refused in `grid` numerics.
+    Batch statistics are then the same in both directions. Outside, `grid` numerics refuse such an inverse.
     """
     token = _SAME_BATCH.set(True)
     try:
@@ -30,15 +30,15 @@ def same_batch() -> Iterator[None]:
 
 
 def evaluate(net: nn.Module, a: Tensor, context: Tensor | None, *, in_float64: bool, hide_sign: bool) -> Tensor:
-    """``net(a)``, or ``net(a, context)``, without autocast: in bfloat16 on one way only, it would be another function.
+    """``net(a)``, or ``net(a, context)``, without autocast, which in one direction alone would change the function.
 
     Args:
         net: the conditioner.
         a: its input.
-        context: handed on where there is one.
+        context: passed on if there is one.
         in_float64: whether weights and inputs are converted first.
-        hide_sign: whether -0.0 is made 0.0 first: convolutions and activations do not tell them apart, but another net
-            may divide by a.
+        hide_sign: whether -0.0 is replaced by 0.0 first: convolutions and activations do not distinguish them, but
+            another net may divide by a.
     """
     if not a.is_meta and torch.is_autocast_enabled(a.device.type):
         with torch.autocast(a.device.type, enabled=False):
@@ -56,7 +56,7 @@ def _in_float64(net: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
     named = itertools.chain(net.named_parameters(), net.named_buffers())
     state = {name: value.double() if value.is_floating_point() else value for name, value in named}
     made: Tensor = torch.func.functional_call(net, state, tuple(one.double() for one in given))
-    if net.training:  # running statistics have moved in the copies
+    if net.training:  # running statistics were updated in the copies
         with torch.no_grad():
             for name, buffer in net.named_buffers():
                 buffer.copy_(state[name])
@@ -64,21 +64,21 @@ def _in_float64(net: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
 
 
 def require_same_function(who: str, net: nn.Module) -> None:
-    """Refuses an inverse whose conditioner computes something else than it did on the way there.
+    """Refuses an inverse whose conditioner may compute another function than it did in the forward.
 
     Raises:
-        NumericsError: batch statistics or random numbers are at work, and nobody vouches for the batch.
+        NumericsError: the net uses batch statistics or random numbers, outside of `same_batch`.
     """
     reason = changing_part(net)
     if reason is not None and not _SAME_BATCH.get():
         raise NumericsError(
-            f"{who}: {reason}, so that its inverse need not be exact; call eval() first, or, where the whole batch is "
+            f"{who}: {reason}, so that its inverse need not be exact; call eval() first, or, if the batch is exactly "
             "the one that went forward, invert inside invflow.numerics.same_batch()"
         )
 
 
 def changing_part(net: nn.Module) -> str | None:
-    """What in a module depends on the batch, on chance, or on the calls before, in the mode that it is in."""
+    """Which part of a module depends on the batch, on random numbers, or on earlier calls, in its current mode."""
     for part in net.modules():
         name = type(part).__name__
         if isinstance(part, BatchNorm) and (part.training or part.running_mean is None):
@@ -91,5 +91,5 @@ def changing_part(net: nn.Module) -> str | None:
 
 
 def batch_norm_without_statistics(net: nn.Module) -> bool:
-    """Whether even in eval mode what a module computes depends on the batch."""
+    """Whether a module depends on the batch even in eval mode."""
     return any(isinstance(part, BatchNorm) and part.running_mean is None for part in net.modules())

@@ -7,11 +7,11 @@ A float of p significand bits (24 in float32, 53 in float64) holds every multipl
 Proof. The true sum s is a multiple of 2^-k. Rounding is monotone and 2^(p-k) is a float, so ``|s| >= 2^(p-k)`` would
 give ``|u| >= 2^(p-k)``: hence ``|s| < 2^(p-k)``, s is a float, and u = s. Then the true difference is b, a float.
 
-The bound has to be strict: just above it ``2^(p-k) + 2^-k`` rounds to 2^(p-k) and would pass. So one look at the result
-is enough for each addition, whatever r is, given that what enters the chain is on the grid: b is an earlier result.
+The bound has to be strict: just above it, ``2^(p-k) + 2^-k`` rounds to 2^(p-k) and would pass. So one check of the
+result is enough for each addition, whatever r is, if the input of the chain is on the grid: b is an earlier result.
 
-Zeros are one number: -0.0 comes back as 0.0 or as itself. `conditioners.evaluate` hides the sign from nets that might
-look at it.
+Zeros count as one number: -0.0 comes back as 0.0 or as itself. `conditioners.evaluate` hides the sign from nets that
+might depend on it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def limit(dtype: torch.dtype, frac_bits: int) -> float:
 
 
 def round_through(x: Tensor) -> Tensor:
-    """Rounds to integers, half to even, in place where no gradient is recorded; the gradient is that of the identity.
+    """Rounds to integers, half to even, in place if no gradient is recorded; the gradient is that of the identity.
 
-    The caller holds x alone.
+    Nobody but the caller may hold x.
     """
     if not torch.is_grad_enabled():
         return x.round() if traced() else x.round_()
@@ -60,19 +60,14 @@ def snap(state: State, frac_bits: int) -> State:
         >>> snap(torch.tensor([0.3, -0.9]), 2).tolist()
         [0.25, -1.0]
     """
-    return map_state(lambda leaf: snapped(leaf, frac_bits), state)
-
-
-def snapped(x: Tensor, frac_bits: int) -> Tensor:
-    """`snap` of one tensor."""
-    return steps(x, frac_bits, x.dtype) * 2.0**-frac_bits
+    return map_state(lambda leaf: steps(leaf, frac_bits, leaf.dtype) * 2.0**-frac_bits, state)
 
 
 def add(who: str, b: Tensor, r: Tensor, frac_bits: int, sign: int = 1) -> Tensor:
-    """``b + sign * 2^-frac_bits r``, exact or refused: see the lemma above.
+    """``b + sign * 2^-frac_bits r``, exact or an error: see the lemma above.
 
     Args:
-        who: what complains.
+        who: named in the error.
         b: on the grid.
         r: integers.
         frac_bits: of the grid.
@@ -88,74 +83,60 @@ def enter(state: State, mode: str, frac_bits: int, *, rounds: bool) -> State:
     """A state as it enters a chain: on the grid and within its range.
 
     Args:
-        state: what comes.
-        mode: what the numerics are called.
+        state: the state.
+        mode: the name of the numerics.
         frac_bits: of the grid.
-        rounds: whether a state off the grid is rounded, and not refused.
+        rounds: whether a state off the grid is rounded rather than refused.
 
     Raises:
-        NumericsError: it is not, and is to be checked; or it is too large.
+        NumericsError: the state is off the grid and not rounded, or too large.
     """
-    return map_state(lambda leaf: _enter(leaf, mode, frac_bits, rounds), state)
 
+    def checked(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise NumericsError(f"a chain in {mode} numerics expects floating-point states, got {x.dtype}")
+        if rounds:
+            x = snap(x, frac_bits)  # type: ignore[assignment]
+        elif traced():
+            x = torch.where((x.detach() * 2.0**frac_bits).frac() == 0, x, torch.nan)
+        elif not x.is_meta and x.numel():
+            fractions = (x.detach() * 2.0**frac_bits).frac_()
+            # The sum of magnitudes: one pass, in which nothing cancels and nothing underflows.
+            if torch.linalg.vector_norm(fractions, 1).item() != 0.0:
+                off = x.detach()[~(fractions == 0)]  # NaN too
+                raise NumericsError(
+                    f"a chain in {mode} numerics expects multiples of 2^-{frac_bits}, got {off[0].item()!r} and "
+                    f"{len(off) - 1} other such numbers; divide pixels by 256, not by 255, or let "
+                    '"entry": "snap" round what enters'
+                )
+        return _in_range("the state that enters", x, frac_bits)
 
-def _enter(x: Tensor, mode: str, frac_bits: int, rounds: bool) -> Tensor:
-    if not x.is_floating_point():
-        raise NumericsError(f"a chain in {mode} numerics expects floating-point states, got {x.dtype}")
-    if rounds:
-        x = snapped(x, frac_bits)
-    elif traced():
-        x = torch.where((x.detach() * 2.0**frac_bits).frac() == 0, x, torch.nan)
-    elif not x.is_meta and x.numel() and _is_off(x.detach(), frac_bits):
-        raise _off_the_grid(x.detach(), mode, frac_bits)
-    return _in_range("the state that enters", x, frac_bits)
-
-
-def _is_off(x: Tensor, frac_bits: int) -> bool:
-    """Whether any number is no multiple of 2^-frac_bits, or not finite."""
-    # The sum of magnitudes: one pass, in which nothing cancels and nothing underflows.
-    return bool(torch.linalg.vector_norm((x * 2.0**frac_bits).frac_(), 1).item() != 0.0)
-
-
-def _off_the_grid(x: Tensor, mode: str, bits: int) -> NumericsError:
-    off = x[~((x * 2.0**bits).frac() == 0)]
-    return NumericsError(
-        f"a chain in {mode} numerics expects multiples of 2^-{bits}, got {off[0].item()!r} and "
-        f'{len(off) - 1} other such numbers; divide pixels by 256, not by 255, or let "entry": "snap" round what enters'
-    )
+    return map_state(checked, state)
 
 
 def _in_range(who: str, x: Tensor, frac_bits: int) -> Tensor:
-    """The tensor itself, if the grid is held in its range."""
+    """The tensor itself, if its dtype holds the grid up to its largest number."""
     bound = limit(x.dtype, frac_bits)
     if traced():  # nothing can be raised from a graph, and NaN spreads to all that follows
         return torch.where(x.abs() < bound, x, torch.nan)
     if x.is_meta or not x.numel():
         return x
-    low, high = _extremes(x.detach())
-    if not (-bound < low and high < bound):
-        raise _too_large(who, max(-low, high), x.dtype, frac_bits)
-    return x
-
-
-def _extremes(x: Tensor) -> tuple[float, float]:
-    """The smallest and the largest number; both are NaN where any is."""
-    low, high = torch.aminmax(x)
-    return low.item(), high.item()
-
-
-def _too_large(who: str, largest: float, dtype: torch.dtype, frac_bits: int) -> NumericsError:
-    name = str(dtype).removeprefix("torch.")
+    extremes = torch.aminmax(x.detach())  # both are NaN if any number is
+    low, high = extremes.min.item(), extremes.max.item()
+    if -bound < low and high < bound:
+        return x
+    largest = max(-low, high)
     if not math.isfinite(largest):
-        return NumericsError(f"{who}: expected numbers on the grid of 2^-{frac_bits}, got {largest}")
-    fitting = frac_bits - math.floor(math.log2(largest / limit(dtype, frac_bits))) - 1
-    fixes = [f"frac_bits {fitting}" if fitting >= 0 else "smaller states", *(["float64"] if name != "float64" else [])]
-    return NumericsError(
-        f"{who}: reaches {largest:.6g}, but {name} holds multiples of 2^-{frac_bits} below "
-        f"{limit(dtype, frac_bits):.6g} only; use {' or '.join(fixes)}"
+        raise NumericsError(f"{who}: expected numbers on the grid of 2^-{frac_bits}, got {largest}")
+    fitting = frac_bits - math.floor(math.log2(largest / bound)) - 1
+    fixes = [f"frac_bits {fitting}" if fitting >= 0 else "smaller states"]
+    fixes += ["float64"] if x.dtype != torch.float64 else []
+    raise NumericsError(
+        f"{who}: reaches {largest:.6g}, but {str(x.dtype).removeprefix('torch.')} holds multiples of 2^-{frac_bits} "
+        f"below {bound:.6g} only; use {' or '.join(fixes)}"
     )
 
 
 def traced() -> bool:
-    """Whether what runs is recorded, to run later or on many samples at once, so that no value can be looked at."""
+    """Whether the code is being traced, by torch.compile or torch.func, so that no value can be read."""
     return torch.compiler.is_compiling() or transforms_active()

@@ -12,9 +12,9 @@ by a power of two, looking up in a table. All of these are exact in float32 and 
 function of its input, whatever the batch, the layout, the threads or the library.
 
 The theorem is about sums of products. Winograd's and FFT convolutions compute other sums, with fractions, and round;
-TF32 and bfloat16 kernels round the factors. `exact_kernels` keeps them off: NNPACK, which PyTorch takes on the CPU for
-batches of 16 and more where oneDNN is off, multiplies by FFT and Winograd, cuDNN by Winograd. And before a kind of
-device first computes, it has to solve sums that come out wrong in any such way (`backend.trust`).
+TF32 and bfloat16 kernels round the factors. `exact_kernels` switches them off: NNPACK, which PyTorch uses on the CPU
+for batches of 16 and more if oneDNN is off, multiplies by FFT and Winograd, cuDNN by Winograd. And before a kind of
+device first computes, it is checked on sums that come out wrong in any of these ways (`backend.trust`).
 
 L and the bound are checked in integers whenever weights are made, loaded or converted (`FixedPoint.prove`).
 """
@@ -33,13 +33,13 @@ from .backend import exact_kernels, trust
 from .grid import round_through, traced
 
 SUM_BITS = 24
-"""Sums stay below 2^24, which float32 holds: so the network is the same function in float32 and float64."""
+"""Sums stay within 2^24, which float32 holds, so the network is the same function in float32 and float64."""
 
 MOST_SHIFT = 64
 """Weights are integers times 2^-e with |e| up to this: products with 2^24 stay within float32's 2^-126 to 2^127."""
 
 _SLOPE_OVER = 64
-"""The slope of a table is taken over its range divided by this, either way."""
+"""The slope of a table is taken over its range divided by this, to either side."""
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -66,7 +66,7 @@ class Quantize(Proved):
         return _clamp(round_through(x * self.scale), -self.limit, self.limit)
 
     def prove(self) -> None:
-        """Raises NumericsError where a scale is no power of two, so that multiplying by it may round."""
+        """Raises NumericsError if a scale is not a power of two, because multiplying by it may round."""
         if not _computes(self.scale):
             return
         mantissa, exponent = torch.frexp(self.scale.double())
@@ -75,11 +75,11 @@ class Quantize(Proved):
 
 
 class Requantize(nn.Module):
-    """Sums to the integers of the next layer: ``clamp(round(s), low, limit)``; ReLU where low is 0.
+    """Sums to the integers of the next layer: ``clamp(round(s), low, limit)``; ReLU if low is 0.
 
     Args:
         low: the smallest result.
-        limit: the largest one; None for no bound above, as at the end of a net.
+        limit: the largest one; None for no upper bound, as at the end of a net.
     """
 
     def __init__(self, low: int | None, limit: int | None) -> None:
@@ -114,14 +114,14 @@ class Table(Proved):
         found = self.values[index]
         if not torch.is_grad_enabled():
             return found
-        # So that gradients pass, the slope around: between neighbours it would be that of rounding.
+        # For gradients, the slope over a wider range: between neighbours it would be that of rounding.
         far = max(1, self.limit // _SLOPE_OVER)
         after, before = (index + far).clamp(max=2 * self.limit), (index - far).clamp(min=0)
         slope = (self.values[after] - self.values[before]) / (after - before)
         return found + slope * (place - place.detach())
 
     def prove(self) -> None:
-        """Raises NumericsError where a value is no integer, or too large."""
+        """Raises NumericsError if a value is not an integer, or is too large."""
         _require_integers("a table of an order-free net", self.values, self.largest)
 
 
@@ -138,7 +138,7 @@ class FixedPoint(Proved):
         bias: see above.
         shift: see above.
         limit: the largest magnitude of an input.
-        like: the layer whose stride, padding, dilation and groups count.
+        like: the layer whose stride, padding, dilation and groups are used.
     """
 
     weight: Tensor
@@ -148,12 +148,10 @@ class FixedPoint(Proved):
     def __init__(self, weight: Tensor, bias: Tensor, shift: Tensor, limit: int, like: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
         self.limit = limit
-        self.geometry: tuple[Any, ...] | None = None
-        if isinstance(like, nn.Conv2d):
-            self.geometry = (like.stride, like.padding, like.dilation, like.groups)
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-        self.register_buffer("shift", shift)
+        conv = like if isinstance(like, nn.Conv2d) else None
+        self.geometry: Any = None if conv is None else (conv.stride, conv.padding, conv.dilation, conv.groups)
+        for name, buffer in (("weight", weight), ("bias", bias), ("shift", shift)):
+            self.register_buffer(name, buffer)
         self.prove()
 
     def forward(self, q: Tensor) -> Tensor:
@@ -164,7 +162,7 @@ class FixedPoint(Proved):
             return functional.conv2d(q, self.weight, self.bias, *self.geometry)
 
     def prove(self) -> None:
-        """Proves the theorem's premise, in integers. Raises NumericsError where it does not hold."""
+        """Proves the theorem's premise, in integers; raises NumericsError if it does not hold."""
         if not _computes(self.weight) or self.bias.is_meta or self.shift.is_meta:
             return
         who = "an order-free layer"
@@ -185,17 +183,17 @@ class FixedPoint(Proved):
 
 
 def powers_of_two(exponents: Tensor) -> Tensor:
-    """2^e of whole numbers, in float64 and to the bit, which torch.exp2 and torch.ldexp do not promise."""
+    """``2^e`` of integers, exact in float64, which torch.exp2 and torch.ldexp do not promise."""
     return torch.tensor([2.0**e for e in exponents.tolist()], dtype=torch.float64, device=exponents.device)
 
 
 def _computes(tensor: Tensor) -> bool:
-    """Whether a net with this tensor computes anything that could be wrong: `Quantize` refuses all other dtypes."""
+    """Whether a net with this tensor computes numbers: `Quantize` refuses all other dtypes."""
     return tensor.dtype in DTYPES and not tensor.is_meta
 
 
 def _clamp(x: Tensor, low: int | None, high: int | None) -> Tensor:
-    """Clamps, in place where no gradient is recorded: the caller holds x alone."""
+    """Clamps, in place if no gradient is recorded: nobody but the caller may hold x."""
     if low is None and high is None:
         return x
     return x.clamp(low, high) if torch.is_grad_enabled() or traced() else x.clamp_(low, high)

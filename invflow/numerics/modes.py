@@ -1,7 +1,7 @@
-"""What a chain computes in, as objects that do it: real numbers, snapped, on a grid, or exact.
+"""What a chain computes in, as objects that compute: real numbers, snapped, on a grid, or exact.
 
-A chain asks its numerics what becomes of a state at its two ends; a coupling asks them for its conditioner's answer and
-for its sums. Nobody else asks which mode it is.
+A chain calls its numerics on the states at its two ends; a coupling calls them for its conditioner's result and for its
+sums. No other code depends on the mode.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ and device; bit-exact on a grid whatever these are."""
 
 
 class Limit(NamedTuple):
-    """How exact the inverse of a layer can be, with the parameters that it has.
+    """How exact the inverse of a layer can be, given its parameters.
 
     Attributes:
         level: the level that it can reach.
-        reason: why it can reach none above.
+        reason: why it can reach no better one.
     """
 
     level: Level
@@ -41,7 +41,7 @@ NONE = Limit("exact")
 
 
 def least(levels: Iterable[Level]) -> Level:
-    """The least of some levels; of none, the highest there is.
+    """The least of some levels; the highest level for no levels.
 
     Examples:
         >>> least(["exact", "float"]), least([])
@@ -52,17 +52,16 @@ def least(levels: Iterable[Level]) -> Level:
 
 FracBits: TypeAlias = Annotated[int, Field(ge=0, le=52)]
 _FRAC_BITS = "the grid is the multiples of 2^-frac_bits"
-_ENTRY = 'what becomes of a state off the grid: "check" refuses it, "snap" rounds it'
 
 
 class Mode(Options):
-    """What a chain computes in; the base of the four modes, and real numbers, in all that it does.
+    """What a chain computes in; the base of the four modes, which itself computes in real numbers.
 
     Attributes:
-        level: what each layer of the chain has to be able to reach.
-        integer_nets: whether conditioners have to be made order-free, so that they count in steps of the grid.
-        on_grid: whether the states between the layers stay on a grid too, so that each layer is asked to keep to it.
-        about_data: whether only the end is concerned at which data go in.
+        level: the level that each layer of the chain must reach.
+        integer_nets: whether conditioners must be order-free, and count in steps of the grid.
+        on_grid: whether the states between the layers stay on a grid too, so that each layer must keep them on it.
+        about_data: whether only the end of the chain that takes data is affected.
         limit: how exact a chain in these numerics can be, whatever its layers are.
     """
 
@@ -75,55 +74,55 @@ class Mode(Options):
 
     @property
     def step(self) -> float:
-        """The distance of neighbouring data; 0 for real numbers."""
+        """The distance between neighbouring data; 0 for real numbers."""
         return 0.0
 
     @property
     def rounds(self) -> bool:
-        """Whether a state may be changed at an end of the chain, so that what went in is not what came out of it."""
+        """Whether the chain may change a state at one of its ends, so that a round trip may not return it."""
         return False
 
     def reach(self, dtype: torch.dtype) -> float:
-        """The magnitude that every state of this dtype has to stay below."""
+        """The bound on the magnitudes of all states of this dtype."""
         return math.inf
 
     def enter(self, state: Any) -> Any:
-        """A state as it enters a chain, at either end. Raises NumericsError for one that these numerics do not take."""
+        """A state as it enters a chain, at either end. Raises NumericsError if these numerics do not accept it."""
         return state
 
     def leave(self, x: Any) -> Any:
-        """What the inverse of a chain returns of the state that it ends in."""
+        """What the inverse of a chain returns for its last state."""
         return x
 
     def nearest(self, state: State) -> State:
-        """The nearest state that a chain takes, at either end: for features that were not computed by it."""
+        """The nearest state that a chain accepts, at either end: for features that it did not compute."""
         return state
 
     def nearest_data(self, state: State) -> State:
-        """The nearest state that data may be: on their grid, if there is one."""
+        """The nearest state that is valid data: on their grid, if there is one."""
         return state
 
     def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
-        """What a conditioner makes of a.
+        """The result of a conditioner.
 
         Args:
             net: the conditioner.
-            a: what it is given.
-            context: what it is given besides; None for nothing.
-            is_stack: whether it holds nothing but layers that treat 0.0 and -0.0 alike.
+            a: its input.
+            context: its second input, or None.
+            is_stack: whether all its layers treat 0.0 and -0.0 alike.
         """
         made: Tensor = net(a) if context is None else net(a, context)
         return made
 
     def require_same_function(self, who: str, net: nn.Module) -> None:
-        """Refuses to invert by another function than the forward's, if that would break a promise."""
+        """Raises NumericsError if the conditioner may not be the forward's function, and that would break a promise."""
 
     def add(self, who: str, b: Tensor, made: Tensor) -> Tensor:
         """``b + made``."""
         return made + b
 
     def subtract(self, who: str, u: Tensor, made: Tensor) -> Tensor:
-        """``u - made``, which takes back what `add` did."""
+        """``u - made``, which undoes `add`."""
         return u - made
 
 
@@ -133,24 +132,14 @@ class Float(Mode):
     mode: Literal["float"]
 
 
-class Snap(Mode):
-    """Real numbers; the inverse rounds its result to the data's grid, so that data come back without one wrong bit."""
+class _WithGrid(Mode):
+    """The base of the modes whose data lie on a grid."""
 
-    mode: Literal["snap"]
-    about_data: ClassVar[bool] = True
-    limit: ClassVar[Limit] = Limit("float", "it rounds at its end, so that it is no bijection of the grid")
-    frac_bits: FracBits = Field(default=8, description=_FRAC_BITS)
+    frac_bits: FracBits = Field(default=16, description=_FRAC_BITS)
 
     @property
     def step(self) -> float:
         return 2.0**-self.frac_bits
-
-    @property
-    def rounds(self) -> bool:
-        return True
-
-    def leave(self, x: Any) -> Any:
-        return grid.snap(x, self.frac_bits)
 
     def nearest_data(self, state: State) -> State:
         return grid.snap(state, self.frac_bits)
@@ -162,16 +151,29 @@ class Snap(Mode):
         conditioners.require_same_function(who, net)
 
 
-class _OnGrid(Mode):
-    """What the two modes share whose states stay on a grid."""
+class Snap(_WithGrid):
+    """Real numbers; the inverse rounds its result to the data's grid, so that data come back without one wrong bit."""
 
-    on_grid: ClassVar[bool] = True
-    frac_bits: FracBits = Field(default=16, description=_FRAC_BITS)
-    entry: Literal["check", "snap"] = Field(default="check", description=_ENTRY)
+    mode: Literal["snap"]
+    about_data: ClassVar[bool] = True
+    limit: ClassVar[Limit] = Limit("float", "it rounds at its end, so that it is no bijection of the grid")
+    frac_bits: FracBits = Field(default=8, description=_FRAC_BITS)
 
     @property
-    def step(self) -> float:
-        return 2.0**-self.frac_bits
+    def rounds(self) -> bool:
+        return True
+
+    def leave(self, x: Any) -> Any:
+        return grid.snap(x, self.frac_bits)
+
+
+class _OnGrid(_WithGrid):
+    """The base of the two modes whose states stay on a grid."""
+
+    on_grid: ClassVar[bool] = True
+    entry: Literal["check", "snap"] = Field(
+        default="check", description='what becomes of a state off the grid: "check" refuses it, "snap" rounds it'
+    )
 
     @property
     def rounds(self) -> bool:
@@ -186,12 +188,6 @@ class _OnGrid(Mode):
     def nearest(self, state: State) -> State:
         return grid.snap(state, self.frac_bits)
 
-    def nearest_data(self, state: State) -> State:
-        return grid.snap(state, self.frac_bits)
-
-    def require_same_function(self, who: str, net: nn.Module) -> None:
-        conditioners.require_same_function(who, net)
-
     def add(self, who: str, b: Tensor, made: Tensor) -> Tensor:
         return grid.add(who, b, self._steps(made, b.dtype), self.frac_bits)
 
@@ -199,12 +195,12 @@ class _OnGrid(Mode):
         return grid.add(f"the inverse of {who}", u, self._steps(made, u.dtype), self.frac_bits, -1)
 
     def _steps(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        """What a conditioner made, in whole steps of the grid."""
+        """The result of a conditioner in whole steps of the grid."""
         return grid.steps(made, self.frac_bits, dtype)
 
 
 class Grid(_OnGrid):
-    """The state stays on a grid: bit-exact where both directions see the same batch shape, layout and device."""
+    """The state stays on a grid: bit-exact if both directions see the same batch shape, layout and device."""
 
     mode: Literal["grid"]
     level: ClassVar[Level] = "grid"
@@ -227,11 +223,8 @@ class Exact(_OnGrid):
         default=10, description="the integers between the layers of a conditioner are below 2^activation_bits"
     )
 
-    def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
-        return conditioners.evaluate(net, a, context, in_float64=False, hide_sign=not is_stack)
-
     def _steps(self, made: Tensor, dtype: torch.dtype) -> Tensor:
-        return made  # an order-free net counts in them by itself
+        return made  # an order-free net already counts in steps
 
 
 Numerics: TypeAlias = Annotated[Float | Snap | Grid | Exact, Field(discriminator="mode")]

@@ -1,6 +1,6 @@
-"""Training without keeping activations: chains that compute them again while going backwards."""
+"""Training without keeping activations: backward reconstructs or recomputes them."""
 
-from .chain import POLICIES, Backprop, Part, plan, run_chain
+from .chain import POLICIES, Backprop, plan, run_chain
 from .monitor import MONITORS, Monitor, Reconstruction, tolerance
 from .retrace import Replay, Retraced, Retraces
 
@@ -9,7 +9,6 @@ __all__ = [
     "POLICIES",
     "Backprop",
     "Monitor",
-    "Part",
     "Reconstruction",
     "Replay",
     "Retraced",

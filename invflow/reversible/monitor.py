@@ -1,11 +1,11 @@
-"""Whether what backward reconstructs is what forward had: some numbers of each state, kept and compared."""
+"""The monitor: it keeps some numbers of each state in forward, and compares the reconstruction in backward."""
 
 from __future__ import annotations
 
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -20,34 +20,34 @@ Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
 MONITORS = ("off", "warn", "raise", "anchor")
 
 SAMPLES = 64
-"""Numbers kept of a channel. A channel that is zero but for a fifth of its numbers, as in pictures of digits, looks
-constant in a sample of that size once in a million."""
+"""How many numbers of a channel are kept. A channel with four fifths of zeros, as in pictures of digits, looks constant
+in a sample of this size once in a million."""
 CHANNELS = 64
-"""Channels that numbers are kept of; of more, that number, evenly chosen. 16 KiB a tensor in float32, at most."""
+"""The most channels that numbers are kept of, evenly spaced: at most 16 KiB a tensor in float32."""
 LEAST = 8
-"""Fewer numbers in a channel, as in a small batch of vectors, say nothing of its spread: there the whole tensor's
-counts."""
+"""Fewer numbers in a channel, as in a small batch of vectors, tell nothing about its spread; the spread of the whole
+tensor is used instead."""
 GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
-"""Multiples of them, modulo 1, are spread evenly, however many there are: no stride falls in step with a row."""
+"""Their multiples, modulo 1, are spread evenly, however many there are: no stride coincides with a row."""
 DIGITS_TO_KEEP = 2 / 3
 """The part of a dtype's digits that a reconstruction must keep: 4.6 of float32's 7 (2.4e-5), 10.4 of float64's 16
 (3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one that keeps less has
-gradients that are off by about as much, and is on its way to being off by everything."""
+gradients with about the same error, which will grow."""
 
 
 @functools.cache
 def tolerance(dtype: torch.dtype) -> float:
-    """The largest relative error of a reconstruction in a dtype that the monitor is silent about."""
+    """The largest relative error of a reconstruction in a dtype that the monitor accepts."""
     return float(torch.finfo(dtype).eps ** DIGITS_TO_KEEP)
 
 
 class Reconstruction:
-    """What a chain's monitor found: data for a person or a log; only the anchors decide what training keeps.
+    """What a chain's monitor found, for a user or a log; only the anchors affect what training keeps.
 
     Attributes:
         errors: by layer, the relative error of its input as the last backward reconstructed it.
         anchors: the layers whose inputs are kept from now on. A user may add names and remove them.
-        reported: the layers that were warned of, once each.
+        reported: the layers that there was a warning about.
     """
 
     def __init__(self) -> None:
@@ -64,62 +64,108 @@ class Reconstruction:
         return f"Reconstruction({len(self.errors)} layers, worst error {worst:.1e}, anchors {sorted(self.anchors)})"
 
 
-class Samples:
-    """Some numbers of the states that the steps of a run were given, to be compared with their reconstructions.
+Pair: TypeAlias = tuple[int, Tensor, Tensor]
+"""The position of a step in its segment, numbers of a tensor that it was given, ``(channels, numbers)``, and the same
+numbers of the reconstruction."""
 
-    Of a tensor that a step hands on as it is, as a coupling does with one half, the next step knows.
+
+class Fingerprint:
+    """Some numbers of the states that the steps of a segment were given, to be compared with their reconstructions.
+
+    A tensor that a step returns unchanged, as a coupling does with one half, is left to the next step.
+
+    Args:
+        record: where errors are noted.
+        mode: what to do about an error that is too large.
     """
 
-    def __init__(self) -> None:
-        self._rows: list[Tensor] = []
-        self._taken: list[tuple[int, int]] = []
+    def __init__(self, record: Reconstruction, mode: Monitor) -> None:
+        self._record = record
+        self._mode = mode
+        self._kept: dict[int, list[tuple[int, Tensor]]] = {}
 
     def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
         """In forward: some numbers of what went into a step and did not come out of it."""
-        handed_on = {id(leaf) for leaf in after}
+        unchanged = {id(leaf) for leaf in after}
+        kept = []
         for which, leaf in enumerate(before):
-            # Plain tensors alone have numbers.
+            # Tensor subclasses, such as fake tensors, may hold no numbers.
             plain = type(leaf) is Tensor and leaf.is_floating_point() and not leaf.is_meta
-            if plain and id(leaf) not in handed_on and leaf.numel():
-                self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
-                self._taken.append((position, which))
+            if plain and id(leaf) not in unchanged and leaf.numel():
+                kept.append((which, leaf.take(_places(leaf.shape, leaf.device))))
+        self._kept[position] = kept
 
-    def like(self, kept: Samples, position: int, state: State) -> None:
-        """In backward, from the last step to the first: the same numbers of what was reconstructed."""
-        place = len(kept._taken) - 1 - len(self._taken)
-        if place < 0 or kept._taken[place][0] != position:
+    def compare(self, position: int, state: State) -> list[Pair]:
+        """In backward: the kept numbers of a step, the last tensor first, with those of the reconstruction."""
+        pairs, tensors = [], list(leaves(state))
+        for which, before in reversed(self._kept[position]):
+            leaf = tensors[which]
+            pairs.append((position, before, leaf.take(_places(leaf.shape, leaf.device))))
+        return pairs
+
+    def judge(self, steps: Sequence[Step], pairs: Sequence[Pair], output: State, autocast: torch.dtype | None) -> None:
+        """Notes the errors of a segment, and reports the first one on the way back that is too large.
+
+        Args:
+            steps: those of the segment.
+            pairs: all that was compared.
+            output: of the segment.
+            autocast: what autocast computed in; None if it was off.
+
+        Raises:
+            ReconstructionError: in mode "raise".
+        """
+        dtypes = {leaf.dtype for leaf in leaves(output)} | ({autocast} if autocast else set())
+        allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
+        errors = errors_of(pairs, steps, allowed)
+        record = self._record
+        record.errors.update({steps[position].name: error for position, error in errors.items()})
+        lost = [position for position, error in errors.items() if not error <= allowed]
+        if not lost:
             return
-        tensors = list(leaves(state))
-        while place >= 0 and kept._taken[place][0] == position:
-            leaf = tensors[kept._taken[place][1]]
-            self._rows.append(leaf.take(_places(leaf.shape, leaf.device)))
-            self._taken.append(kept._taken[place])
-            place -= 1
+        infinite = any(errors[position] == torch.inf for position in lost)
+        if infinite and not all(bool(leaf.isfinite().all()) for leaf in leaves(output)):
+            return  # infinity cannot be inverted, and the loss shows it as well
+        step, error = steps[max(lost)], errors[max(lost)]
+        found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
+        if error == torch.inf:
+            found = f"{step}: a channel of its input was constant in this batch and came back with noise"
+        remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
+        if self._mode == "raise":
+            raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
+        if self._mode == "anchor":
+            record.anchors.add(step.name)
+            remedy = "from now on this input is kept"
+        if step.name not in record.reported:
+            record.reported.add(step.name)
+            # Python's own filter of repeated warnings compares texts, and this one has a number in it.
+            message = f"{found}, so the gradients below it are wrong; {remedy}"
+            warnings.warn(message, ReconstructionWarning, stacklevel=2)
 
-    @torch.no_grad()
-    def errors(self, reconstructed: Samples, steps: Sequence[Step], allowed: float) -> dict[int, float]:
-        """The error by position, as `error_of` has it."""
-        alike: dict[tuple[torch.Size, torch.dtype], list[tuple[int, Tensor, Tensor]]] = {}
-        for (position, _), before, after in zip(self._taken, self._rows, reversed(reconstructed._rows), strict=True):
-            alike.setdefault((before.shape, before.dtype), []).append((position, before, after))
-        worst: dict[int, float] = {}
-        for group in alike.values():
-            numbers = torch.stack([before for _, before, _ in group] + [after for _, _, after in group])
-            before, after = numbers.view(2, len(group), *numbers.shape[1:])
-            for (position, kept, found), error in zip(group, relative_errors(before, after).tolist(), strict=True):
-                if not error <= allowed:
-                    error = error_of(steps[position], kept, found, allowed)  # noqa: PLW2901 -- the same error, judged
-                worst[position] = max(worst.get(position, 0.0), error)
-        return worst
+
+@torch.no_grad()
+def errors_of(pairs: Iterable[Pair], steps: Sequence[Step], allowed: float) -> dict[int, float]:
+    """The error by position, as `error_of` measures it; tensors of one shape are compared at once."""
+    alike: dict[tuple[torch.Size, torch.dtype], list[Pair]] = {}
+    for pair in pairs:
+        alike.setdefault((pair[1].shape, pair[1].dtype), []).append(pair)
+    worst: dict[int, float] = {}
+    for group in alike.values():
+        before, after = torch.stack([pair[1] for pair in group]), torch.stack([pair[2] for pair in group])
+        for (position, kept, found), error in zip(group, relative_errors(before, after).tolist(), strict=True):
+            if not error <= allowed:
+                error = error_of(steps[position], kept, found, allowed)  # noqa: PLW2901 -- the same error, judged
+            worst[position] = max(worst.get(position, 0.0), error)
+    return worst
 
 
 def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float:
     """How far the input of a step is off, ``(channels, numbers)``.
 
-    In units of each channel's spread, as `relative_errors` has it; where that is too much, but nothing in the layer
-    divides by a spread or has its kink at the channel's one value, in units of max(1, the largest magnitude), as every
-    round trip is measured: a feature that is the same in all samples may come back with a rounding, and spoils no
-    gradient.
+    The error is in units of each channel's spread, as in `relative_errors`. If that is too large, but nothing in the
+    layer divides by a spread or has a kink at the channel's only value, it is in units of max(1, the largest
+    magnitude), like that of every round trip: a feature that is the same in all samples may come back with a rounding
+    error, which spoils no gradient.
     """
     error = float(relative_errors(before, after))
     if error <= allowed or any(map(_divides_by_spread, step.layer.modules())) or _begins_with_a_kink(step.layer):
@@ -128,24 +174,24 @@ def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float
 
 
 def _divides_by_spread(part: nn.Module) -> bool:
-    """Whether a module normalises by statistics of what it is given."""
-    if isinstance(part, BatchOrInstanceNorm):  # batch and instance norm: in eval mode by those that were kept
+    """Whether a module normalises by statistics of its input."""
+    if isinstance(part, BatchOrInstanceNorm):  # in eval mode by the running statistics, if there are any
         return part.training or part.running_mean is None
     return isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm)
 
 
 def _begins_with_a_kink(layer: nn.Module) -> bool:
-    """Whether the first thing that a layer does is a ReLU, or its like: of zeros, noise decides the slope."""
+    """Whether a layer begins with a ReLU or a similar function, whose slope at zero is decided by noise."""
     first = next(part for part in layer.modules() if next(part.children(), None) is None)
     return isinstance(first, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.PReLU | nn.RReLU)
 
 
 def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) -> Tensor:
-    """How far numbers are off: the largest difference in a channel over the channel's spread; the worst channel's.
+    """The relative error: the largest difference in a channel over the channel's spread; the worst channel's.
 
-    By channel, because each is what a batch norm divides by and what a ReLU has its kink in: of a channel that was
-    constant, any noise that comes back is all that they see, however small, and the error is infinite. What was
-    infinite or no number before is no error of the reconstruction.
+    It is taken by channel, because a batch norm divides by each channel's deviation and a ReLU has its kink in each: if
+    a channel was constant, they see nothing but the noise that comes back, however small, and the error is infinite.
+    Numbers that were infinite or NaN before are no error of the reconstruction.
 
     Args:
         before: ``(..., channels, numbers)``.
@@ -162,7 +208,7 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
     if by_spread:
         low, high = before.aminmax(dim=-1)
         error = ((after - before).abs_().amax(-1) / (high - low)).amax(-1)
-        if math.isfinite(float(error.sum())):  # nothing constant, infinite or no number: nearly always
+        if math.isfinite(float(error.sum())):  # nearly always: nothing is constant, infinite or NaN
             return error
     difference, low, high = (after - before).abs_(), before, before
     if not math.isfinite(float(difference.sum())):
@@ -176,63 +222,21 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
     return (difference.amax(-1) / spread).nan_to_num(nan=0.0, posinf=torch.inf).amax(-1)
 
 
-def judge(
-    record: Reconstruction,
-    mode: Monitor,
-    steps: Sequence[Step],
-    errors: dict[int, float],
-    allowed: float,
-    output: State,
-) -> None:
-    """Notes the errors of a run, and speaks of the first one on the way back that is too large.
-
-    Raises:
-        ReconstructionError: in mode "raise".
-    """
-    lost = []
-    for position, error in errors.items():
-        record.errors[steps[position].name] = error
-        if not error <= allowed:
-            lost.append(position)
-    if not lost:
-        return
-    if any(errors[position] == torch.inf for position in lost) and not _is_finite(output):
-        return  # nothing comes back from infinity: the loss shows that as well
-    step, error = steps[max(lost)], errors[max(lost)]
-    found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
-    if error == torch.inf:
-        found = f"{step}: a channel of its input was constant in this batch and came back with noise"
-    remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
-    if mode == "raise":
-        raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
-    if mode == "anchor":
-        record.anchors.add(step.name)
-        remedy = "from now on this input is kept"
-    if step.name not in record.reported:
-        record.reported.add(step.name)
-        # Python's own memory of what was warned of is by text, which holds a number.
-        warnings.warn(f"{found}, so the gradients below it are wrong; {remedy}", ReconstructionWarning, stacklevel=2)
-
-
-def _is_finite(state: State) -> bool:
-    return all(bool(leaf.isfinite().all()) for leaf in leaves(state))
-
-
 def _channels(shape: torch.Size) -> tuple[int, int, int]:
-    """A tensor's batch, channels and positions as far as `LEAST` lets channels be looked at by themselves."""
+    """The batch, channels and positions of a tensor; one channel if `LEAST` does not allow separate ones."""
     batch, channels, positions = shape[0], shape[1:2].numel(), shape[2:].numel()
     return (1, 1, shape.numel()) if batch * positions < LEAST else (batch, channels, positions)
 
 
 def by_channel(leaf: Tensor) -> Tensor:
-    """All numbers of a tensor as `relative_errors` takes them: ``(channels, numbers)``."""
+    """All numbers of a tensor as `relative_errors` expects them: ``(channels, numbers)``."""
     batch, channels, positions = _channels(leaf.shape)
     return leaf.reshape(batch, channels, positions).transpose(0, 1).flatten(1)
 
 
 @functools.lru_cache(maxsize=256)
 def _places(shape: torch.Size, device: torch.device) -> Tensor:
-    """Where in a tensor of this shape samples are taken: ``(channels, numbers)``, indices into all of it."""
+    """The places of the samples in a tensor of this shape: ``(channels, numbers)``, indices into the flat tensor."""
     batch, channels, inner = _channels(shape)
     count = batch * inner
     rows = []

@@ -1,4 +1,4 @@
-"""A layer's forward computed again from its output, ready to be differentiated."""
+"""A layer's forward recomputed from its output, ready to be differentiated."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..state import leaves, map_state
 from ..wires import call
 
 Replay: TypeAlias = Callable[[], AbstractContextManager[object]]
-"""Makes a context manager to evaluate a layer's parts in: they find what they found in the forward, the same random
-numbers and the same buffers, each time that it is entered."""
+"""Makes a context manager to evaluate a layer's parts in. Each time it is entered, they find the random numbers and the
+buffers of the forward."""
 
 
 class Retraced(NamedTuple):
-    """A call of a bijection, computed again from what it returned.
+    """A call of a bijection, recomputed from what it returned.
 
     Attributes:
-        x: what it was given, as leaves of a graph; a tensor that gradients reach by ``passes`` alone need not be one.
-        y: the tensors that it returned, as functions of x up to a constant; None for what only ``passes`` reach.
+        x: its input, as leaves of a graph; a tensor whose gradient comes from ``passes`` alone need not be a leaf.
+        y: the tensors that it returned, as functions of x up to a constant; None for those that only ``passes`` cover.
         log_det: if it was asked for.
         passes: ``(i, j)`` if tensor i of the output is tensor j of the input plus what ``y`` holds: its gradient is
-            handed on without a graph.
+            passed on without a graph.
     """
 
     x: Any
@@ -38,14 +38,14 @@ class Retraced(NamedTuple):
 
 
 class Retraces(ABC):
-    """What a bijection inherits besides that knows better than to invert first and run forward after.
+    """A mixin for bijections with a faster way than to invert first and run forward afterwards.
 
-    Couplings do: they evaluate their conditioner once for both.
+    Couplings have one: they evaluate their conditioner once for both.
     """
 
     @abstractmethod
     def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
-        """``x`` and again ``f(x)`` from ``y = f(x)``; ``backwards``, the same of the inverse.
+        """``x`` and ``f(x)`` from ``y = f(x)``; if ``backwards``, the same for the inverse.
 
         Args:
             y: an output, detached.
@@ -59,7 +59,7 @@ class Retraces(ABC):
 def retrace(
     layer: Bijection, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool
 ) -> Retraced:
-    """As `Retraces.retrace`, for any bijection: x is computed without a graph, and what follows from it has one."""
+    """As `Retraces.retrace`, for any bijection: x is computed without a graph, and ``f(x)`` with one."""
     if isinstance(layer, Retraces) and _is_of_this_map(type(layer)):
         return layer.retrace(y, context, replay, log_det=log_det, backwards=backwards)
     with torch.no_grad(), replay():
@@ -71,7 +71,7 @@ def retrace(
 
 @functools.cache
 def _is_of_this_map(cls: type) -> bool:
-    """Whether the class that knows better is the one whose map it is: a subclass may have another one."""
+    """Whether `retrace` is at least as specific as the map: a subclass may override the map alone."""
     classes = cls.__mro__
 
     def position(name: str) -> int:

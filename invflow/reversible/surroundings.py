@@ -1,10 +1,10 @@
-"""What a forward ran in, so that it can be run again in the same: random numbers, buffers, modes, autocast."""
+"""What a forward depends on besides its input, so that it can be replayed: random numbers, buffers, modes, autocast."""
 
 from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import torch
@@ -12,29 +12,29 @@ from torch import Tensor, nn
 
 from .._torch import Slots, buffers, has_hooks, parameters, submodules
 
-Generators: TypeAlias = tuple[Tensor, Tensor | None]
+Generators: TypeAlias = list[Tensor]
+Values: TypeAlias = list[tuple[Slots, str, Tensor | None]]
 _NOTHING = contextlib.nullcontext()
 
 
 def generators(device: torch.device) -> Generators:
     """The states of the generators that a computation on a device may draw from: the CPU's, and the device's own."""
     if device.type in ("cpu", "meta"):
-        return torch.get_rng_state(), None
-    return torch.get_rng_state(), torch.get_device_module(device.type).get_rng_state(device)
+        return [torch.get_rng_state()]
+    return [torch.get_rng_state(), torch.get_device_module(device.type).get_rng_state(device)]
 
 
 def same(before: Generators, after: Generators) -> bool:
     """Whether nothing was drawn between two states of the generators."""
-    return torch.equal(before[0], after[0]) and (
-        before[1] is None or after[1] is None or torch.equal(before[1], after[1])
-    )
+    return all(map(torch.equal, before, after))
 
 
 class Surroundings:
-    """What an evaluation of a module finds around it, recorded so that it can be replayed.
+    """What an evaluation of a module depends on besides its input, recorded so that it can be replayed.
 
-    Kept are the weights themselves, which modules were in train mode, and, by `begin` right before the evaluation,
-    copies of the buffers: nothing else tells that batch norm moves its own. Whoever evaluates sets `drawn`.
+    These are the weights themselves, which modules are in train mode, and copies of the buffers, made by `begin` right
+    before the evaluation: no other trace is left of what batch norm does to its own. The caller sets `drawn`. In a
+    compiled graph there are only the weights, because the compiler takes care of the rest.
 
     Args:
         module: what is evaluated.
@@ -42,18 +42,22 @@ class Surroundings:
 
     Attributes:
         weights: the parameters that are trained, each once.
-        drawn: the generators' states before the evaluation; None where it drew no numbers.
+        drawn: the generators' states before the evaluation; None if it drew no numbers.
+        stand_ins: the tensors that a replay finds in place of weights, by the weights' ids.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.drawn: Generators | None = None
+        self.stand_ins: dict[int, Tensor] = {}
+        self.weights: list[Tensor] = []
         self._device = device
         self._copies: list[tuple[Slots, str, Tensor]] = []
-        self._stand_ins: dict[int, Tensor] = {}
-        # By hand, because this runs for every layer of every forward.
-        parts, seen = [module], {id(module)}
         self._weights: list[tuple[Slots, list[nn.Parameter | None]]] = []
-        self.weights: list[Tensor] = []
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            self.weights += [weight for weight in module.parameters() if weight.requires_grad]
+        # A loop of its own, not `modules()` and `parameters()`, because this runs for every layer of every forward.
+        parts, seen = [] if compiling else [module], {id(module)}
         for part in parts:
             for child in submodules(part).values():
                 if child is not None and id(child) not in seen:
@@ -77,15 +81,15 @@ class Surroundings:
                 self._copies += [(slots, name, buffer.clone()) for name, buffer in kept]
 
     def differentiable(self) -> list[Tensor]:
-        """The weights to differentiate a replay by: in place of those with hooks, which fire once, another tensor."""
+        """The weights to differentiate a replay by; those with hooks, which must fire once only, have stand-ins."""
         for weight in self.weights:
             if has_hooks(weight):
-                self._stand_ins[id(weight)] = weight.detach().requires_grad_()
-        return [self._stand_ins.get(id(weight), weight) for weight in self.weights] if self._stand_ins else self.weights
+                self.stand_ins[id(weight)] = weight.detach().requires_grad_()
+        return [self.stand_ins.get(id(weight), weight) for weight in self.weights] if self.stand_ins else self.weights
 
     def replay(self) -> contextlib.AbstractContextManager[object]:
-        """Inside, the module finds what it found then; afterwards all is as if nothing had been evaluated."""
-        if self._copies or self._stand_ins or self.drawn is not None:
+        """Inside, the module finds what it found then; afterwards, nothing seems to have been evaluated."""
+        if self._copies or self.stand_ins or self.drawn is not None:
             return self._replay()
         if [part.training for part in self._parts] != self._modes:
             return self._replay()
@@ -96,22 +100,20 @@ class Surroundings:
 
     @contextlib.contextmanager
     def _replay(self) -> Iterator[None]:
-        then: list[tuple[Slots, str, Tensor | None]] = [
-            (slots, name, copy.clone()) for slots, name, copy in self._copies
-        ]
+        then: Values = [(slots, name, copy.clone()) for slots, name, copy in self._copies]
         for slots, weights in self._weights:
-            used = (self._stand_ins.get(id(weight), weight) for weight in weights)
+            used = (self.stand_ins.get(id(weight), weight) for weight in weights)
             then += [(slots, name, weight) for name, weight in zip(slots, used, strict=True)]
         now = [(slots, name, slots[name]) for slots, name, _ in then]
         modes = [part.training for part in self._parts]
         try:
             self._set(then, self._modes)
-            with self._same_numbers():
+            with _NOTHING if self.drawn is None else self._same_numbers(*self.drawn):
                 yield
         finally:
             self._set(now, modes)
 
-    def _set(self, tensors: Iterable[tuple[Slots, str, Tensor | None]], modes: list[bool]) -> None:
+    def _set(self, tensors: Values, modes: list[bool]) -> None:
         for slots, name, tensor in tensors:
             slots[name] = tensor
         for part, mode in zip(self._parts, modes, strict=True):
@@ -119,35 +121,24 @@ class Surroundings:
                 part.training = mode
 
     @contextlib.contextmanager
-    def _same_numbers(self) -> Iterator[None]:
-        """Draws the same numbers inside; afterwards the generators go on as if nothing had been drawn."""
-        if self.drawn is None:
-            yield
-            return
-        cpu, accelerator = self.drawn
-        devices = [] if accelerator is None else [self._device]
+    def _same_numbers(self, cpu: Tensor, *accelerator: Tensor) -> Iterator[None]:
+        """Draws the same numbers inside; afterwards the generators are as before."""
+        devices = [self._device] if accelerator else []
         with torch.random.fork_rng(devices=devices, device_type=self._device.type if devices else "cuda"):
             torch.set_rng_state(cpu)
-            if accelerator is not None:
-                torch.get_device_module(self._device.type).set_rng_state(accelerator, self._device)
+            for state in accelerator:
+                torch.get_device_module(self._device.type).set_rng_state(state, self._device)
             yield
 
 
-class Autocast:
-    """Whether autocast was on, and to what.
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on a device; None if it is off."""
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if enabled else None
 
-    Attributes:
-        dtype: what it computes in where it can; None where it is off.
-    """
 
-    def __init__(self, device: torch.device) -> None:
-        self._type = device.type if torch.amp.is_autocast_available(device.type) else None
-        enabled = self._type is not None and torch.is_autocast_enabled(self._type)
-        self.dtype = torch.get_autocast_dtype(device.type) if enabled else None
-
-    def again(self) -> contextlib.AbstractContextManager[object]:
-        """The same autocast; its cache of converted weights stays apart from the caller's."""
-        if self._type is None or (self.dtype is None and not torch.is_autocast_enabled(self._type)):
-            return _NOTHING
-        enabled = self.dtype is not None
-        return torch.autocast(self._type, enabled=enabled, dtype=self.dtype, cache_enabled=False)
+def under_autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+    """Autocast to this dtype; None switches it off. Its cache of converted weights is separate from the caller's."""
+    if dtype is None and autocast_dtype(device) is None:
+        return _NOTHING
+    return torch.autocast(device.type, enabled=dtype is not None, dtype=dtype, cache_enabled=False)

@@ -1,0 +1,203 @@
+"""Segments: neighbouring reversible steps, which backward inverts one by one and differentiates as it goes.
+
+Reference: Gomez, Ren, Urtasun, Grosse: The Reversible Residual Network, 2017, https://arxiv.org/abs/1707.04585
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._torch import reparametrized, run_backward
+from ..numerics.conditioners import same_batch
+from ..state import State, leaves, map_state, part_of, with_part, zero_log_det
+from ..wires import Outcome, Step, call
+from .monitor import Fingerprint, Pair
+from .retrace import retrace
+from .surroundings import Surroundings, autocast_dtype, generators, same, under_autocast
+
+Gradients: TypeAlias = list[Tensor | None]
+Found: TypeAlias = tuple[Any, Gradients, Gradients]
+"""The input of a step, the gradients of its tensors, and those of the weights and the context."""
+
+
+class Segment:
+    """Neighbouring reversible steps, and what their forward leaves for their backward.
+
+    Args:
+        steps: in the order in which they are taken.
+        x: the state that goes in.
+        log_det: whether the log-determinant is asked for.
+        fingerprint: what the monitor keeps of the states; None if it is off.
+    """
+
+    def __init__(self, steps: list[Step], x: State, log_det: bool, fingerprint: Fingerprint | None) -> None:
+        self.steps = steps
+        self.log_det = log_det
+        self.device = next(leaves(x)).device
+        self.autocast = autocast_dtype(self.device)
+        self.compiled = torch.compiler.is_compiling()
+        self.input = self.output = map_state(_nothing, x)
+        """The structure of the states at the two ends, without their tensors."""
+        self.surroundings = [Surroundings(step.layer, self.device) for step in steps]
+        # Each once; by identity, because hashing a tensor is slow.
+        self.weights = list({id(weight): weight for one in self.surroundings for weight in one.weights}.values())
+        self.fingerprint = None if self.compiled else fingerprint  # a compiled graph cannot warn
+
+    def forward(self, x: State, context: Tensor | None) -> Outcome:
+        """What the steps make of a state; backward will reconstruct their inputs."""
+        outputs = iter(_Reverse.apply(self, context, *leaves(x), *self.weights))
+        return _arranged(self.output, outputs), next(outputs, None)
+
+    def differentiate(
+        self, index: int, y: State, context: Tensor | None, wanted: list[Tensor], grads: Gradients, input_wanted: bool
+    ) -> Found:
+        """From a step's output and the gradients there to its input, the gradients there, and all others.
+
+        Args:
+            index: which step.
+            y: its output.
+            context: the context, or None.
+            wanted: the context, if its gradient is wanted; else empty.
+            grads: the gradients of the output's tensors and of the log-determinant.
+            input_wanted: whether the gradients of the input are wanted.
+        """
+        step, surroundings = self.steps[index], self.surroundings[index]
+        others = [*surroundings.differentiable(), *wanted]
+        x, made, log_det, passes = retrace(
+            step.layer, y, context, surroundings.replay, log_det=self.log_det, backwards=step.backwards
+        )
+        inputs = list(leaves(x))
+        variables = [*(leaf for leaf in inputs if leaf.requires_grad), *others] if input_wanted else others
+        used: list[Tensor] = []
+        given: list[Tensor] = []
+        for output, grad in zip([*made, log_det], grads, strict=True):
+            if output is not None and grad is not None and output.requires_grad:
+                used.append(output)
+                given.append(grad)
+        # None for variables that the output does not depend on.
+        found = iter(run_backward(used, given, variables) if used and variables else [None] * len(variables))
+        x_grads = [next(found) if input_wanted and leaf.requires_grad else None for leaf in inputs]
+        for source, target in passes if input_wanted else ():
+            passed, other = grads[source], x_grads[target]
+            x_grads[target] = passed if other is None else other if passed is None else other + passed
+        return map_state(Tensor.detach, x), x_grads, list(found)
+
+    def differentiate_twice(
+        self, index: int, y: State, context: Tensor | None, wanted: list[Tensor], grads: Gradients, input_wanted: bool
+    ) -> Found:
+        """`differentiate` as a differentiable function of the output, the weights and the gradients.
+
+        The input has to depend on the output here, and yet be fixed while the layer is differentiated: hence vjp,
+        inside which buffers that move have to be copies.
+        """
+        step, surroundings = self.steps[index], self.surroundings[index]
+        if surroundings.stand_ins:  # an earlier backward's
+            surroundings.stand_ins.clear()
+        with surroundings.replay():
+            by_identity = {id(weight): name for name, weight in step.layer.named_parameters()}
+            names = [by_identity[id(weight)] for weight in surroundings.weights]
+            buffers = dict(step.layer.named_buffers())
+            with reparametrized(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
+                x = call(step.layer, y, context, log_det=False, backwards=not step.backwards)[0]
+
+        def forward(*values: Tensor) -> tuple[Tensor, ...]:
+            pieces = iter(values)
+            start = _arranged(x, pieces)
+            state = {name: next(pieces) for name in names}
+            state.update({name: buffer.clone() for name, buffer in buffers.items()})
+            with reparametrized(step.layer, state):
+                made, log_det = step.of_part(start, next(pieces, context), self.log_det)
+            return (*leaves(made), *([] if log_det is None else [log_det]))
+
+        with surroundings.replay():
+            made, pull_back = torch.func.vjp(forward, *leaves(x), *surroundings.weights, *wanted)[:2]
+        given = zip(made, grads, strict=False)  # the last gradient is None without a log-determinant
+        found = iter(pull_back(tuple(torch.zeros_like(value) if grad is None else grad for value, grad in given)))
+        return x, [next(found) for _ in leaves(x)], list(found)
+
+
+class _Reverse(torch.autograd.Function):
+    """The forward of a segment; its backward inverts the steps, one by one, and differentiates each as it goes."""
+
+    @staticmethod
+    def forward(ctx: Any, segment: Segment, context: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        x = _arranged(segment.input, tensors)
+        ctx.inputs = len(list(leaves(x)))
+        total = zero_log_det(x) if segment.log_det else None
+        fingerprint, compiled = segment.fingerprint, segment.compiled
+        drawn = [] if compiled else [generators(segment.device)]
+        for index, step in enumerate(segment.steps):
+            segment.surroundings[index].begin()
+            part = part_of(x, step.path)
+            made, change = step.of_part(part, context, segment.log_det)
+            if fingerprint is not None:
+                fingerprint.keep(index, list(leaves(part)), list(leaves(made)))
+            x = with_part(x, step.path, made)
+            if not compiled:
+                drawn.append(generators(segment.device))
+            total = None if total is None or change is None else total + change
+        if not compiled and not same(drawn[0], drawn[-1]):
+            for surroundings, before, after in zip(segment.surroundings, drawn, drawn[1:], strict=False):
+                surroundings.drawn = None if same(before, after) else before
+        segment.output = map_state(_nothing, x)
+        # Views, because a layer may return its input itself, and an input must not be saved as an output.
+        outputs = [leaf.view_as(leaf) for leaf in leaves(x)]
+        ctx.segment, ctx.has_context = segment, context is not None
+        ctx.set_materialize_grads(False)
+        # The weights only so that autograd complains if they change before backward, as it does in plain training.
+        ctx.save_for_backward(*outputs, *([] if context is None else [context]), *segment.weights)
+        return (*outputs, *([] if total is None else [total]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        segment: Segment = ctx.segment
+        saved, given = iter(ctx.saved_tensors), iter(grads)
+        y, y_grads = _arranged(segment.output, saved), _arranged(segment.output, given)
+        context = next(saved) if ctx.has_context else None
+        log_det_grad = next(given, None)
+        differentiate = segment.differentiate
+        if segment.compiled or torch.is_grad_enabled():  # this gradient will be differentiated
+            differentiate = segment.differentiate_twice
+        else:
+            y = map_state(Tensor.detach, y)
+            context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
+        output = y
+        input_wanted = any(ctx.needs_input_grad[2 : 2 + ctx.inputs])
+        context_wanted = [context] if context is not None and context.requires_grad else []
+        sums: dict[int, Tensor] = {}
+        pairs: list[Pair] = []
+        # A compiled graph cannot set `same_batch`; layers that need it, with batch statistics on a grid, refuse there.
+        vouched = contextlib.nullcontext() if segment.compiled else same_batch()
+        with torch.enable_grad(), under_autocast(segment.device, segment.autocast), vouched:
+            for index in reversed(range(len(segment.steps))):
+                path = segment.steps[index].path
+                part, part_grads = part_of(y, path), [*leaves(part_of(y_grads, path)), log_det_grad]
+                wanted = input_wanted or index > 0
+                x, x_grads, found = differentiate(index, part, context, context_wanted, part_grads, wanted)
+                y, y_grads = with_part(y, path, x), with_part(y_grads, path, _arranged(x, x_grads))
+                targets = [*segment.surroundings[index].weights, *context_wanted]
+                for target, gradient in zip(targets, found, strict=True):
+                    if gradient is not None:
+                        key = id(target)
+                        sums[key] = sums[key] + gradient if key in sums else gradient
+                if segment.fingerprint is not None:
+                    pairs += segment.fingerprint.compare(index, x)
+        if segment.fingerprint is not None:
+            segment.fingerprint.judge(segment.steps, pairs[::-1], output, segment.autocast)
+        context_grad = None if context is None else sums.get(id(context))
+        return None, context_grad, *leaves(y_grads), *(sums.get(id(weight)) for weight in segment.weights)
+
+
+def _arranged(structure: Any, values: Iterable[Any]) -> Any:
+    """The next values, in the structure of a state."""
+    pieces = iter(values)
+    return map_state(lambda _: next(pieces), structure)
+
+
+def _nothing(_: Tensor) -> Any:
+    return None
