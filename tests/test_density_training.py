@@ -277,7 +277,7 @@ class TestCompare:
             assert document["round_trip_error"] < 1e-6
 
     def test_classifiers_and_flows_are_not_compared(self, tmp_path):
-        message = "compare expects models that one score measures: a has accuracy, b has negative log-likelihood"
+        message = "compare expects models with the same score: a has accuracy, b has negative log-likelihood"
         with pytest.raises(invflow.InvflowError, match=message):
             compare([("a", tiny()), ("b", points())], 1, tmp_path / "none", announce=lambda line: None)
         assert not (tmp_path / "none").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,28 +42,17 @@ def compare(
     folder = to or new_folder("compare")
     overrides = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "train_size": train_size}
     with stdout_for_the_answer(as_json):
-        found = run_all(
-            loaded,
-            seeds,
-            folder,
-            overrides=overrides,
-            announce=err.print,
-            data_root=data_root,
-            download=download,
-            device=device,
-        )
-        plot, score = folder / "comparison.png", found.score
-        drawn = [
-            {"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)}
-            for row in found.rows
-        ]
-        label = f"test {score.label},{score.unit if score.unit[:1].isspace() else ' ' + score.unit}"
-        write_figure(comparison(drawn, label, digits=score.digits, narrowest=score.narrowest), plot)
+        options: dict[str, Any] = {"data_root": data_root, "download": download, "device": device}
+        found = run_all(loaded, seeds, folder, overrides=overrides, announce=err.print, **options)
+    plot, score, rows = folder / "comparison.png", found.score, found.rows
+    bars = [{"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)} for row in rows]
+    label = f"test {score.label}, {score.unit.strip()}"
+    write_figure(comparison(bars, label, digits=score.digits, narrowest=score.narrowest), plot)
     if as_json:
-        print_json([row.as_json() for row in found.rows])
+        print_json([row.as_json() for row in rows])
         return
     heads = ("spec", "parameters", f"test {score.label}", "round-trip error", "seconds")
-    print_table(heads, [_cells(found, row) for row in found.rows], names=1)
+    print_table(heads, [_cells(found, row) for row in rows], names=1)
     out.print(f"wrote {plot}")
 
 

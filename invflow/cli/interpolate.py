@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DataRoot, Plugins, RunPath
+from .options import DataRoot, Device, Plugins, RunPath
 from .output import out
 
 
@@ -16,6 +16,7 @@ def interpolate(
     pairs: Annotated[int, typer.Option(min=1, max=20, help="How many pairs of test images.")] = 5,
     steps: Annotated[int, typer.Option(min=2, max=50, help="How many images from one to the other.")] = 9,
     to: Annotated[Path | None, typer.Option("--out", help="The folder to write to; default: RUN/pictures.")] = None,
+    device: Device = "auto",
     data_root: DataRoot = None,
     plugin: Plugins = None,
 ) -> None:
@@ -23,11 +24,9 @@ def interpolate(
 
     A strip and a GIF show the way from one image to another, back in pixels.
     """
-    from ..training.data import load_data
     from ..training.illustrate import draw_interpolation
     from ..training.run import PICTURES, Run
 
-    opened = Run.open(run)
-    data = load_data(opened.training.data, data_root)
-    for picture in draw_interpolation(opened.load(), data, pairs, steps, to or run / PICTURES):
+    task = Run.open(run).task(data_root, device)
+    for picture in draw_interpolation(task, pairs, steps, to or run / PICTURES):
         out.print(f"wrote {picture}")

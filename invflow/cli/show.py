@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,6 @@ from .output import out, print_json, print_table
 
 if TYPE_CHECKING:
     from ..diagnostics.memory import ActivationMemory
-    from ..spec import Spec
 
 
 def show(
@@ -26,17 +24,20 @@ def show(
     plugin: Plugins = None,
 ) -> None:
     """Print a spec's layers, its expansion, or its memory."""
+    from ..diagnostics.memory import activation_memory
     from ..spec import build, build_model
     from ..spec.text import printable
+    from ..spec.training import Training
 
     document = load_document(spec)
     if expanded:
         print_json(document.expanded)
         return
     if memory:
-        found = _measure(document, batch_size, measure)
+        size, density = batch_size or (document.training or Training()).batch_size, document.prior is not None
+        found = activation_memory(build(document), size, log_det=density, measure=measure)
         if as_json:
-            print_json({"spec": str(spec), **dataclasses.asdict(found)})
+            print_json({"spec": str(spec)}, found)
         else:
             _print_memory(found)
         return
@@ -46,15 +47,6 @@ def show(
     count = sum(weight.numel() for weight in model.parameters())
     out.print(f"{printable(document.name or str(spec))}: {count:,} parameters, hash {document.hash[:16]}")
     out.print(repr(model))
-
-
-def _measure(document: Spec, batch_size: int | None, measure: bool) -> ActivationMemory:
-    from ..diagnostics.memory import activation_memory
-    from ..spec import build
-    from ..spec.training import Training
-
-    size = batch_size or (document.training or Training()).batch_size
-    return activation_memory(build(document), size, log_det=document.prior is not None, measure=measure)
 
 
 def _print_memory(found: ActivationMemory) -> None:

@@ -1,20 +1,20 @@
-"""What it means to train a model of each kind."""
+"""Training and evaluation of each kind of model."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ...models import Classifier, Flow
 from ..data import DataSet
-from .base import Evaluation, Score, Task
+from .base import CPU, Evaluation, Score, Task
 from .classification import Classification
 from .density import Density
 
-__all__ = ["Classification", "Density", "Evaluation", "Score", "Task", "task_of"]
-
-_TASKS: dict[type[Classifier | Flow], type[Task[Any]]] = {Classifier: Classification, Flow: Density}
+__all__ = ["CPU", "Classification", "Density", "Evaluation", "Score", "Task", "task_of"]
 
 
-def task_of(model: Classifier | Flow, data: DataSet) -> Task[Any]:
-    """The task of training this model on these data."""
-    return _TASKS[type(model)](model, data)
+def task_of(model: Classifier | Flow, data: DataSet, device: torch.device = CPU) -> Task[Any]:
+    """The task of training or evaluating this model on these data."""
+    return Density(model, data, device) if isinstance(model, Flow) else Classification(model, data, device)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -14,7 +13,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from ...models import Classifier
 from ...spec.document import Spec
 from ...spec.training import Training
-from ..data import Samples, test_loader
 from ..module import ModelTraining
 from .base import Evaluation, Score, Task, evaluating
 
@@ -28,35 +26,26 @@ ACCURACY = Score("accuracy", "accuracy", "%", digits=2, factor=100, higher_is_be
 
 
 class ClassifierTraining(ModelTraining):
-    """Cross-entropy training of a classifier.
+    """Cross-entropy training of a classifier."""
 
-    Args:
-        model: the classifier.
-        options: the spec's training block.
-        samples: the training samples.
-        classes: how many labels there are.
-    """
-
-    def __init__(self, model: Classifier, options: Training, samples: Samples, classes: int) -> None:
-        super().__init__(model, options, samples)
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
+    def __init__(self, task: Classification, options: Training) -> None:
+        super().__init__(task, options)
+        self.train_accuracy = MulticlassAccuracy(task.data.classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(task.data.classes, average="micro")
 
     def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
-        logits = self.model(values)
-        smoothing, metric = (
-            (self.options.label_smoothing, self.train_accuracy) if stage == "train" else (0.0, self.test_accuracy)
-        )
+        logits, metric = self.model(values), getattr(self, f"{stage}_accuracy")
         metric.update(logits, labels)
+        smoothing = self.options.label_smoothing if stage == "train" else 0.0
         return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing), {ACCURACY.name: metric}
 
 
 @dataclass(frozen=True)
 class ClassifierEvaluation(Evaluation):
-    """What a trained classifier is worth on the test samples.
+    """The evaluation of a trained classifier on the test samples.
 
     Attributes:
-        test_accuracy: 0 to 1.
+        test_accuracy: from 0 to 1.
         test_loss: mean cross-entropy, in nats.
     """
 
@@ -72,9 +61,10 @@ class ClassifierEvaluation(Evaluation):
 
 
 class Classification(Task[Classifier]):
-    """The training of a classifier."""
+    """The training and evaluation of a classifier."""
 
     score = ACCURACY
+    training = ClassifierTraining
 
     def check(self, spec: Spec) -> None:
         wanted = self.data.classes if spec.head is None else spec.head.values.get("classes", self.data.classes)
@@ -82,23 +72,14 @@ class Classification(Task[Classifier]):
             name = (spec.training or Training()).data.name
             raise spec.error(("head", "classes"), f"{name} has {self.data.classes} classes, the head {wanted}")
 
-    def module(self, options: Training) -> ModelTraining:
-        return ClassifierTraining(self.model, options, self.data.train, self.data.classes)
-
     def evaluate(self) -> ClassifierEvaluation:
-        metric = MulticlassAccuracy(self.data.classes, average="micro")
-        total = torch.zeros((), dtype=torch.float64)
-        with evaluating(self.model):
-            for values, labels in test_loader(self.data.test):
-                logits = self.model(values)
-                metric.update(logits, labels)
-                total += nn.functional.cross_entropy(logits, labels, reduction="sum")
+        logits, labels = self.outputs(), self.data.test.labels
         return ClassifierEvaluation(
             parameters=self.parameters(),
             invertible=self.model.linear_head,
             round_trips=self.round_trips(),
-            test_accuracy=round(float(metric.compute()), 6),
-            test_loss=float(total) / len(self.data.test),
+            test_accuracy=round(float((logits.argmax(1) == labels).float().mean()), 6),
+            test_loss=float(nn.functional.cross_entropy(logits.double(), labels)),
         )
 
     def curves(self) -> Sequence[Curve]:

@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from ...models import Flow, bits_per_dimension, dequantize
 from ...spec.document import Spec
-from ...spec.training import Training
-from ...state import flat_size
-from ..data import test_loader
+from ...state import flat_size, map_state
 from ..module import ModelTraining, evaluation_draws
 from .base import Evaluation, Score, Task, evaluating
 
@@ -25,38 +22,32 @@ if TYPE_CHECKING:
 
 NLL = Score("nll", "negative log-likelihood", " nats", digits=3, factor=1, higher_is_better=False, narrowest=0.1)
 BITS = Score("bits_per_dim", "bits per dimension", " bits/dim", 3, 1, higher_is_better=False, narrowest=0.1)
-DRAWN = 2000  # samples beside a density of points
+DRAWN = 2000  # samples next to a density of points
 SHOWN = 64  # images
 
 
 class FlowTraining(ModelTraining):
-    """Maximum-likelihood training of a flow: the loss is the negative log-likelihood in nats, of images in bits per
-    dimension, so that learning rates and clipping mean the same for images of every size.
+    """Maximum-likelihood training of a flow.
 
-    Args:
-        task: the flow and its data.
-        options: the spec's training block.
+    The loss is the negative log-likelihood in nats, or for images in bits per dimension, so that learning rates and
+    clipping have the same effect for images of every size.
     """
 
-    def __init__(self, task: Density, options: Training) -> None:
-        super().__init__(task.model, options, task.data.train)
-        self.task = task
-
     def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
-        log_prob = self.model(self.task.inputs(values)).mean()
-        if self.task.data.levels is None:
+        log_prob, data = self.model(self.task.inputs(values)).mean(), self.task.data
+        if data.levels is None:
             return -log_prob, {NLL.name: -log_prob}
-        bits = bits_per_dimension(log_prob, flat_size(self.task.data.shape), self.task.data.levels)
+        bits = bits_per_dimension(log_prob, flat_size(data.shape), data.levels)
         return bits, {NLL.name: -log_prob, BITS.name: bits}
 
 
 @dataclass(frozen=True)
 class FlowEvaluation(Evaluation):
-    """What a trained flow is worth on the test samples.
+    """The evaluation of a trained flow on the test samples.
 
     Attributes:
-        test_nll: the mean negative log-density, in nats; of images the density of dequantised pixels in [0, 1).
-        test_bits_per_dim: of images, with one draw of the noise an upper bound of theirs in bits per dimension.
+        test_nll: the mean negative log-density, in nats; for images, that of dequantised pixels in [0, 1).
+        test_bits_per_dim: for images, an upper bound of their bits per dimension, from one draw of the noise.
     """
 
     test_nll: float
@@ -73,7 +64,9 @@ class FlowEvaluation(Evaluation):
 
 
 class Density(Task[Flow]):
-    """The training of a flow."""
+    """The training and evaluation of a flow."""
+
+    training = FlowTraining
 
     @property
     def score(self) -> Score:  # type: ignore[override]
@@ -81,22 +74,14 @@ class Density(Task[Flow]):
 
     def check(self, spec: Spec) -> None:
         if spec.training is not None and spec.training.label_smoothing:
-            message = "label_smoothing is for classifiers: a flow learns without labels"
-            raise spec.error(("training", "label_smoothing"), message)
+            why = "label_smoothing is for classifiers: a flow learns without labels"
+            raise spec.error(("training", "label_smoothing"), why)
 
     def inputs(self, values: Tensor) -> Tensor:
         return values if self.data.levels is None else dequantize(values, self.data.levels)
 
-    def module(self, options: Training) -> ModelTraining:
-        return FlowTraining(self, options)
-
     def evaluate(self) -> FlowEvaluation:
-        total = torch.zeros((), dtype=torch.float64)
-        with evaluating(self.model):
-            for index, (values, _) in enumerate(test_loader(self.data.test)):
-                with evaluation_draws(index):
-                    total -= self.model.log_prob(self.inputs(values)).double().sum()
-        nll = total / len(self.data.test)
+        nll = -self.outputs().double().mean()
         levels, dimensions = self.data.levels, flat_size(self.data.shape)
         return FlowEvaluation(
             parameters=self.parameters(),
@@ -112,23 +97,27 @@ class Density(Task[Flow]):
         return [Curve(self.score.name, f"{self.score.label}{'' if self.data.holds_images else ', nats'}")]
 
     def figures(self) -> dict[str, Figure]:
-        drawn = self.draw(SHOWN if self.data.holds_images else DRAWN)
-        return {"samples" if self.data.holds_images else "density": self.picture(drawn)}
+        name, count = ("samples", SHOWN) if self.data.holds_images else ("density", DRAWN)
+        return {name: self.picture(self.draw(count))}
 
     def draw(self, count: int, *, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """Samples of the flow, in eval mode, which the seed decides."""
-        with evaluating(self.model), evaluation_draws(seed):
-            drawn: Tensor = self.model.sample(count, temperature=temperature)
-        return drawn
+        """Samples of the flow in eval mode, determined by the seed, up to rounding on every device."""
+        with evaluation_draws(seed):
+            with evaluating(self.model):  # on the CPU, because each device has its own random numbers
+                latent = self.model.prior.sample(count, temperature)
+            with evaluating(self.model, self.device):
+                latent = map_state(lambda leaf: leaf.to(self.device), latent)
+                drawn: Tensor = self.model.inverse(self.model.bijection.numerics.nearest(latent))
+        return drawn.cpu()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density of each sample in nats, in eval mode and without gradients."""
-        with evaluating(self.model), evaluation_draws(0):
-            found: Tensor = self.model.log_prob(x)
-        return found
+        with evaluating(self.model, self.device), evaluation_draws(0):
+            found: Tensor = self.model.log_prob(x.to(self.device))
+        return found.cpu()
 
     def picture(self, drawn: Tensor) -> Figure:
-        """Samples: images side by side, points beside the data and the flow's density."""
+        """Samples: images side by side, or points next to the data and the flow's density."""
         from ...diagnostics.pictures import gallery
         from ...diagnostics.plane import density
 
