@@ -15,11 +15,13 @@ from invflow.errors import DataError
 from invflow.models import Flow, StandardNormal
 from invflow.numerics import Exact
 from invflow.spec import build_model, load_spec
+from invflow.spec.training import Augmentation
 from invflow.state import leaves
-from invflow.training import frozen, illustrate
+from invflow.training import frozen, illustrate, tasks
 from invflow.training import run as runs
+from invflow.training.augment import Augment
 from invflow.training.data import load_data
-from invflow.training.tasks import base, task_of
+from invflow.training.tasks import task_of
 from tests.numerics.test_runs import SPEC
 from tests.test_density_training import images, points
 from tests.test_training import tiny
@@ -155,7 +157,7 @@ def places(model):
 @pytest.mark.parametrize("spec", [tiny(), points(), images()], ids=["classifier", "points", "images"])
 def test_an_evaluation_moves_model_and_data_and_returns_to_the_cpu(device, monkeypatch, spec):
     seen = []
-    monkeypatch.setattr(base, "round_trips", lambda chain, x: seen.append((places(chain), x.device.type)) or {})
+    monkeypatch.setattr(tasks, "round_trips", lambda chain, x: seen.append((places(chain), x.device.type)) or {})
     one = task(spec, device)
     found = one.evaluate()
     assert seen == [({"meta"}, "meta")]
@@ -215,6 +217,12 @@ def test_freezing_measures_on_the_device_and_writes_the_same_model(trained, monk
     assert found == result
     wanted, weights = expected.load().state_dict(), after.load().state_dict()
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("change", [{"affine": {"degrees": 10}}, {"elastic": {}}, {"stroke": {}}], ids=str)
+def test_images_are_augmented_where_they_are(change):
+    augment = Augment(Augmentation.model_validate(change))
+    assert augment(torch.zeros(4, 1, 8, 8, device=META)).is_meta
 
 
 def test_few_test_images_make_few_pairs():

@@ -6,7 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -60,14 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _warn(
-    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: object, **more: object
-) -> None:
+def _warn(show: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """Print a warning of this library as one line, without its place in the code."""
     if issubclass(category, NotConverged):
         _complain(str(message))
     else:
-        otherwise(message, category, *where, **more)
+        show(message, category, *rest, **more)
 
 
 def _complain(message: str) -> int:

@@ -22,11 +22,10 @@ def interpolate(
 ) -> None:
     """Draw walks between test images, straight in feature space.
 
-    A strip and a GIF show the way from one image to another, back in pixels.
+    A strip and a GIF show the images on the way from one to the other.
     """
     from ..training.illustrate import draw_interpolation
     from ..training.run import PICTURES, Run
 
-    task = Run.open(run).task(data_root, device)
-    for picture in draw_interpolation(task, pairs, steps, to or run / PICTURES):
+    for picture in draw_interpolation(Run.open(run).task(data_root, device), pairs, steps, to or run / PICTURES):
         out.print(f"wrote {picture}")

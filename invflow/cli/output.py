@@ -58,10 +58,8 @@ def print_table(
         table = Table()
         for column in group:
             table.add_column(cells[0][column], overflow="fold", no_wrap=fits and column >= names)
-        for position, row in enumerate(cells[1:]):
-            if position == len(rows):
-                table.add_section()
-            table.add_row(*(row[column] for column in group))
+        for position, row in enumerate(cells[1:], start=1):
+            table.add_row(*(row[column] for column in group), end_section=position == len(rows))
         console.print(table, soft_wrap=False)
 
 
@@ -98,5 +96,5 @@ def print_evaluation(run: Path, found: Evaluation) -> None:
     if not found.invertible:
         out.print("  not invertible up to its last layer, because the head has hidden layers; for the trunk alone:")
     for (dtype, mode), trip in found.round_trips.items():
-        errors = f"{trip.relative:.1e} relative, {trip.bit_equal:.0%} bit-equal"
-        out.print(f"  round-trip error, {dtype}, {mode} mode: {errors}")
+        name = f"round-trip error, {dtype}, {mode} mode"
+        out.print(f"  {name}: {trip.relative:.1e} relative, {trip.bit_equal:.0%} bit-equal")

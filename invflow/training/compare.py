@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,8 +36,8 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON data, with each score under its own name."""
-        rest = dataclasses.asdict(self)
-        return {"spec": rest.pop("spec"), "parameters": rest.pop("parameters"), **rest.pop("scores"), **rest}
+        rest = {"round_trip_error": self.round_trip_error, "seconds": self.seconds}
+        return {"spec": self.spec, "parameters": self.parameters, **self.scores, **rest}
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ def compare(
             raise InvflowError(f"compare expects models with the same score: {found}")
     rows = [Row(name) for name, _ in specs]
     for position, ((name, spec), row) in enumerate(zip(specs, rows, strict=True)):
-        errors: list[float] = []
         for seed in range(seeds):
             announce(f"{name}: seed {seed} ({seed + 1} of {seeds})")
             place = folder / f"{folder_name(spec)}-{position}" / f"seed-{seed}"
@@ -107,8 +105,7 @@ def compare(
                 row.scores.setdefault(key, []).append(value)
             row.seconds.append(run.record["seconds"])
             if result.invertible:
-                errors.append(result.round_trips["float32", "eval"].relative)
+                errors = [row.round_trip_error or 0.0, result.round_trips["float32", "eval"].relative]
+                row.round_trip_error = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
             announce(f"{name}: seed {seed}: {result.summary()}, {run.record['seconds']:.0f} s")
-        if errors:
-            row.round_trip_error = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
     return Comparison(score, rows)

@@ -13,8 +13,7 @@ from ..numerics import Mode
 from ..spec import to_spec
 from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
 from .run import Run, require_empty, versions
-from .tasks import Classification, Task
-from .tasks.base import evaluating
+from .tasks import Classification, Task, evaluating
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,8 @@ def freeze_run(
     found = Frozen(before.test_accuracy, frozen_task.evaluate().test_accuracy, len(task.data.test), bit_equal)
     document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
     write_checkpoint({**document, **to_spec(after)}, after.state_dict(), folder)
-    frozen = Run(folder, read_checkpoint_spec(folder)[0], {})
-    frozen.update(
-        name=run.spec.name,
-        status="finished",
-        frozen_from=str(run.folder),
-        versions=versions(),
-        epochs_done=run.record.get("epochs_done"),
-        seconds=run.record.get("seconds", 0.0),
-        test_accuracy=found.accuracy_after,
-    )
+    record = {"name": run.spec.name, "status": "finished", "frozen_from": str(run.folder), "versions": versions()}
+    record |= {"epochs_done": run.record.get("epochs_done"), "seconds": run.record.get("seconds", 0.0)}
+    frozen = Run(folder, read_checkpoint_spec(folder)[0], record)
+    frozen.update(test_accuracy=found.accuracy_after)
     return frozen, found

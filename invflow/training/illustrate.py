@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from ..diagnostics import pictures
 from ..diagnostics.interpolation import interpolate
 from ..diagnostics.solver_plot import inverse_errors, solver_plot
 from ..errors import DataError
-from ..sequential import Sequential
 from .module import evaluation_draws
 from .run import PICTURES, Run
-from .tasks import Evaluation, Task
-from .tasks.base import evaluating
+from .tasks import Evaluation, Task, evaluating
 
 SHOWN = 8
 
@@ -25,15 +21,18 @@ SHOWN = 8
 def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") -> tuple[Evaluation, list[str]]:
     """Evaluate a finished run and draw its pictures: return the evaluation and the paths of the pictures."""
     task = run.task(data_root, device)
-    chain, data, folder = task.model.eval().bijection, task.data, run.folder / PICTURES
-    found = task.evaluate()
+    chain, data, folder = task.model.bijection, task.data, run.folder / PICTURES
+    found, images = task.evaluate(), data.test.values[:SHOWN]
     figures = {**task.figures(), "curves": pictures.training_curves(run.metrics(), task.curves())}
-    if data.holds_images:
-        figures |= _figures_of_images(chain, data.test.values[:SHOWN])
-    with evaluation_draws(0):
-        blocks = inverse_errors(chain, task.inputs(data.test.values[:SHOWN]))
-    if blocks:
-        figures["solver"] = solver_plot(blocks)
+    with evaluating(task.model), evaluation_draws(0):
+        if data.holds_images:
+            figures["reconstructions"] = pictures.reconstructions(images, chain.inverse(chain(images)))
+            psi = pictures.first_psi(chain)
+            if psi is not None:
+                figures["psi"] = pictures.psi_channels(images[:3], psi)
+        blocks = inverse_errors(chain, task.inputs(images))
+        if blocks:
+            figures["solver"] = solver_plot(blocks)
     for name, figure in figures.items():
         pictures.write_figure(figure, folder / f"{name}.png")
     written = [str(folder / f"{name}.png") for name in figures]
@@ -41,13 +40,6 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
         written += draw_interpolation(task, pairs=5, steps=9, folder=folder)
     run.update(**found.scores)
     return found, written
-
-
-@torch.no_grad()
-def _figures_of_images(chain: Sequential, images: Tensor) -> dict[str, Figure]:
-    figures = {"reconstructions": pictures.reconstructions(images, chain.inverse(chain(images)))}
-    psi = pictures.first_psi(chain)
-    return figures if psi is None else figures | {"psi": pictures.psi_channels(images[:3], psi)}
 
 
 def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) -> list[str]:

@@ -79,10 +79,9 @@ class ModelTraining(lightning.LightningModule):
 
     def refuse(self, why: str) -> None:
         """End the training: raise DivergedError."""
-        raise DivergedError(
-            f"training diverged in epoch {self.current_epoch + 1}, step {self.global_step}: {why}; "
-            "try a lower learning rate (--lr), or clip_gradient in the spec's training block"
-        )
+        place = f"epoch {self.current_epoch + 1}, step {self.global_step}"
+        advice = "try a lower learning rate (--lr), or clip_gradient in the spec's training block"
+        raise DivergedError(f"training diverged in {place}: {why}; {advice}")
 
     def _measure(self, stage: str, values: Tensor, labels: Tensor) -> Tensor:
         loss, more = self.measure(stage, values, labels)

@@ -120,9 +120,8 @@ class Run:
         return [rows[epoch] for epoch in sorted(rows)]
 
 
-def _keep(run: Run, score: Score, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+def _keep(run: Run, score: Score, trainer: lightning.Trainer, module: ModelTraining) -> None:
     """After an evaluation, write the weights to the run folder, and to ``best/`` if they are the best so far."""
-    assert isinstance(module, ModelTraining)
     weights, name = module.model.state_dict(), f"test_{score.name}"
     if not all(weight.isfinite().all() for weight in weights.values()):
         module.refuse("a weight is not finite")
@@ -169,10 +168,9 @@ def train(
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
     data = check_trainable(spec, data_root, download=download).data
-    to_freeze = {}
+    to_freeze: dict[str, Any] = {}
     if spec.top.numerics.integer_nets:
-        to_freeze = {"freeze": spec.top.numerics.model_dump(mode="json")}
-        spec = spec.replace(numerics=None)
+        to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
     task = _initialized(spec, data)
     write_checkpoint(spec.document, task.model.state_dict(), folder)
     run = Run(folder, spec, {})
@@ -285,12 +283,11 @@ def _accelerator(device: str) -> dict[str, Any]:
 
 def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool) -> Run:
     options, logs, last = run.training, run.folder / "logs", run.folder / "resume" / "last.ckpt"
-    checkpoint = last if last.is_file() else None
-    if checkpoint is not None:
+    if last.is_file():
         try:
-            torch.load(checkpoint, map_location="meta", weights_only=True)
+            torch.load(last, map_location="meta", weights_only=True)
         except Exception as error:  # each kind of damage raises its own
-            raise RunError(f"{checkpoint}: cannot be resumed ({type(error).__name__}); train the spec again") from None
+            raise RunError(f"{last}: cannot be resumed ({type(error).__name__}); train the spec again") from None
     callbacks = [
         LambdaCallback(on_validation_end=functools.partial(_keep, run, task.score)),
         ModelCheckpoint(last.parent, last.stem, save_on_train_epoch_end=True, enable_version_counter=False),
@@ -314,7 +311,7 @@ def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool)
             reload_dataloaders_every_n_epochs=1,
         )
         try:
-            trainer.fit(module, val_dataloaders=samples, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, val_dataloaders=samples, ckpt_path=last if last.is_file() else None, weights_only=True)
             if options.epochs % options.evaluate_every:
                 trainer.validate(module, samples, verbose=False)
         except SystemExit:  # Lightning turns Ctrl-C into SystemExit, and ignores further ones
