@@ -31,7 +31,7 @@ META = torch.device("meta")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folders of a classifier's run and a flow's."""
+    """The folders of the runs of a classifier and of a flow."""
     folder = tmp_path_factory.mktemp("runs")
     classifier = load_spec({**SPEC, "training": {**SPEC["training"], "epochs": 1}})
     runs.train(classifier, folder / "classifier", progress=False)
@@ -59,6 +59,7 @@ VERBS = [
 ]
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="auto is not the CPU on this machine")
 @pytest.mark.parametrize(("verb", "kind"), VERBS)
 def test_the_cpu_gives_what_the_default_gives(trained, call, tmp_path, verb, kind):
     answers, files = [], []
@@ -78,7 +79,14 @@ def test_the_cpu_gives_what_the_default_gives(trained, call, tmp_path, verb, kin
     assert bool(files[0]) == (verb != "evaluate")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.fixture
+def cpu_alone(monkeypatch):
+    """A machine without an accelerator."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("cpu_alone")
 @pytest.mark.parametrize(("verb", "kind"), VERBS)
 def test_a_missing_device_is_one_line(trained, call, verb, kind):
     before = sorted(trained[kind].parent.rglob("*"))
@@ -88,10 +96,10 @@ def test_a_missing_device_is_one_line(trained, call, verb, kind):
     assert sorted(trained[kind].parent.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("cpu_alone")
 @pytest.mark.parametrize("verb", ["train", "compare"])
 def test_training_on_a_missing_device_is_one_line(call, tmp_path, monkeypatch, verb):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     (tmp_path / "spec.json").write_text(json.dumps(tiny().document))
     status, out, err = call(verb, "spec.json", "--device", "cuda")
     assert (status, out) == (2, "")

@@ -16,7 +16,7 @@ from invflow.training.tasks import Classification
 
 SPECS = Path(__file__).parent.parent / "specs"
 WEIGHTS = 1e-8
-"""What three epochs of float64 may make of 1e-14 a step, through ReLUs and momentum."""
+"""How far an error of 1e-14 per step may grow in three epochs of float64, through ReLUs and momentum."""
 
 
 def trained(document, images, policy, epochs=3):

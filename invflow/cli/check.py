@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def check(
     spec: SpecPath,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Check every property of every layer, too.")] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Also check every property of every layer.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure how well backward reconstructs inputs.")] = False,
     conditioning: Annotated[bool, typer.Option("--conditioning", help="Measure Lipschitz constants.")] = False,
     as_json: AsJson = False,
@@ -71,9 +71,9 @@ def _verdict(report: CheckResult, proofs: Thorough | None, stretches: Conditioni
         return "failed: a property does not hold"
     if stretches is not None and not stretches.ok:
         return "failed: a Lipschitz constant exceeds its bound"
-    how = "to rounding" if report.exactness == "float" else "without one wrong bit"
-    how += "" if report.surjective else ", on its image only: it adds dimensions"
-    return f"ok: it runs backwards {how}" if report.ok else f"failed: it does not run backwards {how}"
+    how = "up to rounding" if report.exactness == "float" else "without one wrong bit"
+    how += "" if report.surjective else ", on its image only, because it adds dimensions"
+    return f"{'ok:' if report.ok else 'failed: not'} invertible {how}"
 
 
 def _print_result(report: CheckResult) -> None:
@@ -96,11 +96,11 @@ def _print_conditioning(found: Conditioning) -> None:
     rows = [(str(position), layer.layer, *cells(layer)) for position, layer in enumerate(found.layers)]
     heads = ("", "layer", "Lipschitz constant", "bound", "of the inverse", "bound")
     print_table(heads, rows, [("", found.chain.layer, *cells(found.chain))])
-    how = "" if found.exact else ", its extreme singular values found by iteration"
+    how = "" if found.exact else ", from extreme singular values found by iteration"
     out.print(f"condition number {found.condition_number:.4g}{how}")
     for dtype, predicted in found.predicted_error.items():
         measured = found.round_trip_error[dtype]
-        out.print(f"{dtype}: it predicts a round-trip error near {predicted:.1e}, relative; measured: {measured:.1e}")
+        out.print(f"{dtype}: relative round-trip error: predicted {predicted:.1e}, measured {measured:.1e}")
 
 
 def _print_proofs(found: Thorough) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def compare(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="The specs' JSON files.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each spec: seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times to train each spec: seeds 0, 1, ...")] = 3,
     to: Annotated[Path | None, typer.Option("--out", help="The folder; default: runs/compare-TIME.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -32,7 +32,7 @@ def compare(
 ) -> None:
     """Train several specs, several seeds each, and compare them.
 
-    The answer is a table and a plot.
+    The result is a table and a plot.
     """
     from ..diagnostics.pictures import comparison, write_figure
     from ..spec import load_spec

@@ -14,7 +14,7 @@ from .output import out
 def interpolate(
     run: RunPath,
     pairs: Annotated[int, typer.Option(min=1, max=20, help="How many pairs of test images.")] = 5,
-    steps: Annotated[int, typer.Option(min=2, max=50, help="How many images from one to the other.")] = 9,
+    steps: Annotated[int, typer.Option(min=2, max=50, help="How many images in each walk.")] = 9,
     to: Annotated[Path | None, typer.Option("--out", help="The folder to write to; default: RUN/pictures.")] = None,
     device: Device = "auto",
     data_root: DataRoot = None,

@@ -15,7 +15,7 @@ from .output import out, print_json, stdout_for_the_answer
 def sample(
     run: RunPath,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many samples.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="Below 1: closer to the most likely.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="Below 1, samples are closer to the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the samples.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", help="The picture; default: RUN/pictures/drawn.png.")] = None,
     device: Device = "auto",
@@ -25,7 +25,7 @@ def sample(
 ) -> None:
     """Draw samples from a trained flow.
 
-    The answer is a picture or, with --json, the numbers and their log-densities.
+    The result is a picture or, with --json, the numbers and their log-densities.
     """
     from ..diagnostics.pictures import write_figure
     from ..training.run import PICTURES, Run

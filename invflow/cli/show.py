@@ -19,7 +19,7 @@ def show(
     expanded: Annotated[bool, typer.Option("--expanded", help="Print the spec without repeat and variables.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Print the activation memory of training.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="With --memory: override the batch size.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="With --memory: measure training steps, too.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --memory: also measure training steps.")] = False,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
@@ -52,7 +52,7 @@ def show(
 def _print_memory(found: ActivationMemory) -> None:
     totals = {
         "whole chain": found.kept,
-        "and computed again, at most": found.peak,
+        "and recomputed, at most": found.peak,
         "kept, measured": found.measured,
         "peak of a step, measured": found.measured_peak,
     }
@@ -61,9 +61,9 @@ def _print_memory(found: ActivationMemory) -> None:
         [(str(i), layer.layer, *map(_bytes, layer.kept.values())) for i, layer in enumerate(found.layers)],
         [("", name, *map(_bytes, sizes.values())) for name, sizes in totals.items() if sizes is not None],
     )
-    out.print("weights, their gradients, the optimiser's state and the head come on top")
+    out.print("in addition: weights, gradients, the optimiser's state and the head")
 
 
 def _bytes(count: int) -> str:
-    """In KiB or MiB."""
+    """A number of bytes in KiB or MiB."""
     return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train the classifier or the flow that a spec describes.
 
-    Then evaluate it, and draw pictures of what it does.
+    Then evaluate it and draw pictures.
     """
     from ..spec import load_spec
     from ..training import run as runs

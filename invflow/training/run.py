@@ -201,7 +201,7 @@ def resume(
     if run.record.get("status") == "finished":
         return run
     if run.record.get("status") == "diverged":
-        raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would do so again")
+        raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would diverge again")
     if "freeze" in run.record:  # the interruption may have come after the exact model was written
         run = Run(folder, run.spec.replace(numerics=None), run.record)
     task = _initialized(run.spec, check_trainable(run.spec, data_root, download=download).data)

@@ -236,7 +236,7 @@ class Classification(Task[Classifier]):
     def evaluate(self) -> ClassifierEvaluation:
         logits, labels = self.outputs(), self.data.test.labels
         accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
-        loss = float(nn.functional.cross_entropy(logits.double(), labels))
+        loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
         return ClassifierEvaluation(self.parameters(), self.model.linear_head, self.round_trips(), accuracy, loss)
 
     def curves(self) -> Sequence[Curve]:
