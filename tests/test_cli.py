@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: answers, mistakes, exit statuses."""
+"""The command line: results, mistakes, exit statuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIGITS = str(SPECS / "irevnet_digits.json")
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Runs a command in an empty folder: (exit status, stdout, stderr)."""
+    """Run a command in an empty folder and return (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

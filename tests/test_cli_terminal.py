@@ -1,4 +1,4 @@
-"""The command line in a terminal of 80 columns: nothing that decides is cut."""
+"""The command line in a terminal of 80 columns: nothing important is truncated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def in_a_terminal(*arguments):
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
     os.close(theirs)
     printed = b""
-    with contextlib.suppress(OSError):  # Linux ends a terminal so
+    with contextlib.suppress(OSError):  # Linux raises it at the end of a terminal
         while part := os.read(ours, 2**16):
             printed += part
     os.close(ours)
@@ -55,7 +55,7 @@ def in_a_terminal(*arguments):
 
 
 def rows(lines, names=2):
-    """The rows of tables of the same things side by side, names put together that were folded, without spaces."""
+    """The rows of tables that were split by columns, joined; folded names are joined, and their spaces removed."""
     tables, row = [], None
     for line in lines:
         cells = [cell.strip() for cell in line.strip("│").split("│")]
@@ -88,7 +88,7 @@ def test_check_cuts_no_name_and_no_number():
     for row in found:
         assert len(row) == 10
         assert all(re.fullmatch(r"\d\.\de[+-]\d\d", cell) for cell in row[6:]), row
-    assert lines[-1] == "ok: it runs backwards to rounding"
+    assert lines[-1] == "ok: invertible up to rounding"
 
 
 def test_compare_cuts_no_name_and_no_number(tmp_path):
@@ -106,7 +106,7 @@ def test_compare_cuts_no_name_and_no_number(tmp_path):
 
 @pytest.fixture
 def table(monkeypatch):
-    """Prints a table in a terminal of some width and returns its lines."""
+    """Print a table in a terminal of some width and return its lines."""
 
     def run(width, *arguments, **more):
         console = Console(width=width, force_terminal=True, no_color=True, markup=False, file=io.StringIO())
@@ -158,7 +158,7 @@ def test_help_lists_every_verb_with_its_whole_summary(capsys, monkeypatch):
 
 
 def packed(text):
-    """Without spaces: a line may end after any of its hyphens, too."""
+    """The text without spaces, because a line may also end after a hyphen."""
     return "".join(text.split())
 
 

@@ -1,4 +1,4 @@
-"""Flows are trained: bits per dimension in closed form, runs that go on bit for bit, samples, densities in pictures."""
+"""Training of flows: bits per dimension in closed form, resumed runs, samples, pictures of densities."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from invflow.training.tasks import task_of
 from tests.test_training import tiny
 
 STANDARD_ERRORS = 4
-"""A mean of draws lies further off once in 16,000 times; the seeds are fixed."""
+"""The error of a mean of draws is larger once in 16,000 times; the seeds are fixed."""
 
 COUPLING = {"type": "affine_coupling", "net": {"type": "mlp", "hidden": [8], "activation": "silu"}}
 
 
 def points(**training):
-    """A flow of points and its training, quick."""
+    """A flow of points that trains quickly."""
     options = {"data": {"name": "moons", "train_size": 96, "test_size": 50}, "batch_size": 32, "epochs": 4, **training}
     return invflow.load_spec(
         {
@@ -46,7 +46,7 @@ def points(**training):
 
 
 def images(**training):
-    """A flow of the digits and its training, quick."""
+    """A flow of digits that trains quickly."""
     options = {"data": {"name": "digits", "train_size": 64, "test_size": 40}, "batch_size": 16, "epochs": 3, **training}
     net = {"type": "conv", "hidden": [4]}
     return invflow.load_spec(
@@ -198,7 +198,7 @@ class TestRuns:
         assert found.test_bits_per_dim == pytest.approx(found.test_nll / (64 * math.log(2)) + 4)  # pixels k / 16
 
     def test_the_evaluation_is_the_density_of_the_pixels(self, tmp_path):
-        """Independent of the code that evaluates: the noise drawn by hand, another draw, three hundredths off."""
+        """Without the code that evaluates: another draw of the noise differs by less than 0.03 nats per pixel."""
         run = runs.train(images(), tmp_path / "run", progress=False)
         model, pixels = run.load().eval(), load_data(run.training.data).test.values
         with torch.no_grad():
@@ -227,7 +227,7 @@ class TestRuns:
         assert evaluate_run(run).scores == evaluate_run(whole).scores
 
     def test_gradients_are_clipped(self, tmp_path):
-        """Plain gradient descent moves by lr times the gradient, whose norm is then at most the bound."""
+        """Plain gradient descent moves by lr times the gradient, so that the bound limits the norm of the step."""
         options = {"optimizer": {"type": "sgd", "lr": 1.0}, "epochs": 1, "batch_size": 96}
         runs.train(points(**options, clip_gradient=1e-3), tmp_path / "run", progress=False)
         torch.manual_seed(0)
@@ -235,7 +235,7 @@ class TestRuns:
         before.bijection.initialize(load_data(points().training.data).train.values)
         after = invflow.load(tmp_path / "run")
         moved = torch.cat([(b - a).flatten() for a, b in zip(before.parameters(), after.parameters(), strict=True)])
-        assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)  # it was larger: float32 differences of weights
+        assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)  # differences of float32 weights
 
     @pytest.mark.parametrize("make", [points, tiny])
     def test_divergence_is_one_line_and_keeps_what_was_finite(self, tmp_path, make):
@@ -246,7 +246,7 @@ class TestRuns:
         run = runs.Run.open(tmp_path / "run")
         assert run.record["status"] == "diverged"
         assert all(weight.isfinite().all() for weight in run.load().state_dict().values())
-        with pytest.raises(DivergedError, match="it would do so again"):
+        with pytest.raises(DivergedError, match="it would diverge again"):
             runs.resume(tmp_path / "run", progress=False)
 
     def test_a_classifier_of_points(self, tmp_path):
@@ -277,7 +277,7 @@ class TestCompare:
             assert document["round_trip_error"] < 1e-6
 
     def test_classifiers_and_flows_are_not_compared(self, tmp_path):
-        message = "compare expects models that one score measures: a has accuracy, b has negative log-likelihood"
+        message = "compare expects models with the same score: a has accuracy, b has negative log-likelihood"
         with pytest.raises(invflow.InvflowError, match=message):
             compare([("a", tiny()), ("b", points())], 1, tmp_path / "none", announce=lambda line: None)
         assert not (tmp_path / "none").exists()
@@ -305,7 +305,7 @@ class TestPictures:
         assert data.get_xlim() == density.get_xlim() == pytest.approx((-1.3, 1.3))
 
     def test_the_density_lies_where_its_points_are(self):
-        """A flow that is narrow about (3, -1) is drawn there, and not mirrored."""
+        """The picture of a narrow flow about (3, -1) has its peak there, without reflection."""
         flow = invflow.build_model(
             {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
         )

@@ -10,13 +10,13 @@ import torch
 
 import invflow
 from invflow.spec.training import Training
-from invflow.training.data import Samples, load_data
+from invflow.training.data import DataSet, Samples, load_data
 from invflow.training.run import _quiet_lightning
-from invflow.training.tasks.classification import ClassifierTraining
+from invflow.training.tasks import Classification
 
 SPECS = Path(__file__).parent.parent / "specs"
 WEIGHTS = 1e-8
-"""What three epochs of float64 may make of 1e-14 a step, through ReLUs and momentum."""
+"""How far an error of 1e-14 per step may grow in three epochs of float64, through ReLUs and momentum."""
 
 
 def trained(document, images, policy, epochs=3):
@@ -25,7 +25,7 @@ def trained(document, images, policy, epochs=3):
     options = Training.model_validate({**(spec.expanded.get("training") or {}), "epochs": epochs})
     torch.manual_seed(options.seed)
     model = invflow.build_model(spec).double()
-    module = ClassifierTraining(model, options, images, classes=10)
+    module = Classification.training(Classification(model, DataSet(images, images)), options)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     with _quiet_lightning():
         trainer = lightning.Trainer(

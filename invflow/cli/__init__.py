@@ -1,4 +1,4 @@
-"""The command line, one verb a file. Heavy libraries load only in the verbs that use them."""
+"""The command line, one file per verb. Heavy libraries are imported only by the verbs that use them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -17,21 +17,12 @@ from ..errors import InvflowError
 from . import check, compare, diff, evaluate, freeze, interpolate, plot_psi, plot_solver, sample, schema, show, train
 from .output import err, out
 
-VERBS: tuple[Callable[..., None], ...] = (
-    train.train,
-    evaluate.evaluate,
-    freeze.freeze,
-    compare.compare,
-    check.check,
-    show.show,
-    diff.diff,
-    schema.schema,
-    plot_psi.plot_psi,
-    plot_solver.plot_solver,
-    interpolate.interpolate,
-    sample.sample,
-)
-"""The verbs as ``invflow --help`` lists them: each with the first sentence of its docstring, 61 characters at most."""
+MODULES = (train, evaluate, freeze, compare, check, show, diff, schema, plot_psi, plot_solver, interpolate, sample)
+VERBS: tuple[Callable[..., None], ...] = tuple(vars(module)[module.__name__.split(".")[-1]] for module in MODULES)
+"""The verbs in the order of ``invflow --help``, each the function that has its module's name.
+
+The help lists the first sentence of each docstring, of at most 61 characters.
+"""
 
 app = typer.Typer(name="invflow", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 for verb in VERBS:
@@ -54,7 +45,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command; ends the process with its exit status: 2 with one line for a user's mistake."""
+    """Run a command and exit with its status; a user's mistake is one line and status 2."""
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_warn, warnings.showwarning)
         try:
@@ -69,17 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _warn(
-    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: object, **more: object
-) -> None:
-    """Prints a warning of this library as one line, without the place in the code that it came from."""
+def _warn(show: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    """Print a warning of this library as one line, without its place in the code."""
     if issubclass(category, NotConverged):
         _complain(str(message))
     else:
-        otherwise(message, category, *where, **more)
+        show(message, category, *rest, **more)
 
 
 def _complain(message: str) -> int:
-    """Prints one line for a user's mistake and returns its exit status."""
+    """Print one line for a user's mistake and return its exit status."""
     err.print(f"invflow: {message}")
     return 2

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -17,79 +17,74 @@ if TYPE_CHECKING:
     from ..sequential import Sequential
     from ..testing.thorough import Proof, Thorough
 
+T = TypeVar("T")
+
 
 def check(
     spec: SpecPath,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Check every property of every layer, too.")] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Also check every property of every layer.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure how well backward reconstructs inputs.")] = False,
     conditioning: Annotated[bool, typer.Option("--conditioning", help="Measure Lipschitz constants.")] = False,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Check that a spec's chain runs backwards, layer by layer.
+    """Check that a spec's chain is invertible, layer by layer.
 
     Print the shapes, the parameters and the round-trip error of every layer; exit status 1 if the chain fails.
     """
     from ..diagnostics.check import chain_of
     from ..diagnostics.check import check as run_check
+    from ..diagnostics.conditioning import conditioning as measure
     from ..diagnostics.memory import reconstructions
 
-    chain = chain_of(spec)
+    chain, proofs = chain_of(spec), None
     report = run_check(chain)
-    proofs = _check_thoroughly(chain) if thorough else None
+    if thorough:
+        from ..testing.thorough import check_thoroughly  # imports Hypothesis
+
+        proofs = _watched("checking", check_thoroughly, chain)
     rebuilt = reconstructions(chain) if memory else None
-    stretches = _measure_conditioning(chain) if conditioning else None
-    sound = report.ok and (proofs is None or proofs.ok) and (stretches is None or stretches.ok)
+    stretches = _watched("measuring", measure, chain) if conditioning else None
     if as_json:
-        more = {} if proofs is None else {"thorough": dataclasses.asdict(proofs)}
-        more |= {} if rebuilt is None else {"reconstruction_error": rebuilt}
-        more |= {} if stretches is None else {"conditioning": dataclasses.asdict(stretches)}
-        print_json({"spec": str(spec), **dataclasses.asdict(report), **more})
-        raise typer.Exit(0 if sound else 1)
-    _print_result(report)
-    if proofs is not None:
-        _print_proofs(proofs)
-    if rebuilt is not None:
-        _print_reconstructions(rebuilt)
-    if stretches is not None:
-        _print_conditioning(stretches)
-    if proofs is not None and not proofs.ok:
-        out.print("failed: a property does not hold")
-    elif stretches is not None and not stretches.ok:
-        out.print("failed: a Lipschitz constant exceeds its bound")
+        found = {"thorough": proofs, "reconstruction_error": rebuilt, "conditioning": stretches}
+        print_json({"spec": str(spec)}, report, {name: one for name, one in found.items() if one is not None})
     else:
-        how = "to rounding" if report.exactness == "float" else "without one wrong bit"
-        how += "" if report.surjective else ", on its image only: it adds dimensions"
-        out.print(f"ok: it runs backwards {how}" if report.ok else f"failed: it does not run backwards {how}")
-    raise typer.Exit(0 if sound else 1)
+        _print_result(report)
+        if proofs is not None:
+            _print_proofs(proofs)
+        if rebuilt is not None:
+            _print_reconstructions(rebuilt)
+        if stretches is not None:
+            _print_conditioning(stretches)
+        out.print(_verdict(report, proofs, stretches))
+    raise typer.Exit(0 if all(one.ok for one in (report, proofs, stretches) if one is not None) else 1)
 
 
-def _check_thoroughly(chain: Sequential) -> Thorough:
-    from ..testing.thorough import check_thoroughly
+def _watched(verb: str, measure: Callable[[Sequential, Callable[[str], None]], T], chain: Sequential) -> T:
+    """The result of a measurement that takes long, with its progress on stderr."""
+    with err.status(verb) as status:
+        return measure(chain, lambda line: status.update(f"{verb} {line}"))
 
-    with err.status("checking") as status:
-        return check_thoroughly(chain, lambda line: status.update(f"checking {line}"))
 
-
-def _measure_conditioning(chain: Sequential) -> Conditioning:
-    from ..diagnostics.conditioning import conditioning
-
-    with err.status("measuring") as status:
-        return conditioning(chain, lambda line: status.update(f"measuring {line}"))
+def _verdict(report: CheckResult, proofs: Thorough | None, stretches: Conditioning | None) -> str:
+    if proofs is not None and not proofs.ok:
+        return "failed: a property does not hold"
+    if stretches is not None and not stretches.ok:
+        return "failed: a Lipschitz constant exceeds its bound"
+    how = "up to rounding" if report.exactness == "float" else "without one wrong bit"
+    how += "" if report.surjective else ", on its image only, because it adds dimensions"
+    return f"{'ok:' if report.ok else 'failed: not'} invertible {how}"
 
 
 def _print_result(report: CheckResult) -> None:
-    def errors(found: dict[str, float]) -> list[str]:
-        return [f"{error:.1e}" for error in found.values()]
+    def cells(parameters: int, exactness: str, errors: dict[str, float]) -> list[str]:
+        return [f"{parameters:,}", exactness, *(f"{error:.1e}" for error in errors.values())]
 
-    rows = [
-        (
-            *(layer.name.removeprefix("layers."), layer.layer, str(layer.input_shape), str(layer.output_shape)),
-            *(f"{layer.parameters:,}", layer.exactness, *errors(layer.round_trip_error)),
-        )
-        for layer in report.layers
-    ]
-    whole = ("", "whole chain", "", "", f"{report.parameters:,}", report.exactness, *errors(report.round_trip_error))
+    rows = []
+    for layer in report.layers:
+        names = [layer.name.removeprefix("layers."), layer.layer, str(layer.input_shape), str(layer.output_shape)]
+        rows.append([*names, *cells(layer.parameters, layer.exactness, layer.round_trip_error)])
+    whole = ["", "whole chain", "", "", *cells(report.parameters, report.exactness, report.round_trip_error)]
     print_table(("", "layer", "in", "out", "parameters", "exactness", *report.round_trip_error), rows, [whole])
 
 
@@ -101,11 +96,11 @@ def _print_conditioning(found: Conditioning) -> None:
     rows = [(str(position), layer.layer, *cells(layer)) for position, layer in enumerate(found.layers)]
     heads = ("", "layer", "Lipschitz constant", "bound", "of the inverse", "bound")
     print_table(heads, rows, [("", found.chain.layer, *cells(found.chain))])
-    how = "" if found.exact else ", its extreme singular values found by iteration"
+    how = "" if found.exact else ", from extreme singular values found by iteration"
     out.print(f"condition number {found.condition_number:.4g}{how}")
     for dtype, predicted in found.predicted_error.items():
         measured = found.round_trip_error[dtype]
-        out.print(f"{dtype}: it predicts a round-trip error near {predicted:.1e}, relative; measured: {measured:.1e}")
+        out.print(f"{dtype}: relative round-trip error: predicted {predicted:.1e}, measured {measured:.1e}")
 
 
 def _print_proofs(found: Thorough) -> None:
@@ -116,33 +111,33 @@ def _print_proofs(found: Thorough) -> None:
     rows = [(str(i), *cells(layer), f"{found.error_by_depth[i]:.1e}") for i, layer in enumerate(found.layers)]
     heads = ("", "layer", "properties", "worst round trip", "error by depth")
     print_table(heads, rows, [("", *cells(found.chain), "")])
-    named = {str(position): layer for position, layer in enumerate(found.layers)} | {"chain": found.chain}
-    for name, proof in named.items():
+    named = [*((str(position), layer) for position, layer in enumerate(found.layers)), ("chain", found.chain)]
+    for name, proof in named:
         for failure in proof.failures:
             out.print(f"{name}: {proof.layer}: {failure}")
-    unmeasured = sorted({name for proof in named.values() for name in proof.unmeasured})
+    unmeasured = sorted({name for _, proof in named for name in proof.unmeasured})
     if unmeasured:
-        out.print(f"not measured, the state is too large for its Jacobian: {', '.join(unmeasured)}")
+        out.print(f"not measured, because the state is too large for its Jacobian: {', '.join(unmeasured)}")
     if found.lost_at is None:
-        out.print("no precision is lost on the way back")
+        out.print("the inverse loses no precision")
     else:
         out.print(f"most precision is lost at layer {found.lost_at}, {found.layers[found.lost_at].layer}")
 
 
 def _print_reconstructions(found: dict[str, dict[str, float]]) -> None:
-    """Prints the errors, and what the monitor would say."""
+    """Print the errors, and which of them the monitor would reject."""
     import torch
 
     from ..reversible import tolerance
 
     allowed = {key: tolerance(getattr(torch, key.split()[0])) for key in found}
-    lost = {(name, key) for key in found for name, error in found[key].items() if not error <= allowed[key]}
-    rows = [
-        (name, *(f"{found[key][name]:.1e}{' lost' * ((name, key) in lost)}" for key in found))
-        for name in next(iter(found.values()))
-    ]
+
+    def cell(key: str, error: float) -> str:
+        return f"{error:.1e}" + ("" if error <= allowed[key] else " lost")
+
+    rows = [(name, *(cell(key, found[key][name]) for key in found)) for name in next(iter(found.values()))]
     print_table(("error of the input, reconstructed in backward", *found), rows, names=1)
-    if lost:
+    if any(text.endswith("lost") for row in rows for text in row[1:]):
         out.print('if an input is lost, backprop "reversible" gives wrong gradients: monitor "anchor" keeps it')
     else:
         out.print('backprop "reversible" reconstructs every input')

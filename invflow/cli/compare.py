@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def compare(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="The specs' JSON files.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How many trainings of each spec: seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times to train each spec: seeds 0, 1, ...")] = 3,
     to: Annotated[Path | None, typer.Option("--out", help="The folder; default: runs/compare-TIME.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -32,7 +32,7 @@ def compare(
 ) -> None:
     """Train several specs, several seeds each, and compare them.
 
-    The answer is a table and a plot.
+    The result is a table and a plot.
     """
     from ..diagnostics.pictures import comparison, write_figure
     from ..spec import load_spec
@@ -42,28 +42,17 @@ def compare(
     folder = to or new_folder("compare")
     overrides = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "train_size": train_size}
     with stdout_for_the_answer(as_json):
-        found = run_all(
-            loaded,
-            seeds,
-            folder,
-            overrides=overrides,
-            announce=err.print,
-            data_root=data_root,
-            download=download,
-            device=device,
-        )
-        plot, score = folder / "comparison.png", found.score
-        drawn = [
-            {"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)}
-            for row in found.rows
-        ]
-        label = f"test {score.label},{score.unit if score.unit[:1].isspace() else ' ' + score.unit}"
-        write_figure(comparison(drawn, label, digits=score.digits, narrowest=score.narrowest), plot)
+        options: dict[str, Any] = {"data_root": data_root, "download": download, "device": device}
+        found = run_all(loaded, seeds, folder, overrides=overrides, announce=err.print, **options)
+    plot, score, rows = folder / "comparison.png", found.score, found.rows
+    bars = [{"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)} for row in rows]
+    label = f"test {score.label}, {score.unit.strip()}"
+    write_figure(comparison(bars, label, digits=score.digits, narrowest=score.narrowest), plot)
     if as_json:
-        print_json([row.as_json() for row in found.rows])
+        print_json([row.as_json() for row in rows])
         return
     heads = ("spec", "parameters", f"test {score.label}", "round-trip error", "seconds")
-    print_table(heads, [_cells(found, row) for row in found.rows], names=1)
+    print_table(heads, [_cells(found, row) for row in rows], names=1)
     out.print(f"wrote {plot}")
 
 

@@ -13,7 +13,7 @@ from .output import out
 
 def diff(
     old: Annotated[Path, typer.Argument(metavar="A", help="A spec's JSON file, or the folder of a run.")],
-    new: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    new: Annotated[Path, typer.Argument(metavar="B", help="Another spec or run.")],
     plugin: Plugins = None,
 ) -> None:
     """Print what differs between two specs, layer by layer.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from .options import AsJson, DataRoot, Plugins, RunPath
-from .output import evaluation_as_json, print_evaluation, print_json, stdout_for_the_answer
+from .options import AsJson, DataRoot, Device, Plugins, RunPath
+from .output import print_evaluation, print_json, stdout_for_the_answer
 
 
-def evaluate(run: RunPath, data_root: DataRoot = None, as_json: AsJson = False, plugin: Plugins = None) -> None:
+def evaluate(
+    run: RunPath, device: Device = "auto", data_root: DataRoot = None, as_json: AsJson = False, plugin: Plugins = None
+) -> None:
     """Measure the test scores and the round trips of a trained run."""
     from ..training.evaluate import evaluate_run
     from ..training.run import Run
 
     with stdout_for_the_answer(as_json):
-        found = evaluate_run(Run.open(run), data_root)
+        found = evaluate_run(Run.open(run), data_root, device)
     if as_json:
-        print_json({"run": str(run), **evaluation_as_json(found)})
+        print_json({"run": str(run)}, found)
     else:
         print_evaluation(run, found)

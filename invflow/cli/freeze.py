@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InvflowError
-from .options import AsJson, DataRoot, Plugins, RunPath
+from .options import AsJson, DataRoot, Device, Plugins, RunPath
 from .output import out, print_json, stdout_for_the_answer
 
 if TYPE_CHECKING:
@@ -21,13 +20,14 @@ def freeze(
     mode: Annotated[str, typer.Option(help="exact, grid or snap.")] = "exact",
     frac_bits: Annotated[int | None, typer.Option(help="The grid is the multiples of 2^-FRAC_BITS.")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The new run folder; default: RUN-MODE.")] = None,
+    device: Device = "auto",
     data_root: DataRoot = None,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Make a trained run exact, in a run folder of its own.
+    """Make a trained run exact, in a new run folder.
 
-    Its images come back without one wrong bit, which is measured.
+    Its images are then reconstructed without one wrong bit, which is measured.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -36,16 +36,16 @@ def freeze(
     from ..training.frozen import freeze_run
     from ..training.run import Run
 
-    said = {"mode": mode} | ({} if frac_bits is None else {"frac_bits": frac_bits})
+    options = {"mode": mode} | ({} if frac_bits is None else {"frac_bits": frac_bits})
     try:
-        numerics: Mode = TypeAdapter(Numerics).validate_python(said)
+        numerics: Mode = TypeAdapter(Numerics).validate_python(options)
     except ValidationError as error:
         raise InvflowError(f"freeze: {describe(error.errors(include_url=False)[0])}") from None
     with stdout_for_the_answer(as_json):
         folder = to or run.with_name(f"{run.resolve().name}-{mode}")
-        frozen, found = freeze_run(Run.open(run), folder, numerics, data_root)
+        frozen, found = freeze_run(Run.open(run), folder, numerics, data_root, device)
     if as_json:
-        print_json({"run": str(frozen.folder), "numerics": numerics.model_dump(), **dataclasses.asdict(found)})
+        print_json({"run": str(frozen.folder), "numerics": numerics.model_dump()}, found)
         return
     out.print(f"run {frozen.folder}")
     out.print(f"  test accuracy {found.accuracy_after:.2%}, before {found.accuracy_before:.2%}")

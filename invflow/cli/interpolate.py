@@ -7,27 +7,25 @@ from typing import Annotated
 
 import typer
 
-from .options import DataRoot, Plugins, RunPath
+from .options import DataRoot, Device, Plugins, RunPath
 from .output import out
 
 
 def interpolate(
     run: RunPath,
     pairs: Annotated[int, typer.Option(min=1, max=20, help="How many pairs of test images.")] = 5,
-    steps: Annotated[int, typer.Option(min=2, max=50, help="How many images from one to the other.")] = 9,
+    steps: Annotated[int, typer.Option(min=2, max=50, help="How many images in each walk.")] = 9,
     to: Annotated[Path | None, typer.Option("--out", help="The folder to write to; default: RUN/pictures.")] = None,
+    device: Device = "auto",
     data_root: DataRoot = None,
     plugin: Plugins = None,
 ) -> None:
     """Draw walks between test images, straight in feature space.
 
-    A strip and a GIF show the way from one image to another, back in pixels.
+    A strip and a GIF show the images on the way from one to the other.
     """
-    from ..training.data import load_data
     from ..training.illustrate import draw_interpolation
     from ..training.run import PICTURES, Run
 
-    opened = Run.open(run)
-    data = load_data(opened.training.data, data_root)
-    for picture in draw_interpolation(opened.load(), data, pairs, steps, to or run / PICTURES):
+    for picture in draw_interpolation(Run.open(run).task(data_root, device), pairs, steps, to or run / PICTURES):
         out.print(f"wrote {picture}")

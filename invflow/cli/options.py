@@ -1,4 +1,4 @@
-"""The arguments and options that verbs share, and what they stand for."""
+"""The arguments and options that several verbs share."""
 
 from __future__ import annotations
 
@@ -24,26 +24,21 @@ SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec's JSON fi
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as 'invflow train' writes it.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The torchvision root of the data; default: INVFLOW_DATA.")]
 Download = Annotated[bool, typer.Option("--download", help="Download a missing data set into the data root.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout, all else on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout, everything else on stderr.")]
+_PLUGIN = "A Python file that registers layers, nets, heads or priors; repeat the option for several."
 Plugins = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--plugin",
-        metavar="FILE",
-        callback=_load_plugins,
-        is_eager=True,
-        help="A Python file that registers layers, nets, heads or priors; repeat the option for several.",
-    ),
+    typer.Option("--plugin", metavar="FILE", callback=_load_plugins, is_eager=True, help=_PLUGIN),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Override the number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Override the batch size.")]
 LearningRate = Annotated[float | None, typer.Option(help="Override the learning rate.")]
 TrainSize = Annotated[int | None, typer.Option(help="Override the number of training samples.")]
-Device = Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1 or mps.")]
 
 
 def load_document(source: Path) -> Spec:
-    """The spec in a file, or of a run or checkpoint folder."""
+    """The spec in a file, or in the folder of a run or a checkpoint."""
     from ..spec import load_spec
     from ..spec.checkpoint import SPEC_FILE
 
@@ -51,5 +46,5 @@ def load_document(source: Path) -> Spec:
 
 
 def new_folder(name: str) -> Path:
-    """Where a training goes if the user names no folder."""
+    """The default folder of a training."""
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,4 +1,4 @@
-"""What verbs print: lines, JSON, tables that fit the terminal, evaluations."""
+"""Output of the verbs: lines, JSON, tables that fit the terminal, evaluations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -25,22 +26,22 @@ err = _console(stderr=True)
 
 PIPE_WIDTH = 200
 NARROWEST_NAME = 16
-"""How narrow a column of names may become before a table is split."""
+"""The smallest width of a column of names before a table is split."""
 
 
 def print_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], totals: Sequence[Sequence[str]] = (), *, names: int = 2
 ) -> None:
-    """Prints a table, of which nothing is cut, whatever the width of the terminal.
+    """Print a table without truncation, for any width of the terminal.
 
-    In a narrow terminal, names are folded over lines, then heads and nested shapes, and in the end the columns are
-    spread over several tables. A figure is folded only if it is wider than the terminal.
+    In a narrow terminal, names are folded, then heads and nested shapes, and finally the columns are spread over
+    several tables. A figure is folded only if it is wider than the terminal.
 
     Args:
-        heads: one for each column.
+        heads: one per column.
         rows: their cells.
         totals: rows below a line.
-        names: how many columns, from the left, say what a row is about: each table repeats them.
+        names: the number of columns, from the left, that identify a row: each table repeats them.
     """
     console = out if out.is_terminal else _console(width=PIPE_WIDTH)
     whole, figures = [heads, *rows, *totals], range(names, len(heads))
@@ -57,51 +58,43 @@ def print_table(
         table = Table()
         for column in group:
             table.add_column(cells[0][column], overflow="fold", no_wrap=fits and column >= names)
-        for position, row in enumerate(cells[1:]):
-            if position == len(rows):
-                table.add_section()
-            table.add_row(*(row[column] for column in group))
+        for position, row in enumerate(cells[1:], start=1):
+            table.add_row(*(row[column] for column in group), end_section=position == len(rows))
         console.print(table, soft_wrap=False)
 
 
 def _least_width(cells: Sequence[Sequence[str]], columns: Sequence[int], names: int) -> int:
-    """The characters that a table of these columns takes at least: a border and two spaces for each."""
+    """The smallest width of a table of these columns, with a border and two spaces for each."""
     widths = [max(cell_len(line) for row in cells for line in row[column].split("\n")) for column in columns]
     return sum(min(width, NARROWEST_NAME) for width in widths[:names]) + sum(widths[names:]) + 3 * len(columns) + 1
 
 
-def print_json(answer: object) -> None:
-    """Prints JSON; null stands for NaN and infinity, which JSON does not have."""
-    print(json.dumps(_finite(answer), indent=2, allow_nan=False))
+def print_json(*parts: object) -> None:
+    """Print dicts and dataclasses as one JSON object; null stands for NaN and infinity, which JSON does not have."""
+    print(json.dumps(functools.reduce(operator.or_, map(_plain, parts)), indent=2, allow_nan=False))
 
 
-def _finite(answer: object) -> object:
+def _plain(answer: object) -> Any:
+    if dataclasses.is_dataclass(answer):
+        return _plain(vars(answer))
     if isinstance(answer, dict):
-        return {key: _finite(value) for key, value in answer.items()}
+        return {" ".join(key) if isinstance(key, tuple) else key: _plain(value) for key, value in answer.items()}
     if isinstance(answer, list | tuple):
-        return [_finite(value) for value in answer]
+        return [_plain(value) for value in answer]
     return None if isinstance(answer, float) and not math.isfinite(answer) else answer
 
 
-@contextlib.contextmanager
-def stdout_for_the_answer(as_json: bool) -> Iterator[None]:
-    """With ``--json``, whatever libraries print while they work goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        yield
-
-
-def evaluation_as_json(found: Evaluation) -> dict[str, object]:
-    """An evaluation as JSON data."""
-    trips = {" ".join(key): dataclasses.asdict(trip) for key, trip in found.round_trips.items()}
-    return {**dataclasses.asdict(found), "round_trips": trips}
+def stdout_for_the_answer(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """With ``--json``, redirect to stderr whatever libraries print while they work."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def print_evaluation(run: Path, found: Evaluation) -> None:
-    """Prints the scores and the round trips of a run."""
+    """Print the scores and the round trips of a run."""
     out.print(f"run {run}")
     out.print(f"  {found.summary()}, {found.parameters:,} parameters")
     if not found.invertible:
-        out.print("  not invertible up to its last layer: the head has hidden layers; of the trunk below it:")
+        out.print("  not invertible up to its last layer, because the head has hidden layers; for the trunk alone:")
     for (dtype, mode), trip in found.round_trips.items():
-        errors = f"{trip.relative:.1e} relative, {trip.bit_equal:.0%} bit-equal"
-        out.print(f"  round-trip error, {dtype}, {mode} mode: {errors}")
+        name = f"round-trip error, {dtype}, {mode} mode"
+        out.print(f"  {name}: {trip.relative:.1e} relative, {trip.bit_equal:.0%} bit-equal")

@@ -19,7 +19,7 @@ def plot_solver(
 ) -> None:
     """Draw how fast a spec's residual blocks are inverted.
 
-    The picture shows error against evaluations, for each method.
+    The picture shows the error by the number of evaluations, for each method.
     """
     from ..diagnostics.check import chain_of, inputs
     from ..diagnostics.pictures import write_figure

@@ -8,39 +8,37 @@ from typing import Annotated
 import typer
 
 from ..errors import InvflowError
-from .options import AsJson, DataRoot, Plugins, RunPath
+from .options import AsJson, DataRoot, Device, Plugins, RunPath
 from .output import out, print_json, stdout_for_the_answer
 
 
 def sample(
     run: RunPath,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many samples.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="Below 1: closer to the most likely.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="Below 1, samples are closer to the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the samples.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", help="The picture; default: RUN/pictures/drawn.png.")] = None,
+    device: Device = "auto",
     data_root: DataRoot = None,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
     """Draw samples from a trained flow.
 
-    The answer is a picture or, with --json, the numbers and their log-densities.
+    The result is a picture or, with --json, the numbers and their log-densities.
     """
     from ..diagnostics.pictures import write_figure
-    from ..training.data import load_data
     from ..training.run import PICTURES, Run
-    from ..training.tasks import Density, task_of
+    from ..training.tasks import Density
 
     to = to or run / PICTURES / "drawn.png"
     with stdout_for_the_answer(as_json):
-        opened = Run.open(run)
-        task = task_of(opened.load(), load_data(opened.training.data, data_root))
+        task = Run.open(run).task(data_root, device)
         if not isinstance(task, Density):
             raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
         drawn = task.draw(count, temperature=temperature, seed=seed)
     if as_json:
-        log_prob = task.log_prob(drawn)
-        print_json({"run": str(run), "samples": drawn.tolist(), "log_prob": log_prob.tolist()})
+        print_json({"run": str(run), "samples": drawn.tolist(), "log_prob": task.log_prob(drawn).tolist()})
     else:
         write_figure(task.picture(drawn), to)
         out.print(f"wrote {to}")

@@ -9,7 +9,7 @@ from .output import err, print_json, stdout_for_the_answer
 def schema(plugin: Plugins = None) -> None:
     """Print the JSON Schema of specs, for editors.
 
-    It knows everything that is registered or installed.
+    It contains everything that is registered or installed.
     """
     from ..registry import REGISTRIES
     from ..spec.schema import json_schema
@@ -18,5 +18,5 @@ def schema(plugin: Plugins = None) -> None:
         broken = [error for registry in REGISTRIES for error in registry.load_plug_ins()]
         document = json_schema()
     for error in broken:
-        err.print(f"left out: {error}")
+        err.print(f"skipped: {error}")
     print_json(document)

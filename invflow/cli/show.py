@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,6 @@ from .output import out, print_json, print_table
 
 if TYPE_CHECKING:
     from ..diagnostics.memory import ActivationMemory
-    from ..spec import Spec
 
 
 def show(
@@ -21,22 +19,25 @@ def show(
     expanded: Annotated[bool, typer.Option("--expanded", help="Print the spec without repeat and variables.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Print the activation memory of training.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="With --memory: override the batch size.")] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="With --memory: measure training steps, too.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --memory: also measure training steps.")] = False,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
     """Print a spec's layers, its expansion, or its memory."""
+    from ..diagnostics.memory import activation_memory
     from ..spec import build, build_model
     from ..spec.text import printable
+    from ..spec.training import Training
 
     document = load_document(spec)
     if expanded:
         print_json(document.expanded)
         return
     if memory:
-        found = _measure(document, batch_size, measure)
+        size, density = batch_size or (document.training or Training()).batch_size, document.prior is not None
+        found = activation_memory(build(document), size, log_det=density, measure=measure)
         if as_json:
-            print_json({"spec": str(spec), **dataclasses.asdict(found)})
+            print_json({"spec": str(spec)}, found)
         else:
             _print_memory(found)
         return
@@ -48,19 +49,10 @@ def show(
     out.print(repr(model))
 
 
-def _measure(document: Spec, batch_size: int | None, measure: bool) -> ActivationMemory:
-    from ..diagnostics.memory import activation_memory
-    from ..spec import build
-    from ..spec.training import Training
-
-    size = batch_size or (document.training or Training()).batch_size
-    return activation_memory(build(document), size, log_det=document.prior is not None, measure=measure)
-
-
 def _print_memory(found: ActivationMemory) -> None:
     totals = {
         "whole chain": found.kept,
-        "and computed again, at most": found.peak,
+        "and recomputed, at most": found.peak,
         "kept, measured": found.measured,
         "peak of a step, measured": found.measured_peak,
     }
@@ -69,9 +61,9 @@ def _print_memory(found: ActivationMemory) -> None:
         [(str(i), layer.layer, *map(_bytes, layer.kept.values())) for i, layer in enumerate(found.layers)],
         [("", name, *map(_bytes, sizes.values())) for name, sizes in totals.items() if sizes is not None],
     )
-    out.print("weights, their gradients, the optimiser's state and the head come on top")
+    out.print("in addition: weights, gradients, the optimiser's state and the head")
 
 
 def _bytes(count: int) -> str:
-    """In KiB or MiB."""
+    """A number of bytes in KiB or MiB."""
     return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

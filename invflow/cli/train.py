@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvflowError
 from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, TrainSize, new_folder
-from .output import err, evaluation_as_json, out, print_evaluation, print_json, stdout_for_the_answer
+from .output import err, out, print_evaluation, print_json, stdout_for_the_answer
 
 
 def train(
@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train the classifier or the flow that a spec describes.
 
-    Then evaluate it, and draw pictures of what it does.
+    Then evaluate it and draw pictures.
     """
     from ..spec import load_spec
     from ..training import run as runs
@@ -41,17 +41,16 @@ def train(
     if resume is not None and (to is not None or any(value is not None for value in overrides.values())):
         raise InvflowError("--resume keeps the options that the run was started with: no --out, --seed, --epochs, ...")
     folder = resume
+    options: dict[str, Any] = {"data_root": data_root, "download": download, "device": device}
     with stdout_for_the_answer(as_json):
         try:
             if resume is not None:
-                run = runs.resume(resume, data_root=data_root, download=download, device=device)
+                run = runs.resume(resume, **options)
             elif spec is not None:
                 document = load_spec(spec)
                 folder = to or new_folder(runs.folder_name(document))
-                run = runs.train(
-                    document, folder, data_root=data_root, download=download, overrides=overrides, device=device
-                )
-            found, pictures = illustrate(run, data_root)
+                run = runs.train(document, folder, overrides=overrides, **options)
+            found, pictures = illustrate(run, data_root, device)
         except KeyboardInterrupt:
             if folder is None or not (folder / runs.RUN_FILE).is_file():
                 raise
@@ -59,8 +58,7 @@ def train(
             err.print(f"interrupted; resume with: invflow train --resume {folder}{plugins}")
             raise typer.Exit(130) from None
     if as_json:
-        answer = {"run": str(run.folder), **evaluation_as_json(found), "seconds": run.record["seconds"]}
-        print_json({**answer, "pictures": pictures})
+        print_json({"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures})
         return
     print_evaluation(run.folder, found)
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""Random changes of training images: affine maps, smooth deformations, stroke widths, other ones for each image."""
+"""Random changes of training images: affine maps, smooth deformations, stroke widths, different for each image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torchvision.transforms.v2 import functional
 
 from ..spec.training import Augmentation, Elastic, RandomAffine, Stroke
 
-_STROKE_BLUR = 0.85  # pixels: makes of three pixels about 1/4, 1/2, 1/4
+_STROKE_BLUR = 0.85  # pixels: the weights of three pixels are about 1/4, 1/2, 1/4
 
 
 class Augment(nn.Module):
-    """A random affine map, a random smooth deformation and random stroke widths of each image of a batch.
+    """A random affine map, a random smooth deformation and a random stroke width for each image of a batch.
 
-    The parameters mean what they mean in torchvision's RandomAffine and ElasticTransform, which draw one change for a
-    whole batch; here each image has its own, and one bilinear sampling serves both. What comes from outside is black.
+    The parameters are those of torchvision's RandomAffine and ElasticTransform, which draw one change for a whole
+    batch; here each image has its own, and one bilinear sampling applies both. Pixels from outside of the image are
+    black. Random numbers are drawn on the CPU, so that they are the same for images on every device.
 
     Args:
         options: the spec's augmentation.
@@ -28,18 +29,18 @@ class Augment(nn.Module):
         self.options = options
 
     def forward(self, images: Tensor) -> Tensor:
-        """Changes ``(batch, channels, height, width)``, drawing from torch's global generator."""
+        """Change ``(batch, channels, height, width)``, with random numbers of torch's global generator."""
         count, _, height, width = images.shape
         maps = _affine_maps(self.options.affine or RandomAffine(), count)
         grid = nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
         if self.options.elastic is not None:
             grid = grid + _displacements(self.options.elastic, count, height, width)
-        changed = nn.functional.grid_sample(images, grid, align_corners=False)
+        changed = nn.functional.grid_sample(images, grid.to(images.device), align_corners=False)
         return changed if self.options.stroke is None else _restroked(changed, self.options.stroke)
 
 
 def _affine_maps(options: RandomAffine, count: int) -> Tensor:
-    """From where each image takes its pixels: maps of the square [-1, 1]^2, ``(count, 2, 3)``."""
+    """Maps of the square [-1, 1]^2 from pixels to the places that they are sampled from, ``(count, 2, 3)``."""
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count) * (high - low) + low
@@ -61,18 +62,18 @@ def _matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 def _restroked(images: Tensor, options: Stroke) -> Tensor:
     """``clamp((blur(x) - grey) * contrast + 1/2, 0, 1)`` for some of the images: a darker grey thickens the strokes."""
     one_each = (len(images), 1, 1, 1)
-    grey = 0.5 + options.shift * (2 * torch.rand(one_each) - 1)
+    grey = 0.5 + options.shift * (2 * torch.rand(one_each).to(images.device) - 1)
     blurred = functional.gaussian_blur(images, [3, 3], [_STROKE_BLUR, _STROKE_BLUR])
     restroked = ((blurred - grey) * options.contrast + 0.5).clamp(0, 1)
-    return torch.where(torch.rand(one_each) < options.probability, restroked, images)
+    return torch.where(torch.rand(one_each).to(images.device) < options.probability, restroked, images)
 
 
 def _displacements(options: Elastic, count: int, height: int, width: int) -> Tensor:
-    """How far off each pixel is taken from, on [-1, 1]^2: uniform noise, smoothed, ``(count, height, width, 2)``."""
+    """The displacement of each pixel on [-1, 1]^2: smoothed uniform noise, ``(count, height, width, 2)``."""
     noise = torch.rand(count, 2, height, width) * 2 - 1
-    reach = min(math.ceil(4 * options.sigma), height - 1, width - 1)  # the reflected border is no wider than the image
+    reach = min(math.ceil(4 * options.sigma), height - 1, width - 1)  # the reflected border must fit into the image
     length = 2 * reach + 1
-    # Row by row, then column by column: the Gaussian separates, and 2 x 41 weights are fewer than 41 x 41.
+    # First the rows, then the columns: the Gaussian is separable, and 2 x 41 weights are fewer than 41 x 41.
     smooth: Tensor = functional.gaussian_blur(noise, [length, 1], [options.sigma, options.sigma])
     smooth = functional.gaussian_blur(smooth, [1, length], [options.sigma, options.sigma])
     return smooth.permute(0, 2, 3, 1) * options.alpha / torch.tensor([width, height])

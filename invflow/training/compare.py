@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +19,13 @@ from .tasks import Score
 
 @dataclass
 class Row:
-    """What a comparison found for one spec.
+    """The results of one spec.
 
     Attributes:
-        scores: by its name in ``run.json``, ``test_accuracy`` for example, one number per seed; NaN where it diverged.
-        round_trip_error: relative, float32, eval mode, the worst of all seeds; None where the head has hidden layers.
-        seconds: of training, one number per seed.
+        scores: one number per seed by the name of the score in ``run.json``, for example ``test_accuracy``; NaN if the
+            training diverged.
+        round_trip_error: relative, float32, eval mode, the largest of all seeds; None if the head has hidden layers.
+        seconds: the duration of each training that did not diverge.
     """
 
     spec: str
@@ -35,17 +35,17 @@ class Row:
     seconds: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The row as JSON data, each score under its own name."""
-        rest = dataclasses.asdict(self)
-        return {"spec": rest.pop("spec"), "parameters": rest.pop("parameters"), **rest.pop("scores"), **rest}
+        """The row as JSON data, with each score under its own name."""
+        rest = {"round_trip_error": self.round_trip_error, "seconds": self.seconds}
+        return {"spec": self.spec, "parameters": self.parameters, **self.scores, **rest}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        score: what the models are measured by.
+        score: the main score of the models.
         rows: one for each spec.
     """
 
@@ -53,7 +53,7 @@ class Comparison:
     rows: list[Row]
 
     def values(self, row: Row) -> list[float]:
-        """The row's scores that count, one per seed, in the score's unit."""
+        """The main score of a row, one number per seed, in the score's unit."""
         return [self.score.factor * value for value in row.scores[f"test_{self.score.name}"]]
 
 
@@ -66,52 +66,46 @@ def compare(
     announce: Callable[[str], None] = print,
     **options: Any,
 ) -> Comparison:
-    """Trains each spec with the seeds 0 .. ``seeds`` - 1 into run folders of their own below ``folder``.
+    """Train each spec with the seeds 0 .. ``seeds`` - 1, each in its own run folder below ``folder``.
 
     Args:
         specs: ``(name, spec)`` pairs.
-        seeds: how many trainings of each.
-        folder: where the runs go: ``folder/<spec's name>-<position>/seed-<seed>``.
+        seeds: the number of trainings of each spec.
+        folder: the run folders are ``folder/<spec's name>-<position>/seed-<seed>``.
         overrides: as in `train`.
         announce: called with a line before and after each training.
         **options: as in `train`: data_root, download, device, progress.
 
     Raises:
-        InvflowError: the specs are not measured by the same score, as classifiers and flows are not.
+        InvflowError: the specs do not have the same main score: some are classifiers and some flows.
     """
-    data_root, download = options.get("data_root"), options.get("download", False)
-    # All of them before the first hour is spent on one.
-    tasks = [check_trainable(overridden(spec, overrides or {}), data_root, download=download) for _, spec in specs]
+    overrides, data_root, download = overrides or {}, options.get("data_root"), options.get("download", False)
+    # All specs are checked before any is trained.
+    tasks = [check_trainable(overridden(spec, overrides), data_root, download=download) for _, spec in specs]
     score = tasks[0].score
     for (name, _), task in zip(specs, tasks, strict=True):
         if task.score != score:
-            raise InvflowError(
-                f"compare expects models that one score measures: {specs[0][0]} has {score.label}, "
-                f"{name} has {task.score.label}"
-            )
-    rows = []
-    for position, (name, spec) in enumerate(specs):
-        row = Row(name)
-        rows.append(row)
-        errors: list[float] = []
+            found = f"{specs[0][0]} has {score.label}, {name} has {task.score.label}"
+            raise InvflowError(f"compare expects models with the same score: {found}")
+    rows = [Row(name) for name, _ in specs]
+    for position, ((name, spec), row) in enumerate(zip(specs, rows, strict=True)):
         for seed in range(seeds):
             announce(f"{name}: seed {seed} ({seed + 1} of {seeds})")
             place = folder / f"{folder_name(spec)}-{position}" / f"seed-{seed}"
             try:
-                run = train(spec, place, overrides={**(overrides or {}), "seed": seed}, **options)
-            except DivergedError as error:  # the other trainings are not lost for it
+                run = train(spec, place, overrides={**overrides, "seed": seed}, **options)
+            except DivergedError as error:  # the other trainings continue
                 announce(str(error))
                 row.scores.setdefault(f"test_{score.name}", []).append(math.nan)
                 continue
-            found = evaluate_run(run, data_root)
-            run.update(**found.scores)
-            row.parameters = found.parameters
-            for key, value in found.scores.items():
+            result = evaluate_run(run, data_root, options.get("device", "auto"))
+            run.update(**result.scores)
+            row.parameters = result.parameters
+            for key, value in result.scores.items():
                 row.scores.setdefault(key, []).append(value)
             row.seconds.append(run.record["seconds"])
-            if found.invertible:
-                errors.append(found.round_trips["float32", "eval"].relative)
-            announce(f"{name}: seed {seed}: {found.summary()}, {run.record['seconds']:.0f} s")
-        if errors:
-            row.round_trip_error = float(torch.tensor(errors).max())  # NaN where any is: Python's max would lose it
+            if result.invertible:
+                errors = [row.round_trip_error or 0.0, result.round_trips["float32", "eval"].relative]
+                row.round_trip_error = float(torch.tensor(errors).max())  # keeps NaN, which Python's max may lose
+            announce(f"{name}: seed {seed}: {result.summary()}, {run.record['seconds']:.0f} s")
     return Comparison(score, rows)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from ..errors import DataError
 from ..spec.training import POINTS, Data
 
 DATA_VARIABLE = "INVFLOW_DATA"
-POINTS_TRAIN = 4096
-POINTS_TEST = 4096
-"""How many points are generated where the spec does not say: their mean log-density is good to 1 or 2 %."""
-_MOST_POINTS = 10**6  # generated for a spec, which may come from a stranger
-_NOISE = 0.1  # standard deviation of the noise of moons and circles where the spec does not say
-_DIGITS_TEST_STEP = 4  # every fourth of the digits is a test image: they come sorted by who wrote them
-_TEST_BATCH = 1000
-_LEVELS = {"digits": 16, "mnist": 256}  # powers of two: pixels lie on a grid that floats hold exactly
+_POINTS = 4096  # the default number of points: enough for a mean log-density with an error of 1 or 2 %
+_MOST_POINTS = 10**6  # a spec may come from a stranger
+_NOISE = 0.1  # default standard deviation of the noise of moons and circles
+_DIGITS_TEST_STEP = 4  # every fourth digit is a test image: they are sorted by writer
+TEST_BATCH = 1000
+_LEVELS = {"digits": 16, "mnist": 256}  # powers of two: pixels lie on a grid that floats represent exactly
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ class DataSet:
     """Training and test samples of one data set.
 
     Attributes:
-        train: what is learned from.
-        test: what is measured on.
-        levels: of images: their pixels are whole multiples of 1/levels; None of points, which are real numbers.
+        train: the samples to learn from.
+        test: the samples to measure on.
+        levels: the pixels of images are integer multiples of 1/levels; None for points, which are real numbers.
     """
 
     train: Samples
@@ -56,124 +55,101 @@ class DataSet:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (channels, height, width) or (features,)."""
+        """The shape of one sample: (channels, height, width) or (features,)."""
         return tuple(self.train.values.shape[1:])
 
     @property
     def classes(self) -> int:
-        """How many labels there are."""
+        """The number of different labels."""
         return int(self.train.labels.max()) + 1
 
     @property
     def holds_images(self) -> bool:
-        """Whether the samples are images, and not points."""
+        """Whether the samples are images rather than points."""
         return self.levels is not None
 
 
 def load_data(options: Data, root: Path | None = None, *, download: bool = False) -> DataSet:
-    """The data set that a spec names: its first ``train_size`` training samples and ``test_size`` test samples.
+    """Load the data set that a spec names: its first ``train_size`` training samples and ``test_size`` test samples.
 
     Args:
-        options: which data set, and how much of it.
-        root: a torchvision root for data sets that do not ship with a library; by default what the environment
-            variable INVFLOW_DATA names.
-        download: whether an absent data set may be fetched into the root.
+        options: the data set and its sizes.
+        root: a torchvision root for data sets that do not ship with a library; the default is the folder in the
+            environment variable INVFLOW_DATA.
+        download: whether a missing data set may be downloaded into the root.
 
     Raises:
-        DataError: it is absent, or has fewer samples than asked for.
+        DataError: the data set is missing, or has fewer samples than requested.
     """
+    sizes = (options.train_size, options.test_size)
     if options.name in POINTS:
-        sizes = (options.train_size or POINTS_TRAIN, options.test_size or POINTS_TEST)
-        if max(sizes) > _MOST_POINTS:
-            raise DataError(f"{options.name} has at most {_MOST_POINTS} points, the spec asks for {max(sizes)}")
-        train, test = (_points(options, size, seed) for seed, size in enumerate(sizes))
-        return DataSet(train, test)
-    found = _digits() if options.name == "digits" else _mnist(root, download)
-    levels = _LEVELS[options.name]
-    train = _first(options.train_size, found.train, f"{options.name} has {{}} training images", levels)
-    test = _first(options.test_size, found.test, f"{options.name} has {{}} test images", levels)
-    return DataSet(train, test, levels)
-
-
-def _first(size: int | None, images: Samples, holdings: str, levels: int) -> Samples:
-    """The first ``size`` images with whole pixels, as multiples of 1/levels."""
-    if size is not None and size > len(images):
-        raise DataError(f"{holdings.format(len(images))}, the spec asks for {size}")
-    # Whole numbers until here: a slice of floats would hold on to all images.
-    return Samples(images.values[:size] / levels, images.labels[:size])
+        counts = [size or _POINTS for size in sizes]
+        if max(counts) > _MOST_POINTS:
+            raise DataError(f"{options.name} has at most {_MOST_POINTS} points, the spec asks for {max(counts)}")
+        return DataSet(_points(options, counts[0], seed=0), _points(options, counts[1], seed=1))
+    parts, levels = _digits() if options.name == "digits" else _mnist(root, download), _LEVELS[options.name]
+    for kind, part, size in zip(("training", "test"), parts, sizes, strict=True):
+        if size is not None and size > len(part):
+            raise DataError(f"{options.name} has {len(part)} {kind} images, the spec asks for {size}")
+    # The pixels are integers before this line: a slice of floats would keep all images in memory.
+    cut = (Samples(part.values[:size] / levels, part.labels[:size]) for part, size in zip(parts, sizes, strict=True))
+    return DataSet(next(cut), next(cut), levels)
 
 
 def _points(options: Data, size: int, seed: int) -> Samples:
-    """Points of the plane, ``(size, 2)``, which name, noise, size and seed decide."""
+    """Points of the plane, ``(size, 2)``, determined by name, noise, size and seed."""
     from sklearn.datasets import make_circles, make_moons  # slow to import
 
     if options.name == "checkerboard":
         return _checkerboard(size, seed)
     noise = _NOISE if options.noise is None else options.noise
-    if options.name == "moons":
-        points, labels = make_moons(size, noise=noise, random_state=seed)
-    else:
-        points, labels = make_circles(size, noise=noise, factor=0.5, random_state=seed)
+    make = make_moons if options.name == "moons" else functools.partial(make_circles, factor=0.5)
+    points, labels = make(size, noise=noise, random_state=seed)
     return Samples(torch.tensor(points, dtype=torch.float32), torch.tensor(labels))
 
 
 def _checkerboard(size: int, seed: int) -> Samples:
-    """Uniform on the dark squares of a 4 x 4 board that covers [-2, 2)^2: a density with edges and 8 pieces."""
+    """Uniform points on the dark squares of a 4 x 4 board over [-2, 2)^2: a density with edges, in 8 pieces."""
     generator = torch.Generator().manual_seed(seed)
     column = torch.randint(4, (size,), generator=generator)
     row = 2 * torch.randint(2, (size,), generator=generator) + column % 2
-    corner = torch.stack([column, row], dim=1) - 2
-    points = corner + torch.rand(size, 2, generator=generator)
+    points = torch.stack([column, row], dim=1) - 2 + torch.rand(size, 2, generator=generator)
     return Samples(points, torch.zeros(size, dtype=torch.long))
 
 
-def _digits() -> DataSet:
+def _digits() -> list[Samples]:
     from sklearn.datasets import load_digits  # slow to import
 
     raw = load_digits()
-    images = torch.tensor(raw.images, dtype=torch.uint8).unsqueeze(1)
-    labels = torch.tensor(raw.target)
+    images, labels = torch.tensor(raw.images, dtype=torch.uint8).unsqueeze(1), torch.tensor(raw.target)
     is_test = torch.arange(len(labels)) % _DIGITS_TEST_STEP == _DIGITS_TEST_STEP - 1
-    return DataSet(Samples(images[~is_test], labels[~is_test]), Samples(images[is_test], labels[is_test]))
+    return [Samples(images[chosen], labels[chosen]) for chosen in (~is_test, is_test)]
 
 
-def _mnist(root: Path | None, download: bool) -> DataSet:
+def _mnist(root: Path | None, download: bool) -> list[Samples]:
     from torchvision.datasets import MNIST  # slow to import
 
-    folder = root or (Path(os.environ[DATA_VARIABLE]) if DATA_VARIABLE in os.environ else Path("data"))
+    folder = root or Path(os.environ.get(DATA_VARIABLE, "data"))
     try:
         parts = [MNIST(folder, train=train, download=download) for train in (True, False)]
     except (AssertionError, ValueError) as error:
-        raise DataError(
-            f"mnist in {folder} is damaged ({error or type(error).__name__}); copy or download it again"
-        ) from None
+        why = f"is damaged ({error or type(error).__name__}); copy or download it again"
+        raise DataError(f"mnist in {folder} {why}") from None
     except RuntimeError as error:
         why = f"and the download failed: {error}" if download else "and may not be downloaded"
-        raise DataError(
-            f"mnist is not in {folder} {why}; name the folder that holds MNIST/raw with --data-root or {DATA_VARIABLE}"
-            + ("" if download else ", or pass --download")
-        ) from None
-    train, test = (Samples(part.data.unsqueeze(1), part.targets) for part in parts)
-    return DataSet(train, test)
-
-
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches at a time, by a list of positions: indexing a tensor once beats collating its rows."""
-
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
-
-    def __getitem__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.samples.values[positions], self.samples.labels[positions]
+        fix = f"name the folder that holds MNIST/raw with --data-root or {DATA_VARIABLE}"
+        fix += "" if download else ", or pass --download"
+        raise DataError(f"mnist is not in {folder} {why}; {fix}") from None
+    return [Samples(part.data.unsqueeze(1), part.targets) for part in parts]
 
 
 def seed_at(seed: int, position: int) -> int:
-    """A seed of its own for each epoch or step of a training with this seed."""
+    """A separate seed for each epoch or step of a training with this seed."""
     return (seed * 1_000_003 + position) % 2**63
 
 
-def train_loader(samples: Samples, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of training samples, in an order that the seed decides and nothing else."""
+def train_loader(samples: Samples, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of training samples, in an order that depends on the seed only."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     batches = torch.split(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm has no statistics of one sample
@@ -181,10 +157,11 @@ def train_loader(samples: Samples, batch_size: int, seed: int) -> DataLoader[tup
     return _loader(samples, batches)
 
 
-def test_loader(samples: Samples) -> DataLoader[tuple[Tensor, Tensor]]:
+def test_loader(samples: Samples) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of test samples, in their own order."""
-    return _loader(samples, torch.split(torch.arange(len(samples)), _TEST_BATCH))
+    return _loader(samples, torch.split(torch.arange(len(samples)), TEST_BATCH))
 
 
-def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> DataLoader[tuple[Tensor, Tensor]]:
-    return DataLoader(_Batches(samples), sampler=batches, batch_size=None)
+def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> DataLoader[tuple[Tensor, ...]]:
+    # A "sample" is a whole batch, taken by a tensor of positions: one indexing is faster than collating its rows.
+    return DataLoader(TensorDataset(samples.values, samples.labels), sampler=batches, batch_size=None)

@@ -8,25 +8,23 @@ from typing import Any
 
 from ..diagnostics.images_back import images_back
 from ..errors import RunError
-from ..models import Classifier
 from ..models.freezing import freeze
 from ..numerics import Mode
 from ..spec import to_spec
 from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
-from .data import load_data
-from .evaluate import evaluate
 from .run import Run, require_empty, versions
+from .tasks import Classification, Task, evaluating
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """What freezing a run came to, on the test images.
+    """The result of freezing a run, measured on the test images.
 
     Attributes:
-        accuracy_before: 0 to 1.
-        accuracy_after: likewise, of the frozen model.
-        images: how many test images there are.
-        bit_equal: how many of them come back without one wrong bit, by the way in which they are inverted.
+        accuracy_before: of the run's model, from 0 to 1.
+        accuracy_after: of the frozen model.
+        images: the number of test images.
+        bit_equal: the number of images that are reconstructed without one wrong bit, by the way of inversion.
     """
 
     accuracy_before: float
@@ -35,45 +33,39 @@ class Frozen:
     bit_equal: dict[str, int]
 
 
-def freeze_run(run: Run, folder: Path, numerics: Mode, data_root: Path | None = None) -> tuple[Run, Frozen]:
-    """Writes a trained run's model in other numerics into a run folder of its own.
+def freeze_run(
+    run: Run, folder: Path, numerics: Mode, data_root: Path | None = None, device: str = "auto"
+) -> tuple[Run, Frozen]:
+    """Write a trained run's model in other numerics into a new run folder.
 
-    What has to be learned from data, the ranges of activations, is read off the run's training images.
+    The ranges of activations are measured on the run's training images, on the CPU: the frozen model does not depend on
+    the device.
 
     Args:
-        run: trained, not exact already.
-        folder: empty or absent.
-        numerics: of the new run.
+        run: a trained run that is not exact.
+        folder: the new run folder, empty or absent.
+        numerics: the numerics of the new run.
         data_root: see `load_data`.
+        device: where both models are evaluated; see `device_of`.
 
     Raises:
-        RunError: the folder holds something.
-        NumericsError: the model cannot be so exact.
+        RunError: the folder is not empty, or the run is of a flow.
+        NumericsError: the model cannot have these numerics.
+        InvflowError: this machine does not have the device.
     """
     require_empty(folder)
-    if folder.resolve() == run.folder.resolve():
-        raise RunError(f"{folder}: is the run itself; name another folder with --out")
-    data = load_data(run.training.data, data_root)
-    before = run.load()
-    if not isinstance(before, Classifier):
-        raise RunError(f"{run.folder}: a density, whose data lie on no grid; freeze expects the run of a classifier")
-    after = freeze(before, data.train.values, numerics)
-    found = Frozen(
-        accuracy_before=evaluate(before, data).scores["test_accuracy"],
-        accuracy_after=evaluate(after, data).scores["test_accuracy"],
-        images=len(data.test),
-        bit_equal=images_back(after.bijection, data.test.values),
-    )
+    task: Task[Any] = run.task(data_root, device)
+    if not isinstance(task, Classification):
+        raise RunError(f"{run.folder}: a density, whose data are off the grid; freeze expects the run of a classifier")
+    after, place = freeze(task.model, task.data.train.values, numerics), task.float64_device
+    with evaluating(after, place):
+        bit_equal = images_back(after.bijection, task.data.test.values.to(place))
+    before, frozen_task = task.evaluate(), Classification(after, task.data, place)
+    found = Frozen(before.test_accuracy, frozen_task.evaluate().test_accuracy, len(task.data.test), bit_equal)
     document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
     write_checkpoint({**document, **to_spec(after)}, after.state_dict(), folder)
-    frozen = Run(folder, read_checkpoint_spec(folder)[0], {})
-    frozen.update(
-        name=run.spec.name,
-        status="finished",
-        frozen_from=str(run.folder),
-        versions=versions(),
-        epochs_done=run.record.get("epochs_done"),
-        seconds=run.record.get("seconds", 0.0),
-        test_accuracy=found.accuracy_after,
-    )
+    record = {"name": run.spec.name, "status": "finished", "frozen_from": str(run.folder), "versions": versions()}
+    record |= {"epochs_done": run.record.get("epochs_done"), "seconds": run.record.get("seconds", 0.0)}
+    frozen = Run(folder, read_checkpoint_spec(folder)[0], record)
+    frozen.update(test_accuracy=found.accuracy_after)
     return frozen, found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -15,50 +15,50 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from ..errors import DivergedError
-from ..spec.training import SGD, AdamW, OneCycle, Optimizer, Schedule, Training
+from ..spec.training import OneCycle, Optimizer, Schedule, Training
 from .augment import Augment
-from .data import Samples, seed_at, train_loader
+from .data import seed_at, train_loader
 
-Batch: TypeAlias = tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    from .tasks import Task
 
 
 class ModelTraining(lightning.LightningModule):
-    """Order, augmentation, seeds, optimiser and schedule as a spec's training block says.
+    """The order of samples, augmentation, seeds, optimiser and schedule that a spec's training block describes.
 
-    A kind of model overrides `measure`.
+    Each kind of model overrides `measure`.
 
     Args:
-        model: what is trained.
+        task: the model and its data.
         options: the spec's training block.
-        samples: the training samples.
     """
 
-    def __init__(self, model: nn.Module, options: Training, samples: Samples) -> None:
+    def __init__(self, task: Task[Any], options: Training) -> None:
         super().__init__()
-        self.model = model
+        self.task = task
+        self.model: nn.Module = task.model
         self.options = options
-        self.samples = samples
         self.augment = Augment(options.data.augmentation) if options.data.augmentation else nn.Identity()
 
     @abstractmethod
     def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
-        """The loss of a batch, and what is logged of it besides.
+        """The loss of a batch, and other quantities to log.
 
         Args:
             stage: "train" or "test".
-            values: as the data set has them, augmented.
-            labels: one each.
+            values: samples of the data set; augmented in training.
+            labels: one per sample.
         """
 
-    # The seed and how far training has come decide the order of the samples and all that is drawn: augmentation, noise,
-    # dropout, probes of log-determinants. So a resumed training sees what an uninterrupted one would have. (The trainer
-    # asks for a new loader every epoch.)
+    # The seed and the epoch or step determine the order of the samples and every random number: augmentation, noise,
+    # dropout, probes of log-determinants. A resumed training therefore repeats what an uninterrupted one would do. (The
+    # trainer requests a new loader every epoch.)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         seed = seed_at(self.options.seed, self.current_epoch)
-        return train_loader(self.samples, self.options.batch_size, seed)
+        return train_loader(self.task.data.train, self.options.batch_size, seed)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         values, labels = batch
         torch.manual_seed(seed_at(self.options.seed, self.global_step))
         loss = self._measure("train", self.augment(values), labels)
@@ -66,7 +66,7 @@ class ModelTraining(lightning.LightningModule):
             self.refuse(f"the loss is {loss.item()}")
         return loss
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         with evaluation_draws(index):
             self._measure("test", *batch)
 
@@ -78,11 +78,10 @@ class ModelTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def refuse(self, why: str) -> None:
-        """Ends the training. Raises DivergedError."""
-        raise DivergedError(
-            f"training diverged in epoch {self.current_epoch + 1}, step {self.global_step}: {why}; "
-            "try a lower learning rate (--lr), or clip_gradient in the spec's training block"
-        )
+        """End the training: raise DivergedError."""
+        place = f"epoch {self.current_epoch + 1}, step {self.global_step}"
+        advice = "try a lower learning rate (--lr), or clip_gradient in the spec's training block"
+        raise DivergedError(f"training diverged in {place}: {why}; {advice}")
 
     def _measure(self, stage: str, values: Tensor, labels: Tensor) -> Tensor:
         loss, more = self.measure(stage, values, labels)
@@ -93,7 +92,7 @@ class ModelTraining(lightning.LightningModule):
 
 @contextlib.contextmanager
 def evaluation_draws(seed: int) -> Iterator[None]:
-    """Inside, the seed decides the random numbers; outside, nothing has happened. Each batch has its own seed."""
+    """Seed the random numbers inside of the context and leave those outside unchanged. Each batch has its own seed."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -101,9 +100,9 @@ def evaluation_draws(seed: int) -> Iterator[None]:
 
 def make_optimizer(options: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser that a spec names, over the model's parameters."""
-    arguments = options.model_dump(exclude={"type"})
-    kind = torch.optim.SGD if isinstance(options, SGD) else torch.optim.AdamW if isinstance(options, AdamW) else None
-    return (kind or torch.optim.Adam)(model.parameters(), **arguments)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    made: torch.optim.Optimizer = kinds[options.type](model.parameters(), **options.model_dump(exclude={"type"}))
+    return made
 
 
 def make_schedule(options: Schedule, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
@@ -117,6 +116,6 @@ def make_schedule(options: Schedule, optimizer: torch.optim.Optimizer, steps: in
             pct_start=options.warmup,
             div_factor=options.start_factor,
             final_div_factor=options.final_factor,
-            cycle_momentum=False,  # the spec's momentum stays what it says
+            cycle_momentum=False,  # the spec's momentum is constant
         )
     return CosineAnnealingLR(optimizer, T_max=steps, eta_min=options.final_lr)

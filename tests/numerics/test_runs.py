@@ -1,4 +1,4 @@
-"""Runs in other numerics: trained, frozen, evaluated, gone on with."""
+"""Runs in other numerics: trained, frozen, evaluated, resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPEC = {
     "training": {"data": {"name": "digits"}, "epochs": 3, "optimizer": {"type": "adam", "lr": 0.005}},
 }  # fmt: skip
 POINTS = 0.02
-"""Of the 449 test digits, a few lie on the border between two classes."""
+"""A few of the 449 test digits are close to the border between two classes."""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_an_exact_spec_trains_in_float_and_is_frozen(float_run, tmp_path):
     real = invflow.load(run.folder / "float")
     for a, b in zip(real.parameters(), float_run.load().parameters(), strict=True):
         assert torch.equal(a, b)
-    # Interrupted when the exact model was written already: it goes on, and ends in the same model.
+    # An interruption after the exact model was written: the resumed run ends in the same model.
     before = opened.load().state_dict()
     opened.update(status="training")
     again = runs.resume(run.folder, progress=False).load()

@@ -1,0 +1,350 @@
+"""Training and evaluation of each kind of model: classifiers and flows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from ..diagnostics.roundtrip import RoundTrip, round_trips
+from ..models import Classifier, Flow, bits_per_dimension, dequantize
+from ..spec.document import Spec
+from ..spec.training import Training
+from ..state import flat_size, map_state
+from .data import TEST_BATCH, DataSet
+from .module import ModelTraining, evaluation_draws
+
+if TYPE_CHECKING:  # matplotlib is imported only to draw
+    from matplotlib.figure import Figure
+
+    from ..diagnostics.pictures import Curve
+
+CPU = torch.device("cpu")
+SHOWN_IMAGES = 32
+DRAWN_IMAGES = 64
+DRAWN_POINTS = 2000
+ROUND_TRIP_SAMPLES = 1000
+ITERATED_SAMPLES = 200
+"""The number of samples if the inverse of a layer is an iteration."""
+
+M = TypeVar("M", bound=Classifier | Flow)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The one number that measures how good a model is.
+
+    Attributes:
+        name: its name in logs and records, after ``train_`` or ``test_``.
+        label: its name for readers.
+        unit: the unit, with the space that precedes it, if any.
+        digits: the number of digits after the decimal point.
+        factor: the factor that converts a value to the unit.
+        higher_is_better: whether the best value is the largest.
+        narrowest: the smallest range, in the unit, of the axis in a comparison's picture; a smaller one shows noise.
+    """
+
+    name: str
+    label: str
+    unit: str
+    digits: int
+    factor: float
+    higher_is_better: bool
+    narrowest: float
+
+    def text(self, value: float) -> str:
+        """The value with its unit.
+
+        Examples:
+            >>> Score("accuracy", "accuracy", "%", 2, 100, True, 2).text(0.8512)
+            '85.12%'
+        """
+        return f"{self.factor * value:.{self.digits}f}{self.unit}"
+
+    def beats(self, value: float, best: float | None) -> bool:
+        """Whether a value is better than the best so far, which is None at first. NaN is never better."""
+        if best is None:
+            return not math.isnan(value)
+        return value > best if self.higher_is_better else value < best
+
+
+@dataclass(frozen=True)
+class Evaluation(ABC):
+    """The evaluation of a trained model on the test samples.
+
+    Attributes:
+        parameters: the number of trained parameters.
+        invertible: whether the whole model is invertible, apart from a last linear layer.
+        round_trips: the chain's round trip on the first test samples, by dtype and mode.
+    """
+
+    parameters: int
+    invertible: bool
+    round_trips: dict[tuple[str, str], RoundTrip]
+
+    @property
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """The test scores by their names in ``run.json``, the main one first."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The scores in words."""
+
+
+class Task(ABC, Generic[M]):
+    """The training and evaluation of one kind of model on one data set.
+
+    Args:
+        model: the model, on the CPU.
+        data: the data set, on the CPU.
+        device: where the model is evaluated and sampled; afterwards it is on the CPU again, as all results are.
+
+    Attributes:
+        score: the score of this kind of model.
+        training: the Lightning module that trains it.
+    """
+
+    score: Score
+    training: ClassVar[type[ModelTraining]]
+
+    def __init__(self, model: M, data: DataSet, device: torch.device = CPU) -> None:
+        self.model = model
+        self.data = data
+        self.device = device
+
+    @abstractmethod
+    def check(self, spec: Spec) -> None:
+        """Raise SpecError if the model that the spec describes does not fit the data."""
+
+    def inputs(self, values: Tensor) -> Tensor:
+        """The model's input for samples of the data set; it may draw from torch's global generator."""
+        return values
+
+    @abstractmethod
+    def evaluate(self) -> Evaluation:
+        """Scores on all test samples and the chain's round trips, in eval mode; the model stays in its mode."""
+
+    def curves(self) -> Sequence[Curve]:
+        """The panels of the training curves."""
+        from ..diagnostics.pictures import Curve
+
+        return [Curve(self.score.name, f"{self.score.label}{'' if self.data.holds_images else ', nats'}")]
+
+    @abstractmethod
+    def figures(self) -> dict[str, Figure]:
+        """Pictures of the trained model by name, in addition to those of every model."""
+
+    def parameters(self) -> int:
+        """The number of trained parameters."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
+    def outputs(self) -> Tensor:
+        """The model's outputs for all test samples, in eval mode."""
+        found = []
+        with evaluating(self.model, self.device):
+            for index, values in enumerate(torch.split(self.data.test.values, TEST_BATCH)):
+                with evaluation_draws(index):
+                    found.append(self.model(self.inputs(values).to(self.device)).cpu())
+        return torch.cat(found)
+
+    @property
+    def float64_device(self) -> torch.device:
+        """The device, or the CPU in place of one without float64."""
+        return CPU if self.device.type == "mps" else self.device
+
+    def round_trips(self) -> dict[tuple[str, str], RoundTrip]:
+        """The chain's round trips on the model's input for the first test samples."""
+        chain, device = self.model.bijection, self.float64_device
+        with evaluating(self.model, device), evaluation_draws(0):
+            x = self.inputs(self.data.test.values[: ROUND_TRIP_SAMPLES if chain.cheap_inverse else ITERATED_SAMPLES])
+            return round_trips(chain, x.to(device))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, device: torch.device = CPU) -> Iterator[None]:
+    """Run the context with the model on the device and in eval mode, without gradients; then return it to the CPU."""
+    was_training = model.training
+    try:
+        model.eval().to(device)
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training).to(CPU)
+
+
+ACCURACY = Score("accuracy", "accuracy", "%", digits=2, factor=100, higher_is_better=True, narrowest=2.0)
+NLL = Score("nll", "negative log-likelihood", " nats", digits=3, factor=1, higher_is_better=False, narrowest=0.1)
+BITS = Score("bits_per_dim", "bits per dimension", " bits/dim", 3, 1, higher_is_better=False, narrowest=0.1)
+
+
+class ClassifierTraining(ModelTraining):
+    """Cross-entropy training of a classifier."""
+
+    def __init__(self, task: Classification, options: Training) -> None:
+        super().__init__(task, options)
+        self.train_accuracy = MulticlassAccuracy(task.data.classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(task.data.classes, average="micro")
+
+    def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+        logits, metric = self.model(values), getattr(self, f"{stage}_accuracy")
+        metric.update(logits, labels)
+        smoothing = self.options.label_smoothing if stage == "train" else 0.0
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing), {ACCURACY.name: metric}
+
+
+@dataclass(frozen=True)
+class ClassifierEvaluation(Evaluation):
+    """The evaluation of a trained classifier on the test samples.
+
+    Attributes:
+        test_accuracy: from 0 to 1.
+        test_loss: mean cross-entropy, in nats.
+    """
+
+    test_accuracy: float
+    test_loss: float
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return {"test_accuracy": self.test_accuracy}
+
+    def summary(self) -> str:
+        return f"test accuracy {ACCURACY.text(self.test_accuracy)}"
+
+
+class Classification(Task[Classifier]):
+    """The training and evaluation of a classifier."""
+
+    score = ACCURACY
+    training = ClassifierTraining
+
+    def check(self, spec: Spec) -> None:
+        wanted = self.data.classes if spec.head is None else spec.head.values.get("classes", self.data.classes)
+        if wanted != self.data.classes:
+            name = (spec.training or Training()).data.name
+            raise spec.error(("head", "classes"), f"{name} has {self.data.classes} classes, the head {wanted}")
+
+    def evaluate(self) -> ClassifierEvaluation:
+        logits, labels = self.outputs(), self.data.test.labels
+        accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
+        loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
+        return ClassifierEvaluation(self.parameters(), self.model.linear_head, self.round_trips(), accuracy, loss)
+
+    def curves(self) -> Sequence[Curve]:
+        from ..diagnostics.pictures import CLASSIFIER_CURVES
+
+        return CLASSIFIER_CURVES
+
+    def figures(self) -> dict[str, Figure]:
+        from ..diagnostics.pictures import samples
+        from ..diagnostics.plane import decisions
+
+        values, labels = self.data.test.values, self.data.test.labels
+        with evaluating(self.model):
+            if not self.data.holds_images:
+                return {"decisions": decisions(self.model, values, labels)}
+            guesses = self.model(values[:SHOWN_IMAGES]).argmax(1)
+        return {"samples": samples(values[:SHOWN_IMAGES], labels[:SHOWN_IMAGES], guesses)}
+
+
+class FlowTraining(ModelTraining):
+    """Maximum-likelihood training of a flow.
+
+    The loss is the negative log-likelihood in nats, or for images in bits per dimension, so that learning rates and
+    clipping have the same effect for images of every size.
+    """
+
+    def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+        log_prob, data = self.model(self.task.inputs(values)).mean(), self.task.data
+        if data.levels is None:
+            return -log_prob, {NLL.name: -log_prob}
+        bits = bits_per_dimension(log_prob, flat_size(data.shape), data.levels)
+        return bits, {NLL.name: -log_prob, BITS.name: bits}
+
+
+@dataclass(frozen=True)
+class FlowEvaluation(Evaluation):
+    """The evaluation of a trained flow on the test samples.
+
+    Attributes:
+        test_nll: the mean negative log-density, in nats; for images, that of dequantised pixels in [0, 1).
+        test_bits_per_dim: for images, an upper bound of their bits per dimension, from one draw of the noise.
+    """
+
+    test_nll: float
+    test_bits_per_dim: float | None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        nll = {"test_nll": self.test_nll}
+        return nll if self.test_bits_per_dim is None else {"test_bits_per_dim": self.test_bits_per_dim, **nll}
+
+    def summary(self) -> str:
+        nll = f"test {NLL.label} {NLL.text(self.test_nll)}"
+        return nll if self.test_bits_per_dim is None else f"test {BITS.text(self.test_bits_per_dim)}, {nll}"
+
+
+class Density(Task[Flow]):
+    """The training and evaluation of a flow."""
+
+    training = FlowTraining
+
+    @property
+    def score(self) -> Score:  # type: ignore[override]
+        return BITS if self.data.holds_images else NLL
+
+    def check(self, spec: Spec) -> None:
+        if spec.training is not None and spec.training.label_smoothing:
+            why = "label_smoothing is for classifiers: a flow learns without labels"
+            raise spec.error(("training", "label_smoothing"), why)
+
+    def inputs(self, values: Tensor) -> Tensor:
+        return values if self.data.levels is None else dequantize(values, self.data.levels)
+
+    def evaluate(self) -> FlowEvaluation:
+        log_prob, levels = self.outputs().double().mean(), self.data.levels
+        bits = None if levels is None else float(bits_per_dimension(log_prob, flat_size(self.data.shape), levels))
+        return FlowEvaluation(self.parameters(), True, self.round_trips(), -float(log_prob), bits)
+
+    def figures(self) -> dict[str, Figure]:
+        name, count = ("samples", DRAWN_IMAGES) if self.data.holds_images else ("density", DRAWN_POINTS)
+        return {name: self.picture(self.draw(count))}
+
+    def draw(self, count: int, *, temperature: float = 1.0, seed: int = 0) -> Tensor:
+        """Samples of the flow in eval mode, determined by the seed, up to rounding on every device."""
+        with evaluation_draws(seed):
+            with evaluating(self.model):  # on the CPU, because each device has its own random numbers
+                latent = self.model.prior.sample(count, temperature)
+            with evaluating(self.model, self.device):
+                latent = map_state(lambda leaf: leaf.to(self.device), latent)
+                drawn: Tensor = self.model.inverse(self.model.bijection.numerics.nearest(latent))
+        return drawn.cpu()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density of each sample in nats, in eval mode and without gradients."""
+        with evaluating(self.model, self.device), evaluation_draws(0):
+            return self.model.log_prob(x.to(self.device)).cpu()
+
+    def picture(self, drawn: Tensor) -> Figure:
+        """Samples: images side by side, or points next to the data and the flow's density."""
+        from ..diagnostics.pictures import gallery
+        from ..diagnostics.plane import density
+
+        if self.data.holds_images:
+            return gallery(drawn, f"{len(drawn)} samples of the flow")
+        with evaluating(self.model):
+            return density(self.model, self.data.test.values[:DRAWN_POINTS], drawn)
+
+
+def task_of(model: Classifier | Flow, data: DataSet, device: torch.device = CPU) -> Task[Any]:
+    """The task of training or evaluating this model on these data."""
+    return Density(model, data, device) if isinstance(model, Flow) else Classification(model, data, device)
