@@ -49,6 +49,14 @@ def trained(call, spec_file, tmp_path):
     return tmp_path / "run", json.loads(out)
 
 
+def test_a_missing_extra_is_one_line(spec_file):
+    hidden = "import sys; sys.modules['lightning'] = None; from invflow.cli import main; main()"
+    command = [sys.executable, "-c", hidden, "train", str(spec_file)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    message = "invflow: lightning is not installed; training needs it: pip install 'invflow[train]'\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", message)
+
+
 def test_train_writes_a_run_and_its_pictures(trained):
     run, answer = trained
     assert answer["run"] == str(run)

@@ -24,6 +24,9 @@ VERBS: tuple[Callable[..., None], ...] = tuple(vars(module)[module.__name__.spli
 The help lists the first sentence of each docstring, of at most 61 characters.
 """
 
+TRAIN_EXTRA = frozenset({"lightning", "torchmetrics", "sklearn", "tensorboard"})
+"""The packages of the extra ``train`` by their import names: the core does not install them."""
+
 app = typer.Typer(name="invflow", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 for verb in VERBS:
     app.command()(verb)
@@ -54,6 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
             status = _complain(error.format_message())
         except InvflowError as error:
             status = _complain(str(error))
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
+                raise
+            status = _complain(f"{error.name} is not installed; training needs it: pip install 'invflow[train]'")
         except OSError as error:
             where = "" if error.filename is None else f"{error.filename}: "
             status = _complain(f"{where}{error.strerror or error}")

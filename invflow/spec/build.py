@@ -282,7 +282,7 @@ class _Builder:
             return self.numerics
         if self.numerics.on_grid:
             outer, inner = (one.model_dump(exclude_defaults=True) for one in (self.numerics, own))
-            message = f"a chain in {outer} numerics cannot hold one with {inner}: set numerics once, in the outer chain"
+            message = f"a chain in {outer} numerics cannot hold one with {inner}: set them once, on the outermost chain"
             raise self.error((*path, "numerics"), message)
         return own
 

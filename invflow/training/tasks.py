@@ -109,17 +109,20 @@ class Task(ABC, Generic[M]):
         device: where the model is evaluated and sampled; afterwards it is on the CPU again, as all results are.
 
     Attributes:
-        score: the score of this kind of model.
         training: the Lightning module that trains it.
     """
 
-    score: Score
     training: ClassVar[type[ModelTraining]]
 
     def __init__(self, model: M, data: DataSet, device: torch.device = CPU) -> None:
         self.model = model
         self.data = data
         self.device = device
+
+    @property
+    @abstractmethod
+    def score(self) -> Score:
+        """The score of this kind of model."""
 
     @abstractmethod
     def check(self, spec: Spec) -> None:
@@ -224,8 +227,11 @@ class ClassifierEvaluation(Evaluation):
 class Classification(Task[Classifier]):
     """The training and evaluation of a classifier."""
 
-    score = ACCURACY
     training = ClassifierTraining
+
+    @property
+    def score(self) -> Score:
+        return ACCURACY
 
     def check(self, spec: Spec) -> None:
         wanted = self.data.classes if spec.head is None else spec.head.values.get("classes", self.data.classes)
@@ -299,7 +305,7 @@ class Density(Task[Flow]):
     training = FlowTraining
 
     @property
-    def score(self) -> Score:  # type: ignore[override]
+    def score(self) -> Score:
         return BITS if self.data.holds_images else NLL
 
     def check(self, spec: Spec) -> None:

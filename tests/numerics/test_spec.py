@@ -40,7 +40,7 @@ def build(tmp_path, numerics="", layer=COUPLING):
         ("", '{"type": "sequential", "numerics": {"mode": "grid"}, "layers": [{"type": "affine_coupling", '
              '"net": {"type": "mlp"}}]}', "6:69: layers.1.layers.0", "affine_coupling cannot be grid"),
         ('{"mode": "grid"}', '{"type": "sequential", "numerics": {"mode": "exact"}, "layers": []}',
-         "6:40: layers.1.numerics", "set numerics once, in the outer chain"),
+         "6:40: layers.1.numerics", "set them once, on the outermost chain"),
         ('{"mode": "gird"}', COUPLING, "3:15: numerics", "unknown numerics mode 'gird'; did you mean 'grid'?"),
         ("{}", COUPLING, "3:15: numerics", "numerics needs 'mode'"),
         ('"grid"', COUPLING, "3:15: numerics", 'got "grid"'),
