@@ -1,7 +1,7 @@
 """Wires: bijections that are made of others say which part of the state each of these acts on.
 
 A *path* leads to a part of a state: ``()`` is all of it, ``(1,)`` the second of a tuple, ``(1, 0)`` the first of the
-second. Whatever looks into a chain goes over the *steps* that its wires come to (`steps_of`), so that no wrapper loses
+second. Every tool that looks into a chain goes over its *steps* (`steps_of`), so that no wrapper loses
 what its contents promise.
 """
 
