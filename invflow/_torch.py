@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.stateless import _reparametrize_module
@@ -24,7 +24,6 @@ Slots = dict[str, Any]
 
 # The public classes are separate for each number of dimensions, and for lazy and synchronised ones.
 BatchNorm = _BatchNorm
-BatchOrInstanceNorm = _NormBase
 Dropout = _DropoutNd
 SpectralNorm = _SpectralNorm
 

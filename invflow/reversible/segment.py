@@ -6,7 +6,6 @@ Reference: Gomez, Ren, Urtasun, Grosse: The Reversible Residual Network, 2017, h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from .._torch import reparametrized, run_backward
 from ..numerics.conditioners import same_batch
-from ..state import State, leaves, map_state, part_of, with_part, zero_log_det
+from ..state import State, arranged, leaves, map_state, part_of, with_part, zero_log_det
 from ..wires import Outcome, Step, call
 from .monitor import Fingerprint, Pair
 from .retrace import retrace
@@ -51,7 +50,7 @@ class Segment:
     def forward(self, x: State, context: Tensor | None) -> Outcome:
         """What the steps make of a state; backward will reconstruct their inputs."""
         outputs = iter(_Reverse.apply(self, context, *leaves(x), *self.weights))
-        return _arranged(self.output, outputs), next(outputs, None)
+        return arranged(self.output, outputs), next(outputs, None)
 
     def differentiate(
         self, index: int, y: State, context: Tensor | None, wanted: list[Tensor], grads: Gradients, input_wanted: bool
@@ -107,7 +106,7 @@ class Segment:
 
         def forward(*values: Tensor) -> tuple[Tensor, ...]:
             pieces = iter(values)
-            start = _arranged(x, pieces)
+            start = arranged(x, pieces)
             state = {name: next(pieces) for name in names}
             state.update({name: buffer.clone() for name, buffer in buffers.items()})
             with reparametrized(step.layer, state):
@@ -126,7 +125,7 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, segment: Segment, context: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        x = _arranged(segment.input, tensors)
+        x = arranged(segment.input, tensors)
         ctx.inputs = len(list(leaves(x)))
         total = zero_log_det(x) if segment.log_det else None
         fingerprint, compiled = segment.fingerprint, segment.compiled
@@ -157,7 +156,7 @@ class _Reverse(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         segment: Segment = ctx.segment
         saved, given = iter(ctx.saved_tensors), iter(grads)
-        y, y_grads = _arranged(segment.output, saved), _arranged(segment.output, given)
+        y, y_grads = arranged(segment.output, saved), arranged(segment.output, given)
         context = next(saved) if ctx.has_context else None
         log_det_grad = next(given, None)
         differentiate = segment.differentiate
@@ -171,6 +170,8 @@ class _Reverse(torch.autograd.Function):
         context_wanted = [context] if context is not None and context.requires_grad else []
         sums: dict[int, Tensor] = {}
         pairs: list[Pair] = []
+        if segment.fingerprint is not None:
+            segment.fingerprint.begin(output, segment.autocast)
         # A compiled graph cannot set `same_batch`; layers that need it, with batch statistics on a grid, refuse there.
         vouched = contextlib.nullcontext() if segment.compiled else same_batch()
         with torch.enable_grad(), under_autocast(segment.device, segment.autocast), vouched:
@@ -179,24 +180,19 @@ class _Reverse(torch.autograd.Function):
                 part, part_grads = part_of(y, path), [*leaves(part_of(y_grads, path)), log_det_grad]
                 wanted = input_wanted or index > 0
                 x, x_grads, found = differentiate(index, part, context, context_wanted, part_grads, wanted)
-                y, y_grads = with_part(y, path, x), with_part(y_grads, path, _arranged(x, x_grads))
+                if segment.fingerprint is not None:
+                    x, compared = segment.fingerprint.compare(index, x)
+                    pairs += compared
+                y, y_grads = with_part(y, path, x), with_part(y_grads, path, arranged(x, x_grads))
                 targets = [*segment.surroundings[index].weights, *context_wanted]
                 for target, gradient in zip(targets, found, strict=True):
                     if gradient is not None:
                         key = id(target)
                         sums[key] = sums[key] + gradient if key in sums else gradient
-                if segment.fingerprint is not None:
-                    pairs += segment.fingerprint.compare(index, x)
         if segment.fingerprint is not None:
-            segment.fingerprint.judge(segment.steps, pairs[::-1], output, segment.autocast)
+            segment.fingerprint.judge(segment.steps, pairs[::-1], output)
         context_grad = None if context is None else sums.get(id(context))
         return None, context_grad, *leaves(y_grads), *(sums.get(id(weight)) for weight in segment.weights)
-
-
-def _arranged(structure: Any, values: Iterable[Any]) -> Any:
-    """The next values, in the structure of a state."""
-    pieces = iter(values)
-    return map_state(lambda _: next(pieces), structure)
 
 
 def _nothing(_: Tensor) -> Any:
