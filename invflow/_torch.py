@@ -49,6 +49,14 @@ def run_backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Seq
     return list(_ENGINE.run_backward(tuple(outputs), tuple(grads), False, False, tuple(inputs), True, False))
 
 
+def collectives() -> dict[Any, int]:
+    """How many collectives each process group of this process has begun. There is no public count."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return {}
+    groups: Mapping[Any, Any] = torch.distributed.distributed_c10d._world.pg_map
+    return {group: group._get_sequence_number_for_group() for group in groups}
+
+
 def reparametrized(module: nn.Module, tensors: Mapping[str, Tensor]) -> AbstractContextManager[object]:
     """Other weights and buffers inside: `torch.func.functional_call` can only call a module's forward."""
     return _reparametrize_module(module, tensors)  # type: ignore[arg-type]

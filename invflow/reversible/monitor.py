@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias, TypeVar
 
 import torch
@@ -15,8 +15,8 @@ from ..errors import ReconstructionError, ReconstructionWarning
 from ..state import State, arranged, leaves
 from ..wires import Step
 
-Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
-MONITORS = ("off", "warn", "raise", "anchor")
+Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor", "repair"]
+MONITORS = ("off", "warn", "raise", "anchor", "repair")
 
 NUMBERS = 4096
 """How many numbers of a tensor are kept at most, shared between its channels: 16 KiB in float32."""
@@ -61,7 +61,7 @@ class Reconstruction:
         self.__init__()  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        worst = max(self.errors.values(), default=0.0)
+        worst = max((error for name, error in self.errors.items() if name not in self.anchors), default=0.0)
         return f"Reconstruction({len(self.errors)} layers, worst error {worst:.1e}, anchors {sorted(self.anchors)})"
 
 
@@ -88,6 +88,11 @@ class Fingerprint:
         self._kept: dict[int, list[tuple[int, Tensor]]] = {}
         self._constant: set[int] = set()
         self._allowed = 0.0
+
+    @property
+    def repairs(self) -> bool:
+        """Whether backward computes again what it reconstructed wrongly."""
+        return self._mode == "repair"
 
     def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
         """In forward: some numbers of what went into a step and did not come out of it."""
@@ -131,42 +136,57 @@ class Fingerprint:
             pairs.append((position, before, leaf.detach().take(_places(leaf.shape, leaf.device))))
         return (arranged(state, tensors) if position in self._constant else state), pairs
 
-    def judge(self, steps: Sequence[Step], pairs: Sequence[Pair], output: State) -> None:
-        """Notes the errors of a segment, and reports the first one on the way back that is too large.
+    def judge(
+        self, steps: Sequence[Step], pairs: Sequence[Pair], output: State, agreed: Callable[[int], int] | None
+    ) -> int | None:
+        """Notes the errors of a segment, and sees to the first one on the way back that is too large.
 
         Args:
             steps: those of the segment.
             pairs: all that was compared.
             output: of the segment.
+            agreed: makes one of the positions that the processes found; None if nothing can be repaired here.
+
+        Returns:
+            The position of the step from which on, on the way back, the gradients have to be repaired.
 
         Raises:
             ReconstructionError: in mode "raise".
         """
         errors, allowed, record = errors_of(pairs), self._allowed, self._record
         record.errors.update({steps[position].name: error for position, error in errors.items()})
-        lost = [position for position, error in errors.items() if not error <= allowed]
-        if not lost:
-            return
-        worst = max(errors[position] for position in lost)
+        lost = {position: error for position, error in errors.items() if not error <= allowed}
+        worst = max(lost.values(), default=0.0)
         if worst == torch.inf and not all(bool(leaf.isfinite().all()) for leaf in leaves(output)):
-            return  # infinity cannot be inverted, and the loss shows it as well
-        step, error = steps[max(lost)], errors[max(lost)]
+            lost = {}  # infinity cannot be inverted, and the loss shows it as well
+        began = max(lost, default=-1)
+        repair = agreed if self.repairs else None
+        if repair is not None:
+            began = repair(began)
+        if began < 0:
+            return None
+        step = steps[began]
+        if self._mode in ("anchor", "repair"):
+            record.anchors.add(step.name)
+        if repair is not None:
+            return began
+        error = lost[began]
         found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
         if error == torch.inf:
             found = f"{step}: a channel of its input was constant in this batch and came back with noise"
         # A share of the ReLUs behind it as large as the error switches, and gradients add up as squares.
         off = f"by about {worst**0.5:.1e} of their norm" if worst < 1 else "by any amount"
         found += f"; here it began, and the gradients of this layer and those before it are wrong, perhaps {off}"
-        remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
+        remedy = 'repair them with monitor="repair", or use backprop="checkpoint"'
         if self._mode == "raise":
             raise ReconstructionError(f"{found}; {remedy}")
-        if self._mode == "anchor":
-            record.anchors.add(step.name)
+        if step.name in record.anchors:
             remedy = "from now on this input is kept"
         if step.name not in record.reported:
             record.reported.add(step.name)
             # Python's own filter of repeated warnings compares texts, and this one has a number in it.
             warnings.warn(f"{found}; {remedy}", ReconstructionWarning, stacklevel=2)
+        return None
 
 
 @torch.no_grad()
