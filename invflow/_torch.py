@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.stateless import _reparametrize_module
@@ -24,7 +24,6 @@ Slots = dict[str, Any]
 
 # The public classes are separate for each number of dimensions, and for lazy and synchronised ones.
 BatchNorm = _BatchNorm
-BatchOrInstanceNorm = _NormBase
 Dropout = _DropoutNd
 SpectralNorm = _SpectralNorm
 
@@ -48,6 +47,14 @@ def run_backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Seq
     """`torch.autograd.grad` without its checks, which cost as much as a small layer."""
     # The flags: keep the graph, make one of the gradients; allow None, add to .grad.
     return list(_ENGINE.run_backward(tuple(outputs), tuple(grads), False, False, tuple(inputs), True, False))
+
+
+def collectives() -> dict[Any, int]:
+    """How many collectives each process group of this process has begun. There is no public count."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return {}
+    groups: Mapping[Any, Any] = torch.distributed.distributed_c10d._world.pg_map
+    return {group: group._get_sequence_number_for_group() for group in groups}
 
 
 def reparametrized(module: nn.Module, tensors: Mapping[str, Tensor]) -> AbstractContextManager[object]:

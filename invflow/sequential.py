@@ -36,8 +36,9 @@ class Sequential(Several):
         *layers: the bijections, first applied first; no layers make the identity.
         backprop: what training keeps of the intermediate states: "stored" keeps all of them, "reversible" none that a
             cheap inverse can recompute, "checkpoint" the inputs of the layers.
-        monitor: what "reversible" does if a layer's input comes back different from numbers kept of it: "warn", "raise"
-            an error, or "anchor" (keep that input from then on); "off" keeps and compares nothing.
+        monitor: what "reversible" does if a layer's input comes back different from numbers kept of it: "repair" the
+            gradients before they leave backward and keep that input from then on, "warn", "raise" an error, or "anchor"
+            (warn, and keep that input from then on); "off" keeps and compares nothing.
         numerics: how exact the inverse must be: ``{"mode": "float"}``, or "snap", "grid", "exact" with their options.
             Every layer must be able to reach it. In "exact", conditioners become integer networks.
 
@@ -64,7 +65,7 @@ class Sequential(Several):
         self,
         *layers: Bijection,
         backprop: Backprop = "stored",
-        monitor: Monitor = "warn",
+        monitor: Monitor = "repair",
         numerics: Numerics = FLOAT,
     ) -> None:
         super().__init__(*layers)

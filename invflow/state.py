@@ -7,7 +7,7 @@ without its batch: ``(1, 28, 28)``, or ``((8, 7, 7), (8, 7, 7))`` for a pair.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeGuard, Union
 
 import torch
@@ -82,6 +82,12 @@ def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
     if isinstance(state, tuple):
         return tuple(map_state(function, part) for part in state)
     return function(state)
+
+
+def arranged(structure: Any, values: Iterable[Any]) -> Any:
+    """The next values, in the structure of a state."""
+    pieces = iter(values)
+    return map_state(lambda _: next(pieces), structure)
 
 
 def part_of(state: Any, path: Path) -> Any:

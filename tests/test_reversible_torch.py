@@ -129,8 +129,14 @@ class TestCaller:
         assert_close(*reversed(in_both(act)))
 
     def test_the_input_changed_in_place_after_the_forward(self):
+        """A repair needs it, so that it is kept as in plain training; without repairs it is not."""
+        given = images().requires_grad_() * 1
+        y = make_chain()(given)
+        given.detach().zero_()
+        with pytest.raises(RuntimeError, match=r"modified by an inplace operation|modified inplace"):
+            y.sum().backward()
         right = gradients(make_chain("stored"), images())
-        chain, x = make_chain(), images().requires_grad_()
+        chain, x = make_chain(monitor="warn"), images().requires_grad_()
         given = x * 1
         y = chain(given)
         given.detach().zero_()  # plain training would complain: it kept it

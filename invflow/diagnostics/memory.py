@@ -26,7 +26,7 @@ class LayerMemory:
 
     Attributes:
         layer: a description of the layer.
-        kept: bytes by policy. Under "reversible", the state that a segment keeps is counted at its last layer.
+        kept: bytes by policy. Under "reversible", the states that a segment keeps are counted at its last layer.
     """
 
     layer: str

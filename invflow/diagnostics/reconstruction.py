@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..reversible.chain import plan
-from ..reversible.monitor import by_channel, error_of, tolerance
+from ..reversible.monitor import by_channel, relative_errors, set_back, tolerance
 from ..reversible.surroundings import Surroundings, generators
 from ..sequential import Sequential
-from ..state import State, leaves, map_state, shape_of
+from ..state import State, arranged, leaves, map_state, shape_of
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
         context: the context, if the chain has one.
 
     Returns:
-        The errors by the layer's name in the chain, in data order; `error_of` defines them.
+        The errors by the layer's name in the chain, in data order; `relative_errors` defines them.
     """
     chain = copy.deepcopy(chain)
     chain.backprop = "reversible"
@@ -45,7 +45,12 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
     for step, kept, around, before in reversed(taken):
         with around.replay():
             y = before if kept else step.before(y, context)
-        pairs = [(a, b) for a, b in zip(leaves(before), leaves(y), strict=True) if a.is_floating_point() and a.numel()]
-        found = [error_of(step, by_channel(a), by_channel(b), tolerance(a.dtype)) for a, b in pairs]
-        errors[step.name] = max(found, default=0.0)
+        found, tensors = [0.0], list(leaves(y))
+        for which, leaf in enumerate(leaves(before)):
+            if leaf.is_floating_point() and leaf.numel():
+                numbers = by_channel(leaf)
+                tensors[which] = set_back(tensors[which], numbers, tolerance(leaf.dtype))
+                found.append(float(relative_errors(numbers, by_channel(tensors[which]))))
+        y = arranged(y, tensors)
+        errors[step.name] = max(found)
     return dict(reversed(errors.items()))

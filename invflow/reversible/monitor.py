@@ -5,28 +5,29 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._torch import BatchOrInstanceNorm
 from ..errors import ReconstructionError, ReconstructionWarning
-from ..state import State, leaves
+from ..state import State, arranged, leaves
 from ..wires import Step
 
-Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor"]
-MONITORS = ("off", "warn", "raise", "anchor")
+Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor", "repair"]
+MONITORS = ("off", "warn", "raise", "anchor", "repair")
 
+NUMBERS = 4096
+"""How many numbers of a tensor are kept at most, shared between its channels: 16 KiB in float32."""
 SAMPLES = 64
-"""How many numbers of a channel are kept. A channel with four fifths of zeros, as in pictures of digits, looks constant
-in a sample of this size once in a million."""
-CHANNELS = 64
-"""The most channels that numbers are kept of, evenly spaced: at most 16 KiB a tensor in float32."""
+"""How many numbers of a channel are kept at most. A channel with four fifths of zeros, as in pictures of digits, looks
+constant in a sample of this size once in a million."""
 LEAST = 8
 """Fewer numbers in a channel, as in a small batch of vectors, tell nothing about its spread; the spread of the whole
 tensor is used instead."""
+CHANNELS = NUMBERS // LEAST
+"""The most channels that numbers are kept of, evenly spaced."""
 GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
 """Their multiples, modulo 1, are spread evenly, however many there are: no stride coincides with a row."""
 DIGITS_TO_KEEP = 2 / 3
@@ -60,13 +61,15 @@ class Reconstruction:
         self.__init__()  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        worst = max(self.errors.values(), default=0.0)
+        worst = max((error for name, error in self.errors.items() if name not in self.anchors), default=0.0)
         return f"Reconstruction({len(self.errors)} layers, worst error {worst:.1e}, anchors {sorted(self.anchors)})"
 
 
+Numbers: TypeAlias = tuple[int, Tensor]
+"""The position of a step in its segment, and numbers of a tensor that it was given, ``(channels, numbers)``."""
 Pair: TypeAlias = tuple[int, Tensor, Tensor]
-"""The position of a step in its segment, numbers of a tensor that it was given, ``(channels, numbers)``, and the same
-numbers of the reconstruction."""
+"""The same, and the same numbers of the reconstruction."""
+Either = TypeVar("Either", Numbers, Pair)
 
 
 class Fingerprint:
@@ -83,6 +86,13 @@ class Fingerprint:
         self._record = record
         self._mode = mode
         self._kept: dict[int, list[tuple[int, Tensor]]] = {}
+        self._constant: set[int] = set()
+        self._allowed = 0.0
+
+    @property
+    def repairs(self) -> bool:
+        """Whether backward computes again what it reconstructed wrongly."""
+        return self._mode == "repair"
 
     def keep(self, position: int, before: list[Tensor], after: list[Tensor]) -> None:
         """In forward: some numbers of what went into a step and did not come out of it."""
@@ -95,98 +105,137 @@ class Fingerprint:
                 kept.append((which, leaf.take(_places(leaf.shape, leaf.device))))
         self._kept[position] = kept
 
-    def compare(self, position: int, state: State) -> list[Pair]:
-        """In backward: the kept numbers of a step, the last tensor first, with those of the reconstruction."""
+    @torch.no_grad()
+    def begin(self, output: State, autocast: torch.dtype | None) -> None:
+        """At the beginning of backward.
+
+        Args:
+            output: of the segment.
+            autocast: what autocast computed in; None if it was off.
+        """
+        dtypes = {leaf.dtype for leaf in leaves(output)} | ({autocast} if autocast else set())
+        self._allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
+        kept = [(position, before) for position, tensors in self._kept.items() for _, before in tensors]
+        for group in _alike(kept):
+            found = _constant(torch.stack([before for _, before in group])).any(-1)
+            if bool(found.any()):
+                self._constant.update(
+                    position for (position, _), some in zip(group, found.tolist(), strict=True) if some
+                )
+
+    def compare(self, position: int, state: State) -> tuple[State, list[Pair]]:
+        """In backward: the reconstruction of a step's input, with channels that were constant set back to it.
+
+        Also the kept numbers, the last tensor first, with those of the reconstruction.
+        """
         pairs, tensors = [], list(leaves(state))
         for which, before in reversed(self._kept[position]):
+            if position in self._constant:
+                tensors[which] = set_back(tensors[which], before, self._allowed)
             leaf = tensors[which]
-            pairs.append((position, before, leaf.take(_places(leaf.shape, leaf.device))))
-        return pairs
+            pairs.append((position, before, leaf.detach().take(_places(leaf.shape, leaf.device))))
+        return (arranged(state, tensors) if position in self._constant else state), pairs
 
-    def judge(self, steps: Sequence[Step], pairs: Sequence[Pair], output: State, autocast: torch.dtype | None) -> None:
-        """Notes the errors of a segment, and reports the first one on the way back that is too large.
+    def judge(
+        self, steps: Sequence[Step], pairs: Sequence[Pair], output: State, agreed: Callable[[int], int] | None
+    ) -> int | None:
+        """Notes the errors of a segment, and sees to the first one on the way back that is too large.
 
         Args:
             steps: those of the segment.
             pairs: all that was compared.
             output: of the segment.
-            autocast: what autocast computed in; None if it was off.
+            agreed: makes one of the positions that the processes found; None if nothing can be repaired here.
+
+        Returns:
+            The position of the step from which on, on the way back, the gradients have to be repaired.
 
         Raises:
             ReconstructionError: in mode "raise".
         """
-        dtypes = {leaf.dtype for leaf in leaves(output)} | ({autocast} if autocast else set())
-        allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
-        errors = errors_of(pairs, steps, allowed)
-        record = self._record
+        errors, allowed, record = errors_of(pairs), self._allowed, self._record
         record.errors.update({steps[position].name: error for position, error in errors.items()})
-        lost = [position for position, error in errors.items() if not error <= allowed]
-        if not lost:
-            return
-        infinite = any(errors[position] == torch.inf for position in lost)
-        if infinite and not all(bool(leaf.isfinite().all()) for leaf in leaves(output)):
-            return  # infinity cannot be inverted, and the loss shows it as well
-        step, error = steps[max(lost)], errors[max(lost)]
+        lost = {position: error for position, error in errors.items() if not error <= allowed}
+        worst = max(lost.values(), default=0.0)
+        if worst == torch.inf and not all(bool(leaf.isfinite().all()) for leaf in leaves(output)):
+            lost = {}  # infinity cannot be inverted, and the loss shows it as well
+        began = max(lost, default=-1)
+        repair = agreed if self.repairs else None
+        if repair is not None:
+            began = repair(began)
+        if began < 0:
+            return None
+        step = steps[began]
+        if self._mode in ("anchor", "repair"):
+            record.anchors.add(step.name)
+        if repair is not None:
+            return began
+        error = lost[began]
         found = f"{step}: its input came back with a relative error of {error:.1e} ({allowed:.1e} is allowed)"
         if error == torch.inf:
             found = f"{step}: a channel of its input was constant in this batch and came back with noise"
-        remedy = 'keep what is lost with monitor="anchor", or use backprop="checkpoint"'
+        # A share of the ReLUs behind it as large as the error switches, and gradients add up as squares.
+        off = f"by about {worst**0.5:.1e} of their norm" if worst < 1 else "by any amount"
+        found += f"; here it began, and the gradients of this layer and those before it are wrong, perhaps {off}"
+        remedy = 'repair them with monitor="repair", or use backprop="checkpoint"'
         if self._mode == "raise":
-            raise ReconstructionError(f"{found}, so the gradients below it are wrong; {remedy}")
-        if self._mode == "anchor":
-            record.anchors.add(step.name)
+            raise ReconstructionError(f"{found}; {remedy}")
+        if step.name in record.anchors:
             remedy = "from now on this input is kept"
         if step.name not in record.reported:
             record.reported.add(step.name)
             # Python's own filter of repeated warnings compares texts, and this one has a number in it.
-            message = f"{found}, so the gradients below it are wrong; {remedy}"
-            warnings.warn(message, ReconstructionWarning, stacklevel=2)
+            warnings.warn(f"{found}; {remedy}", ReconstructionWarning, stacklevel=2)
+        return None
 
 
 @torch.no_grad()
-def errors_of(pairs: Iterable[Pair], steps: Sequence[Step], allowed: float) -> dict[int, float]:
-    """The error by position, as `error_of` measures it; tensors of one shape are compared at once."""
-    alike: dict[tuple[torch.Size, torch.dtype], list[Pair]] = {}
-    for pair in pairs:
-        alike.setdefault((pair[1].shape, pair[1].dtype), []).append(pair)
+def errors_of(pairs: Iterable[Pair]) -> dict[int, float]:
+    """The error by position, as `relative_errors` measures it; tensors of one shape are compared at once."""
     worst: dict[int, float] = {}
-    for group in alike.values():
+    for group in _alike(pairs):
         before, after = torch.stack([pair[1] for pair in group]), torch.stack([pair[2] for pair in group])
-        for (position, kept, found), error in zip(group, relative_errors(before, after).tolist(), strict=True):
-            if not error <= allowed:
-                error = error_of(steps[position], kept, found, allowed)  # noqa: PLW2901 -- the same error, judged
+        for (position, *_), error in zip(group, relative_errors(before, after).tolist(), strict=True):
             worst[position] = max(worst.get(position, 0.0), error)
     return worst
 
 
-def error_of(step: Step, before: Tensor, after: Tensor, allowed: float) -> float:
-    """How far the input of a step is off, ``(channels, numbers)``.
+def _alike(kept: Iterable[Either]) -> Iterable[list[Either]]:
+    """Those of one shape and dtype together."""
+    alike: dict[tuple[torch.Size, torch.dtype], list[Either]] = {}
+    for one in kept:
+        alike.setdefault((one[1].shape, one[1].dtype), []).append(one)
+    return alike.values()
 
-    The error is in units of each channel's spread, as in `relative_errors`. If that is too large, but nothing in the
-    layer divides by a spread or has a kink at the channel's only value, it is in units of max(1, the largest
-    magnitude), like that of every round trip: a feature that is the same in all samples may come back with a rounding
-    error, which spoils no gradient.
+
+def _constant(numbers: Tensor) -> Tensor:
+    """Which channels are constant, of ``(..., channels, numbers)``."""
+    return (numbers == numbers[..., :1]).all(-1)
+
+
+def set_back(leaf: Tensor, before: Tensor, allowed: float) -> Tensor:
+    """A reconstructed tensor, with each channel that was constant set back to its constant.
+
+    The noise with which such a channel comes back is all that a batch norm or a ReLU behind it would see. Numbers
+    that differ by more than the tolerance stay as they are: the channel may be constant only in what was kept of it.
+    The derivative is that of the identity.
+
+    Args:
+        leaf: the reconstruction.
+        before: numbers of the original, ``(channels, numbers)``.
+        allowed: the tolerance, in units of max(1, the largest magnitude).
     """
-    error = float(relative_errors(before, after))
-    if error <= allowed or any(map(_divides_by_spread, step.layer.modules())) or _begins_with_a_kink(step.layer):
-        return error
-    return float(relative_errors(before, after, by_spread=False))
+    values = before[:, 0].where(_constant(before), torch.nan)
+    channels = _channels(leaf.shape)[1]
+    if len(values) < channels:
+        every = values.new_full((channels,), torch.nan)
+        every[_sampled(channels)] = values
+        values = every
+    change = (values.reshape(-1, *[1] * (leaf.dim() - 2)) if channels > 1 else values) - leaf.detach()
+    return leaf + change.where(change.abs() <= allowed * before.abs().amax().clamp(min=1), 0)
 
 
-def _divides_by_spread(part: nn.Module) -> bool:
-    """Whether a module normalises by statistics of its input."""
-    if isinstance(part, BatchOrInstanceNorm):  # in eval mode by the running statistics, if there are any
-        return part.training or part.running_mean is None
-    return isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | nn.LocalResponseNorm)
-
-
-def _begins_with_a_kink(layer: nn.Module) -> bool:
-    """Whether a layer begins with a ReLU or a similar function, whose slope at zero is decided by noise."""
-    first = next(part for part in layer.modules() if next(part.children(), None) is None)
-    return isinstance(first, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.PReLU | nn.RReLU)
-
-
-def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) -> Tensor:
+def relative_errors(before: Tensor, after: Tensor) -> Tensor:
     """The relative error: the largest difference in a channel over the channel's spread; the worst channel's.
 
     It is taken by channel, because a batch norm divides by each channel's deviation and a ReLU has its kink in each: if
@@ -196,7 +245,6 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
     Args:
         before: ``(..., channels, numbers)``.
         after: the same, reconstructed.
-        by_spread: in units of each channel's spread; else of max(1, the largest magnitude).
 
     Examples:
         >>> x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
@@ -205,21 +253,15 @@ def relative_errors(before: Tensor, after: Tensor, *, by_spread: bool = True) ->
     """
     if before.dtype in (torch.float16, torch.bfloat16):  # whose differences may have none
         before, after = before.float(), after.float()
-    if by_spread:
-        low, high = before.aminmax(dim=-1)
-        error = ((after - before).abs_().amax(-1) / (high - low)).amax(-1)
-        if math.isfinite(float(error.sum())):  # nearly always: nothing is constant, infinite or NaN
-            return error
-    difference, low, high = (after - before).abs_(), before, before
-    if not math.isfinite(float(difference.sum())):
-        known = before.isfinite()
-        difference = difference.nan_to_num(nan=torch.inf).where(known, 0.0)
-        low, high = before.where(known, torch.inf), before.where(known, -torch.inf)
-    if not by_spread:
-        largest = torch.maximum(high.amax((-2, -1)), -low.amin((-2, -1))).clamp(min=1.0)
-        return (difference.amax((-2, -1)) / largest).nan_to_num(nan=0.0, posinf=torch.inf)
-    spread = (high.amax(-1) - low.amin(-1)).clamp_(min=0.0)
-    return (difference.amax(-1) / spread).nan_to_num(nan=0.0, posinf=torch.inf).amax(-1)
+    low, high = before.aminmax(dim=-1)
+    difference = (after - before).abs_()
+    error = (difference.amax(-1) / (high - low)).amax(-1)
+    if math.isfinite(float(error.sum())):  # nearly always: nothing is constant, infinite or NaN
+        return error
+    known = before.isfinite()
+    difference = difference.nan_to_num(nan=torch.inf).where(known, 0.0)
+    spread = before.where(known, -torch.inf).amax(-1) - before.where(known, torch.inf).amin(-1)
+    return (difference.amax(-1) / spread.clamp_(min=0.0)).nan_to_num(nan=0.0, posinf=torch.inf).amax(-1)
 
 
 def _channels(shape: torch.Size) -> tuple[int, int, int]:
@@ -234,14 +276,21 @@ def by_channel(leaf: Tensor) -> Tensor:
     return leaf.reshape(batch, channels, positions).transpose(0, 1).flatten(1)
 
 
+def _sampled(channels: int) -> list[int]:
+    """The channels that numbers are kept of."""
+    if channels <= CHANNELS:
+        return list(range(channels))
+    return [int(channels * ((row * GOLDEN) % 1.0)) for row in range(CHANNELS)]
+
+
 @functools.lru_cache(maxsize=256)
 def _places(shape: torch.Size, device: torch.device) -> Tensor:
     """The places of the samples in a tensor of this shape: ``(channels, numbers)``, indices into the flat tensor."""
     batch, channels, inner = _channels(shape)
     count = batch * inner
+    samples = min(SAMPLES, max(LEAST, NUMBERS // channels), count)
     rows = []
-    for row in range(min(channels, CHANNELS)):
-        channel = row if channels <= CHANNELS else int(channels * ((row * GOLDEN) % 1.0))
-        numbers = [int(count * ((place * GOLDEN + row * PLASTIC) % 1.0)) for place in range(min(SAMPLES, count))]
+    for row, channel in enumerate(_sampled(channels)):
+        numbers = [int(count * ((place * GOLDEN + row * PLASTIC) % 1.0)) for place in range(samples)]
         rows.append([number // inner * channels * inner + channel * inner + number % inner for number in numbers])
     return torch.tensor(rows, device=device)

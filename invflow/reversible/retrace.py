@@ -63,7 +63,15 @@ def retrace(
     if isinstance(layer, Retraces) and _is_of_this_map(type(layer)):
         return layer.retrace(y, context, replay, log_det=log_det, backwards=backwards)
     with torch.no_grad(), replay():
-        x = map_state(_as_leaf, call(layer, y, context, log_det=False, backwards=not backwards)[0])
+        x, _ = call(layer, y, context, log_det=False, backwards=not backwards)
+    return rerun(layer, x, context, replay, log_det=log_det, backwards=backwards)
+
+
+def rerun(
+    layer: Bijection, x: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool
+) -> Retraced:
+    """A call of any bijection, recomputed from its input."""
+    x = map_state(_as_leaf, x)
     with replay():
         made, determinant = call(layer, x, context, log_det=log_det, backwards=backwards)
     return Retraced(x, list(leaves(made)), determinant)

@@ -6,18 +6,18 @@ Reference: Gomez, Ren, Urtasun, Grosse: The Reversible Residual Network, 2017, h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import functools
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .._torch import reparametrized, run_backward
+from .._torch import collectives, reparametrized, run_backward
 from ..numerics.conditioners import same_batch
-from ..state import State, leaves, map_state, part_of, with_part, zero_log_det
+from ..state import State, arranged, leaves, map_state, part_of, with_part, zero_log_det
 from ..wires import Outcome, Step, call
 from .monitor import Fingerprint, Pair
-from .retrace import retrace
+from .retrace import rerun, retrace
 from .surroundings import Surroundings, autocast_dtype, generators, same, under_autocast
 
 Gradients: TypeAlias = list[Tensor | None]
@@ -47,14 +47,80 @@ class Segment:
         # Each once; by identity, because hashing a tensor is slow.
         self.weights = list({id(weight): weight for one in self.surroundings for weight in one.weights}.values())
         self.fingerprint = None if self.compiled else fingerprint  # a compiled graph cannot warn
+        self.repairs = self.fingerprint is not None and self.fingerprint.repairs
+        self.talked: list[Any] = []
+        """The process groups in which the steps' forward communicated."""
 
     def forward(self, x: State, context: Tensor | None) -> Outcome:
         """What the steps make of a state; backward will reconstruct their inputs."""
         outputs = iter(_Reverse.apply(self, context, *leaves(x), *self.weights))
-        return _arranged(self.output, outputs), next(outputs, None)
+        return arranged(self.output, outputs), next(outputs, None)
+
+    @torch.no_grad()
+    def inputs(self, x: State, context: Tensor | None, count: int) -> list[State]:
+        """What the first ``count`` steps act on, computed again from the segment's input."""
+        found: list[State] = []
+        for step, surroundings in zip(self.steps[:count], self.surroundings, strict=False):
+            found.append(part_of(x, step.path))
+            if len(found) < count:
+                with surroundings.replay():
+                    x = step.after(x, context)
+        return found
+
+    def agreed(self, position: int) -> int:
+        """The largest position that a process with which the steps communicate found: all of them repair, or none."""
+        for group in self.talked:
+            largest = torch.tensor(position, device=self.device)
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group)
+            position = int(largest)
+        return position
+
+    def pull_back(
+        self, y: State, grads: Gradients, context: Tensor | None, input_wanted: bool, twice: bool, known: list[State]
+    ) -> tuple[State, dict[int, Tensor], list[Pair]]:
+        """All steps differentiated, the last first.
+
+        Args:
+            y: the output.
+            grads: the gradients of its tensors and of the log-determinant.
+            context: the context, or None; its gradient is wanted if it requires one.
+            input_wanted: whether the gradients of the input are wanted.
+            twice: whether the gradients will be differentiated.
+            known: the inputs of the first steps, which need no reconstruction; they are used up.
+
+        Returns:
+            The gradients of the input, those of the weights and the context by their ids, and what was compared.
+        """
+        differentiate = self.differentiate_twice if twice else functools.partial(self.differentiate, known=known)
+        context_wanted = [context] if context is not None and context.requires_grad else []
+        y_grads: Any = arranged(y, grads)
+        sums: dict[int, Tensor] = {}
+        pairs: list[Pair] = []
+        for index in reversed(range(len(self.steps))):
+            path, is_known = self.steps[index].path, index < len(known)
+            part, part_grads = part_of(y, path), [*leaves(part_of(y_grads, path)), grads[-1]]
+            wanted = input_wanted or index > 0
+            x, x_grads, found = differentiate(index, part, context, context_wanted, part_grads, wanted)
+            if self.fingerprint is not None and not is_known:
+                x, compared = self.fingerprint.compare(index, x)
+                pairs += compared
+            y, y_grads = with_part(y, path, x), with_part(y_grads, path, arranged(x, x_grads))
+            targets = [*self.surroundings[index].weights, *context_wanted]
+            for target, gradient in zip(targets, found, strict=True):
+                if gradient is not None:
+                    key = id(target)
+                    sums[key] = sums[key] + gradient if key in sums else gradient
+        return y_grads, sums, pairs[::-1]
 
     def differentiate(
-        self, index: int, y: State, context: Tensor | None, wanted: list[Tensor], grads: Gradients, input_wanted: bool
+        self,
+        index: int,
+        y: State,
+        context: Tensor | None,
+        wanted: list[Tensor],
+        grads: Gradients,
+        input_wanted: bool,
+        known: list[State],
     ) -> Found:
         """From a step's output and the gradients there to its input, the gradients there, and all others.
 
@@ -65,22 +131,24 @@ class Segment:
             wanted: the context, if its gradient is wanted; else empty.
             grads: the gradients of the output's tensors and of the log-determinant.
             input_wanted: whether the gradients of the input are wanted.
+            known: the inputs of the first steps; the last of them is taken if it is that of this step.
         """
         step, surroundings = self.steps[index], self.surroundings[index]
         others = [*surroundings.differentiable(), *wanted]
-        x, made, log_det, passes = retrace(
-            step.layer, y, context, surroundings.replay, log_det=self.log_det, backwards=step.backwards
+        again, given = (rerun, known.pop()) if index < len(known) else (retrace, y)
+        x, made, log_det, passes = again(
+            step.layer, given, context, surroundings.replay, log_det=self.log_det, backwards=step.backwards
         )
         inputs = list(leaves(x))
         variables = [*(leaf for leaf in inputs if leaf.requires_grad), *others] if input_wanted else others
         used: list[Tensor] = []
-        given: list[Tensor] = []
+        slopes: list[Tensor] = []
         for output, grad in zip([*made, log_det], grads, strict=True):
             if output is not None and grad is not None and output.requires_grad:
                 used.append(output)
-                given.append(grad)
+                slopes.append(grad)
         # None for variables that the output does not depend on.
-        found = iter(run_backward(used, given, variables) if used and variables else [None] * len(variables))
+        found = iter(run_backward(used, slopes, variables) if used and variables else [None] * len(variables))
         x_grads = [next(found) if input_wanted and leaf.requires_grad else None for leaf in inputs]
         for source, target in passes if input_wanted else ():
             passed, other = grads[source], x_grads[target]
@@ -107,7 +175,7 @@ class Segment:
 
         def forward(*values: Tensor) -> tuple[Tensor, ...]:
             pieces = iter(values)
-            start = _arranged(x, pieces)
+            start = arranged(x, pieces)
             state = {name: next(pieces) for name in names}
             state.update({name: buffer.clone() for name, buffer in buffers.items()})
             with reparametrized(step.layer, state):
@@ -126,11 +194,12 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, segment: Segment, context: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        x = _arranged(segment.input, tensors)
+        x = arranged(segment.input, tensors)
         ctx.inputs = len(list(leaves(x)))
         total = zero_log_det(x) if segment.log_det else None
         fingerprint, compiled = segment.fingerprint, segment.compiled
         drawn = [] if compiled else [generators(segment.device)]
+        before_all = collectives() if segment.repairs else {}
         for index, step in enumerate(segment.steps):
             segment.surroundings[index].begin()
             part = part_of(x, step.path)
@@ -144,59 +213,46 @@ class _Reverse(torch.autograd.Function):
         if not compiled and not same(drawn[0], drawn[-1]):
             for surroundings, before, after in zip(segment.surroundings, drawn, drawn[1:], strict=False):
                 surroundings.drawn = None if same(before, after) else before
+        if before_all:
+            segment.talked = [group for group, count in collectives().items() if before_all.get(group) != count]
         segment.output = map_state(_nothing, x)
         # Views, because a layer may return its input itself, and an input must not be saved as an output.
         outputs = [leaf.view_as(leaf) for leaf in leaves(x)]
         ctx.segment, ctx.has_context = segment, context is not None
         ctx.set_materialize_grads(False)
         # The weights only so that autograd complains if they change before backward, as it does in plain training.
-        ctx.save_for_backward(*outputs, *([] if context is None else [context]), *segment.weights)
+        own = tensors[: ctx.inputs] if segment.repairs else ()
+        ctx.save_for_backward(*outputs, *([] if context is None else [context]), *own, *segment.weights)
         return (*outputs, *([] if total is None else [total]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         segment: Segment = ctx.segment
-        saved, given = iter(ctx.saved_tensors), iter(grads)
-        y, y_grads = _arranged(segment.output, saved), _arranged(segment.output, given)
+        saved = iter(ctx.saved_tensors)
+        y = arranged(segment.output, saved)
         context = next(saved) if ctx.has_context else None
-        log_det_grad = next(given, None)
-        differentiate = segment.differentiate
-        if segment.compiled or torch.is_grad_enabled():  # this gradient will be differentiated
-            differentiate = segment.differentiate_twice
-        else:
+        x: Any = arranged(segment.input, saved) if segment.repairs else None
+        given = [*grads, *([] if segment.log_det else [None])]
+        twice = segment.compiled or torch.is_grad_enabled()  # this gradient will be differentiated
+        if not twice:
             y = map_state(Tensor.detach, y)
             context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
-        output = y
-        input_wanted = any(ctx.needs_input_grad[2 : 2 + ctx.inputs])
-        context_wanted = [context] if context is not None and context.requires_grad else []
-        sums: dict[int, Tensor] = {}
-        pairs: list[Pair] = []
+        ends = y, given, context, any(ctx.needs_input_grad[2 : 2 + ctx.inputs]), twice
+        fingerprint = segment.fingerprint
         # A compiled graph cannot set `same_batch`; layers that need it, with batch statistics on a grid, refuse there.
         vouched = contextlib.nullcontext() if segment.compiled else same_batch()
         with torch.enable_grad(), under_autocast(segment.device, segment.autocast), vouched:
-            for index in reversed(range(len(segment.steps))):
-                path = segment.steps[index].path
-                part, part_grads = part_of(y, path), [*leaves(part_of(y_grads, path)), log_det_grad]
-                wanted = input_wanted or index > 0
-                x, x_grads, found = differentiate(index, part, context, context_wanted, part_grads, wanted)
-                y, y_grads = with_part(y, path, x), with_part(y_grads, path, _arranged(x, x_grads))
-                targets = [*segment.surroundings[index].weights, *context_wanted]
-                for target, gradient in zip(targets, found, strict=True):
-                    if gradient is not None:
-                        key = id(target)
-                        sums[key] = sums[key] + gradient if key in sums else gradient
-                if segment.fingerprint is not None:
-                    pairs += segment.fingerprint.compare(index, x)
-        if segment.fingerprint is not None:
-            segment.fingerprint.judge(segment.steps, pairs[::-1], output, segment.autocast)
+            if fingerprint is not None:
+                fingerprint.begin(y, segment.autocast)
+            found = segment.pull_back(*ends, [])
+            if fingerprint is not None:
+                wrong = fingerprint.judge(segment.steps, found[-1], y, None if twice else segment.agreed)
+                if wrong is not None:
+                    del found  # its memory is needed
+                    found = segment.pull_back(*ends, segment.inputs(x, context, wrong + 1))
+        y_grads, sums, _ = found
         context_grad = None if context is None else sums.get(id(context))
         return None, context_grad, *leaves(y_grads), *(sums.get(id(weight)) for weight in segment.weights)
-
-
-def _arranged(structure: Any, values: Iterable[Any]) -> Any:
-    """The next values, in the structure of a state."""
-    pieces = iter(values)
-    return map_state(lambda _: next(pieces), structure)
 
 
 def _nothing(_: Tensor) -> Any:

@@ -83,7 +83,7 @@ class TopLevel(Options):
     training: Training | None = Field(default=None, description="how the model is trained")
     backprop: Backprop = Field(default="stored", description="which states between the layers training keeps")
     numerics: Numerics = Field(default=FLOAT, description="how exact the inverse must be")
-    monitor: Monitor = Field(default="warn", description="what to do if an input is reconstructed wrongly")
+    monitor: Monitor = Field(default="repair", description="what to do if an input is reconstructed wrongly")
     checkpoint: CheckpointBlock | None = Field(default=None, description="written by save")
 
 

@@ -20,6 +20,7 @@ from invflow.log_det import Estimator
 from invflow.nets import MLP
 from invflow.numerics import Numerics
 from invflow.registry import bijections, heads, nets, priors
+from invflow.spec.document import _UNDECISIVE
 from invflow.spec.training import Training
 from invflow.state import leaves, make_state
 from invflow.testing.strategies import chain_cases
@@ -320,7 +321,11 @@ def current_defaults():
 
 
 DEFAULT_ENTRIES = [
-    (group, tag, field) for group, tags in DEFAULTS.items() for tag, fields in tags.items() for field in fields
+    (group, tag, field)
+    for group, tags in DEFAULTS.items()
+    for tag, fields in tags.items()
+    for field in fields
+    if field not in _UNDECISIVE  # fields that are no part of what a spec means
 ]
 
 
