@@ -197,6 +197,14 @@ class Bijection(nn.Module, ABC):
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
         """Initialises parameters from a batch of inputs, if the layer does so."""
 
+    @property
+    def building_cost(self) -> int:
+        """The operations of the constructor that are not proportional to the number of weights, about 10^10 a second.
+
+        They are counted on the meta device, before a model is built from a spec (`Limits.operations`).
+        """
+        return 0
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.tag = cls.__name__

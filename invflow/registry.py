@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import json
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -150,7 +151,7 @@ class Registry(Generic[M]):
         raise UnknownTag(f"unknown {self.noun} type {quoted(tag)}{hint}")
 
 
-def did_you_mean(word: str, known: set[str]) -> str:
+def did_you_mean(word: str, known: Collection[str]) -> str:
     """``; did you mean 'x'?``, or the first of the known words if none is similar.
 
     Examples:
@@ -159,7 +160,7 @@ def did_you_mean(word: str, known: set[str]) -> str:
         >>> did_you_mean("zzz", {"split", "merge"})
         "; there is 'merge', 'split'"
     """
-    few = sorted(known)[:_MOST_HINTS]  # bounded, because documents may be untrusted
+    few = sorted(itertools.islice(known, _MOST_HINTS))  # bounded, because documents may be untrusted
     close = difflib.get_close_matches(word[:_LONGEST_WORD], few, n=1)
     if close:
         return f"; did you mean {quoted(close[0])}?"

@@ -195,11 +195,20 @@ def test_half_precision_weights_are_normalised_in_single():
     assert float(layer.norm().detach()) == pytest.approx(true_norm(layer), rel=torch.finfo(torch.bfloat16).eps)
 
 
+def test_construction_does_not_iterate():
+    """It would cost many times the weights; the first call, or a change of mode, finds the pair."""
+    layer = SpectralConv2d(3, 3, 3, (6, 6))
+    assert int(layer.fingerprint) == 0
+    fresh = copy.deepcopy(layer).eval()
+    assert int(fresh.fingerprint) != 0
+    assert torch.equal(layer.norm(), fresh.norm())
+
+
 def test_what_stops_short_is_covered_by_the_certified_bound(monkeypatch):
     monkeypatch.setattr("invflow.nets.spectral.STEPS", 2)
     monkeypatch.setattr("invflow.nets.spectral.RESTARTS", 1)
     torch.manual_seed(0)
-    layer = SpectralConv2d(3, 3, 3, (6, 6))
+    layer = SpectralConv2d(3, 3, 3, (6, 6)).train()
     assert float(layer.margin) > 1
     assert true_norm(layer) <= float(layer.norm().detach()) <= float(layer.certified_norm()) * DECLARED
 

@@ -74,6 +74,11 @@ class Linear1x1(Bijection):
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)
 
+    @property
+    def building_cost(self) -> int:
+        """Two factorisations."""
+        return len(self.order) ** 3
+
     @torch.no_grad()
     def lipschitz_bounds(self) -> tuple[float, float]:
         """The largest singular value of W, and 1 over the smallest."""

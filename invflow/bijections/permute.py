@@ -14,6 +14,8 @@ from ..errors import InvflowError
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
 
+_DRAW = 4_000  # the operations that one number of Python's generator takes
+
 
 @register("permute")
 class Permute(Rearrangement):
@@ -49,11 +51,16 @@ class Permute(Rearrangement):
                     "permute with a seed expects the incoming shape too: Permute(seed=0, shape=(8, 7, 7))"
                 )
             channels = require_channels("permute", shape)[0]
+            on_meta = torch.empty(0).is_meta  # where a size costs nothing
             # Python's own generator: its sequence is the same on every machine and in every version of torch.
-            order = random.Random(seed).sample(range(channels), channels)
+            drawn = None if on_meta else random.Random(seed).sample(range(channels), channels)
+            found = torch.arange(channels) if drawn is None else torch.tensor(drawn)
         elif sorted(order) != list(range(len(order))):
             raise InvflowError(f"permute expects an order that holds each of 0 .. {len(order) - 1} once, got {order}")
-        self.register_buffer("order", torch.tensor(order))
+        else:
+            found = torch.tensor(order)
+        self._drawn = order is None
+        self.register_buffer("order", found)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.output_shape(shape_of(x))
@@ -65,6 +72,10 @@ class Permute(Rearrangement):
 
     def output_shape(self, shape: Shape) -> TensorShape:
         return require_channels("permute", shape, len(self.order))
+
+    @property
+    def building_cost(self) -> int:
+        return _DRAW * len(self.order) if self._drawn else 0
 
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)

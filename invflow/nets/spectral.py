@@ -44,6 +44,7 @@ class _Spectral(nn.Module, ABC):
     with a fingerprint of the weights that they belong to. As long as the bits of the weights are the same, u and v are
     reused; after any change, the next call iterates from them to convergence. So the norm is a function of the weights,
     in train mode too, and forward and inverse agree. The gradient of the norm is ``u v^T``.
+    Construction does not iterate: the first call does, or the first change of mode.
 
     In eval mode a call changes no buffer: if the weights were edited after the mode was set, each call iterates and
     discards the result.
@@ -161,7 +162,6 @@ class SpectralLinear(_Spectral):
     def __init__(self, in_features: int, out_features: int) -> None:
         plain = nn.Linear(in_features, out_features)
         super().__init__(plain, (in_features,), (out_features,))
-        self.train()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
@@ -212,7 +212,6 @@ class SpectralConv2d(_Spectral):
         self.padding = padding
         # The pixels at the end of the input that the stride leaves out; the transposed map adds them again.
         self._left_over = [(extent + 2 * padding - kernel_size) % stride for extent in size]
-        self.train()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if shape_of(x) != self.in_shape:

@@ -173,8 +173,8 @@ class FixedPoint(Proved):
         bias = self.bias.double() * unit
         _require_integers(who, weight, 2**SUM_BITS)
         _require_integers(who, bias, 2**SUM_BITS)
-        norm, offset = weight.long().abs().sum(1), bias.long().abs()  # fan-in times 2^24: far from 2^63
-        worst = max(self.limit * one + other for one, other in zip(norm.tolist(), offset.tolist(), strict=True))
+        norm = weight.long().abs().sum(1)  # fan-in times 2^24: far from 2^63
+        worst = int((self.limit * norm.double() + bias.abs()).max())  # whole numbers, exact up to 2^53
         if worst > 2**SUM_BITS:
             raise NumericsError(
                 f"{who} expects sums of at most 2^{SUM_BITS}, which float32 holds; these weights with inputs up to "
@@ -184,7 +184,7 @@ class FixedPoint(Proved):
 
 def powers_of_two(exponents: Tensor) -> Tensor:
     """``2^e`` of integers, exact in float64, which torch.exp2 and torch.ldexp do not promise."""
-    return torch.tensor([2.0**e for e in exponents.tolist()], dtype=torch.float64, device=exponents.device)
+    return ((exponents.long() + 1023) << 52).view(torch.float64)  # the bits of 2^e
 
 
 def _computes(tensor: Tensor) -> bool:

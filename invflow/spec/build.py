@@ -22,7 +22,7 @@ from ..sequential import Sequential
 from ..state import Path, Shape, TensorShape, flat_size, leaf_paths, make_state, part_of, shape_of, with_part
 from ..wires import Wired, shape_after
 from .document import Node, Spec, SpecSource, load_spec
-from .limits import DEFAULT_LIMITS, Limits
+from .limits import DEFAULT_LIMITS, MODULE, STATE_TENSOR, Limits
 from .text import JsonPath
 
 T = TypeVar("T")
@@ -68,10 +68,16 @@ def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Class
         raise spec.error(("prior",), error) from error
 
 
-def _build(spec: Spec, limits: Limits) -> tuple[Sequential, nn.Module | None]:
-    # First on the meta device: faults and sizes beyond the limits show before memory is allocated.
+def count(spec: Spec, limits: Limits = DEFAULT_LIMITS) -> _Builder:
+    """The cost of a spec's model, counted on the meta device: faults and sizes show before memory is allocated."""
+    builder = _Builder(spec, limits, count=True)
     with torch.device("meta"):
-        _Builder(spec, limits, count=True).everything()
+        builder.everything()
+    return builder
+
+
+def _build(spec: Spec, limits: Limits) -> tuple[Sequential, nn.Module | None]:
+    count(spec, limits)
     return _Builder(spec, limits, count=False).everything()
 
 
@@ -86,19 +92,15 @@ class _Builder:
         self.numerics = spec.top.numerics  # of the chain that is being built
         self.parameters = 0
         self._tried: set[tuple[int, Shape]] = set()
-        self._counted: dict[tuple[int, Shape], tuple[Bijection, Shape]] = {}
+        self.operations = 0
+        self._counted: dict[tuple[int, Shape], tuple[Bijection, Shape, int, int]] = {}
 
     def everything(self) -> tuple[Sequential, nn.Module | None]:
         shape = self.spec.input_shape
         self._check_state(shape, ("input", "shape"))
         layers: list[Bijection] = []
         for i, node in enumerate(self.spec.layers):
-            # Equal documents that meet equal shapes have equal sizes.
-            made = self._counted.get((id(node), shape)) or self._layer(node, ("layers", i), shape)
-            if self.count:
-                self._counted[id(node), shape] = made
-            layer, shape = made
-            self._check_size(layer, ("layers", i))
+            layer, shape = (self._count_layer if self.count else self._layer)(node, ("layers", i), shape)
             layers.append(layer)
         top = self.spec.top
         chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
@@ -107,9 +109,23 @@ class _Builder:
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):
             if document is not None:
                 above = self._construct(document, (name,), {"shape": shape}, {})
-                self._check_size(above, (name,))
+                if self.count:
+                    self._spend_parameters(_numbers(above), (name,))
                 return chain, above
         return chain, None
+
+    def _count_layer(self, node: Node, path: JsonPath, shape: Shape) -> tuple[Bijection, Shape]:
+        """`_layer`, counted against the limits; equal documents that meet equal shapes have equal sizes and costs."""
+        key = id(node), shape
+        if key in self._counted:
+            self._spend(self._counted[key][3], path)
+        else:
+            before = self.operations
+            layer, after = self._layer(node, path, shape)
+            self._counted[key] = layer, after, _numbers(layer), self.operations - before
+        layer, after, numbers, _ = self._counted[key]
+        self._spend_parameters(numbers, path)
+        return layer, after
 
     def _layer(self, node: Node, path: JsonPath, shape: Shape, backwards: bool = False) -> tuple[Bijection, Shape]:
         """The layer that takes a state of this shape, and the shape of its result; backwards, with its inverse."""
@@ -293,7 +309,7 @@ class _Builder:
         lists = [name for name, field in field_set.fields.items() if field.kind == "layers"]
         variadic = [layer for name in lists for layer in arguments.pop(name, ())]
         try:
-            return node.cls(*variadic, **arguments)
+            made = node.cls(*variadic, **arguments)
         except SpecError:
             raise
         except InvflowError as error:
@@ -304,6 +320,13 @@ class _Builder:
             if _ships(node.cls):
                 raise
             raise self.error(path, f"{node.tag} cannot be made: {type(error).__name__}: {error}") from error
+        if self.count:
+            inside = itertools.chain.from_iterable(
+                child if isinstance(child, list) else [child] for child in children.values()
+            )
+            modules = _modules(made) - sum(map(_modules, inside))
+            self._spend(MODULE * modules + getattr(made, "building_cost", 0), path)
+        return made
 
     def _ask(self, find: Callable[..., T], path: JsonPath, *arguments: Any) -> T:
         """Calls a method; refusals, and errors of foreign classes, get their place, but not bugs of this library."""
@@ -327,9 +350,18 @@ class _Builder:
         if flat_size(shape) > self.limits.state:
             message = f"a state of shape {shape} holds {flat_size(shape)} numbers, the limit is {self.limits.state}"
             raise self.error(path, message)
+        if self.count:
+            self._spend(STATE_TENSOR * tensors, path)
 
-    def _check_size(self, module: nn.Module, path: JsonPath) -> None:
-        self.parameters += sum(tensor.numel() for tensor in module.state_dict().values())
+    def _spend(self, operations: int, path: JsonPath) -> None:
+        self.operations += operations
+        most = self.limits.operations
+        if self.operations > most:
+            message = f"building takes {self.operations} operations up to here, the limit is {most}"
+            raise self.error(path, message)
+
+    def _spend_parameters(self, numbers: int, path: JsonPath) -> None:
+        self.parameters += numbers
         most = self.limits.parameters
         if self.parameters > most:
             raise self.error(path, f"{self.parameters} parameters up to here, the limit is {most}")
@@ -338,6 +370,15 @@ class _Builder:
 def _ships(cls: type) -> bool:
     """Whether a class belongs to this library or to PyTorch, which are tested."""
     return cls.__module__.partition(".")[0] in ("invflow", "torch")
+
+
+def _numbers(module: nn.Module) -> int:
+    """The numbers in all weights and buffers."""
+    return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
+def _modules(module: nn.Module) -> int:
+    return sum(1 for _ in module.modules())
 
 
 def _is_shape(shape: Any) -> bool:

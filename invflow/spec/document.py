@@ -228,6 +228,7 @@ class _Validator:
         self.version_1 = version_1  # the document before its migration, if it is of version 1
         self.problems = Problems(expanded.source)
         self._valid: dict[tuple[str, str], Node] = {}
+        self._faulty: set[tuple[str, str, JsonPath]] = set()  # noted already, in another iteration
 
     def spec(self) -> Spec:
         data = self.expanded.data
@@ -257,6 +258,10 @@ class _Validator:
         key = (registry.noun, json.dumps(raw))
         if key in self._valid:
             return self._valid[key]
+        faulty = (*key, self.expanded.origin(path).path)
+        if faulty in self._faulty:
+            self.problems.noted += 1
+            return None
         before = self.problems.noted
         try:
             tag = _tag(raw, registry)
@@ -264,6 +269,7 @@ class _Validator:
         except UnknownTag as error:
             self._problem(path, str(error))
         if self.problems.noted > before:
+            self._faulty.add(faulty)
             return None
         self._valid[key] = node
         return node

@@ -17,6 +17,7 @@ from .text import JsonPath, Place, Problems, Source, deeper
 Object: TypeAlias = dict[str, Any]
 REPEAT_KEYS = frozenset({"type", "times", "layers", "with", "note"})
 _STRING_PER_VALUE = 16
+_REFERENCE = 2  # the values that a reference counts as besides its own, because its origin is noted
 _UNKNOWN = object()
 """The value of an invalid reference: the fault is noted, and the value is never used."""
 
@@ -130,7 +131,7 @@ class _Expander:
         if _refers(raw):
             self.origins[out] = Origin(at, scope.iterations, substituted=True, varies="$item" in raw)
             value = self._lookup(raw, at, scope)
-            self._count(self._measure(value)[0], at)
+            self._count(_REFERENCE + self._measure(value)[0], at)
             return value
         self._count(_own_size(raw), at)
         return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
@@ -170,7 +171,7 @@ class _Expander:
             return
         for number in range(times):
             items = {**scope.items, **{name: column[number] for name, column in columns.items()}}
-            self._count(len(items), at)
+            self._count(1 + len(items), at)  # an iteration counts, even if it makes no layer
             inner = _Scope(items, (*scope.iterations, (number + 1, times)))
             for i, child in enumerate(body or []):
                 self._layer(child, (*at, "layers", i), out, inner, layers)
@@ -195,8 +196,11 @@ class _Expander:
             elif isinstance(times, int) and len(column) != times:
                 expected = f"a list of {counted(times, 'item')}, one per iteration"
                 self.problems.note(place, f"with expects {expected}, got {len(column)}{came}")
+            elif self._measure(column)[1]:
+                columns[name] = column
             else:
                 columns[name] = [self._item(item, (*place, i), scope) for i, item in enumerate(column)]
+                self._count(self._measure(columns[name])[0], place)
                 if deeper(columns[name], self.limits.depth) is not None:
                     self.problems.note(place, f"the items are nested deeper than the limit of {self.limits.depth}")
         return columns
@@ -228,7 +232,7 @@ class _Expander:
         if len(raw) > 1:
             self.problems.note(at, f"{key} must be the only key of its object, got {shortened(raw)}")
         elif not isinstance(name, str) or name not in known:
-            hint = did_you_mean(str(name), set(known))
+            hint = did_you_mean(str(name), known)
             self.problems.note(at, f"{key} names {shortened(name)}, which is not in {where}{hint}")
         else:
             return known[name]

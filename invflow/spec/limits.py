@@ -17,6 +17,9 @@ class Limits:
         parameters: the numbers in all weights and buffers together.
         state: the numbers of one sample in any state.
         tensors: the tensors of a state.
+        operations: what it costs to build the model, besides its weights and their random numbers: `MODULE` for each
+            module, `STATE_TENSOR` for each tensor of each state between the layers, and the layers' `building_cost`.
+            The default takes about ten seconds.
     """
 
     text_bytes: int = 2**20
@@ -26,6 +29,13 @@ class Limits:
     parameters: int = 10**9
     state: int = 2**28
     tensors: int = 1024
+    operations: int = 10**11
 
+
+MODULE = 2 * 10**6
+"""The operations that a module costs: it is made on the meta device first, and then with memory."""
+
+STATE_TENSOR = 10**4
+"""The operations that a tensor costs in the shape of a state."""
 
 DEFAULT_LIMITS = Limits()

@@ -20,6 +20,8 @@ Place: TypeAlias = Literal["key", "value"]
 MOST_PROBLEMS = 100
 """The largest number of faults that are reported for one document."""
 
+_MOST_NOTED = 10 * MOST_PROBLEMS  # the same fault in every iteration costs time in each
+
 _LARGEST_INT = 2**53
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}:,]|[^][{}:,\s"]+')
 # What a text has if any of its numbers is out of range, or any of its characters may be a surrogate.
@@ -94,10 +96,10 @@ class Problems:
         self._found: dict[Problem, None] = {}
 
     def note(self, path: JsonPath, message: str, at: Place = "value", last: bool = False) -> None:
-        """Notes a fault; raises SpecError with all of them if it is the last, or there are `MOST_PROBLEMS`."""
+        """Notes a fault; raises SpecError with all of them if it is the last, or there are too many."""
         self.noted += 1
         self._found[Problem(path, message, at)] = None
-        if last or len(self._found) >= MOST_PROBLEMS:
+        if last or len(self._found) >= MOST_PROBLEMS or self.noted >= _MOST_NOTED:
             raise self.error()
 
     def error(self) -> SpecError:

@@ -788,6 +788,38 @@ LIMITS = {
         "layers.0.layers.0",
         "more than the limit of 1000000 values once everything is expanded",
     ),
+    "iterations that make no layer": Fault(
+        document(
+            '{"type": "repeat", "times": 10000, "layers": [' * 8
+            + '{"type": "repeat", "times": 1, "layers": §[]}'
+            + "]}" * 8
+        ),
+        ".".join(["layers.0"] * 9) + ".layers",
+        "repeat needs 'layers', a list of at least one layer",
+    ),
+    "operations of a random order": Fault(
+        document('§{"type": "permute", "seed": 0}', shape="[67108864]"),
+        "layers.0",
+        "building takes 268437466000 operations up to here, the limit is 100000000000",
+        in_schema=False,
+    ),
+    "operations of factorisations": Fault(
+        document('{"type": "repeat", "times": 30, "layers": [§{"type": "linear_1x1"}]}', shape="[3000]"),
+        "layers.0.layers.0",
+        "building takes 108008050000 operations up to here, the limit is 100000000000 (iteration 4 of 30)",
+        in_schema=False,
+    ),
+    "operations of modules": Fault(
+        document(
+            '{"type": "split"}',
+            '{"type": "repeat", "times": 400, "layers": [§{"type": "additive_coupling", "net": {"type": "mlp", '
+            f'"hidden": {[1] * 100}}}}}]}}',
+            shape="[2]",
+        ),
+        "layers.1.layers.0",
+        "building takes 100288970000 operations up to here, the limit is 100000000000 (iteration 247 of 400)",
+        in_schema=False,
+    ),
     "parameters": Fault(
         document(
             '{"type": "split"}',

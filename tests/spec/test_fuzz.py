@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, note, settings
@@ -14,6 +18,7 @@ from invflow.state import shape_of, zeros
 from .mutations import mutated
 
 DOCUMENTS = 34 * settings().max_examples  # 10,200 in the thorough profile
+HOSTILE = 16 + settings().max_examples  # 316 in the thorough profile
 LIMITS = Limits(layers=100, parameters=10**5, state=10**5)
 
 
@@ -70,3 +75,16 @@ def test_the_mutations_make_both_kinds(path):
     messages = {error["message"].split(",")[0][:25] for result in refused for error in result.errors}
     assert 20 <= len(refused) <= 190
     assert len(messages) > 30
+
+
+def test_a_hostile_document_is_built_or_refused_before_it_costs_much():
+    """In a process of its own, whose memory is measured, weights of large models excepted."""
+    command = [sys.executable, "-m", "tests.spec.hostile", "0", str(HOSTILE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == HOSTILE
+    for one in found:
+        assert one["seconds"] < 10, one
+        assert one["bytes"] < 2**31, one
+    assert {"built", "counted"} < {one["outcome"] for one in found}
