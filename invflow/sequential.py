@@ -125,7 +125,7 @@ class Sequential(Several):
         else:
             # The loop of `Wired` without its wires, because every layer acts on the whole state.
             total = zero_log_det(state) if log_det else None
-            layers = [*self.layers][::-1] if backwards else self.layers
+            layers: Any = [*self.layers][::-1] if backwards else self.layers
             try:
                 for layer in layers:
                     state, change = call(layer, state, context, log_det, backwards)
