@@ -166,7 +166,7 @@ class FixedPoint(Proved):
         if not _computes(self.weight) or self.bias.is_meta or self.shift.is_meta:
             return
         who = "an order-free layer"
-        if self.shift.is_floating_point() or int(self.shift.abs().max()) > MOST_SHIFT:
+        if self.shift.is_floating_point() or bool(((self.shift < -MOST_SHIFT) | (self.shift > MOST_SHIFT)).any()):
             raise NumericsError(f"{who} expects whole shifts up to {MOST_SHIFT}, got {self.shift}")
         unit = powers_of_two(self.shift)
         weight = self.weight.double().flatten(1) * unit[:, None]
