@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import invflow
-from invflow import Sequential, ShapeError
+from invflow import NumericsError, Sequential, ShapeError
 from invflow.bijections import ActNorm, Each, Permute, Psi, Split
 
 
@@ -27,6 +29,54 @@ def test_constant_channels_are_shifted_only(value, batch):
     norm.initialize(x)
     assert norm(x).abs().max() <= 1e-6 * max(1.0, value)
     assert torch.equal(norm.log_scale, torch.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("mean", "deviation"),
+    [(101325.0, 500.0), (1.7e9, 1e5), (0.0, 1e-22), (0.0, 1e-37), (0.0, 1e38), (1e38, 1e36), (-1e-10, 1e-12)],
+)
+def test_every_feature_that_varies_is_normalised(mean, deviation, dtype):
+    norm = ActNorm(shape=(1,)).to(dtype)
+    x = (mean + deviation * torch.linspace(-1.5, 1.5, 200, dtype=torch.float64)[:, None]).to(dtype)
+    norm.initialize(x)
+    y = norm(x).detach()
+    assert y.double().mean().abs() < 1e-2  # the rounding of 1.7e9 / 1e5
+    assert y.double().std(correction=0) == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(norm.inverse(y), x, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("x", [[1e-40, -1e-40, 3e-40], [3e38, -3e38, 1e38], [1e6, 1e6, 1000000.0625], [0.1, 0.1, 0.1]])
+def test_extreme_features_leave_every_number_finite(x):
+    norm = ActNorm(shape=(1,))
+    x = torch.tensor(x)[:, None]
+    norm.initialize(x)
+    y = norm(x)
+    assert all(value.isfinite().all() for value in (norm.log_scale, norm.shift, y))
+    assert y.abs().max() < 2
+    torch.testing.assert_close(norm.inverse(y), x, rtol=1e-6, atol=0)
+
+
+def test_the_largest_float64_numbers_are_normalised():
+    norm = ActNorm(shape=(1,)).double()
+    x = torch.tensor([[1e300], [-1e300]], dtype=torch.float64)
+    norm.initialize(x)
+    torch.testing.assert_close(norm(x), x / 1e300)
+
+
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_and_leaves_the_layer_uninitialised(spoilt):
+    chain = Sequential(Permute(order=[1, 0, 2]), ActNorm(shape=(3,)))
+    x = torch.randn(8, 3)
+    before = {name: value.clone() for name, value in chain.state_dict().items()}
+    bad = x.index_fill(0, torch.tensor([5]), 0.0)
+    bad[5, 0] = spoilt
+    with pytest.raises(NumericsError, match=r"layer 1 of 2: actnorm .* 1 of 3 channels, first in channel 1"):
+        chain.initialize(bad)
+    assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())
+    chain.initialize(x)
+    assert chain(x).isfinite().all()
+    assert not chain.awaits_data
 
 
 def test_only_the_first_initialisation_counts_also_after_loading():

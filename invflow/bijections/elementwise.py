@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bijection import Bijection
-from ..errors import ShapeError
+from ..errors import NumericsError, ShapeError
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
 
@@ -110,20 +110,34 @@ class ActNorm(_ScaleAndShift):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Sets scale and shift from a batch, once: a second call changes nothing, after loading either.
 
-        A channel that is constant in the batch is only shifted; in a batch of one vector every channel is.
+        A channel that is constant in the batch is only shifted; in a batch of one vector every channel is. Constant is
+        what differs by no more than rounding: a standard deviation of at most eps times the mean, or a subnormal one.
+
+        Raises:
+            ShapeError: the batch is empty or has another number of channels.
+            NumericsError: the batch is not finite. The layer stays uninitialised.
         """
         self.output_shape(shape_of(x))
         if self.initialized:
             return
         if not x.shape[0]:
             raise ShapeError("actnorm expects a batch of at least one sample to initialize from, got none")
-        values = x.movedim(1, 0).flatten(1)
-        mean, deviation = values.mean(1), values.std(1, correction=0)
-        # The deviation of a constant channel is rounding error, and dividing by it would amplify noise.
-        constant = deviation <= mean.abs() * torch.finfo(x.dtype).eps ** 0.5
-        scale = torch.where(constant, 1.0, 1.0 / deviation)
-        self.log_scale.copy_(scale.log())
-        self.shift.copy_(-mean * scale)
+        values = x.movedim(1, 0).flatten(1).cpu().double()  # a device may have no float64
+        if spoilt := (~values.isfinite().all(1)).nonzero().flatten().tolist():
+            raise NumericsError(
+                f"actnorm expects finite numbers to initialize from, got NaN or Inf in {len(spoilt)} of "
+                f"{self.channels} channels, first in channel {spoilt[0]}; remove those samples"
+            )
+        # In units of the largest number no square over- or underflows, and a channel of equal numbers is one of ones.
+        unit = values.abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
+        scaled = values / unit[:, None]
+        mean = scaled.mean(1)
+        deviation = (scaled - mean[:, None]).square().mean(1).sqrt()
+        rounding = torch.finfo(x.dtype)
+        constant = (deviation <= rounding.eps * mean.abs()) | (deviation * unit < rounding.tiny)
+        self.log_scale.copy_(torch.where(constant, 0.0, -(deviation * unit).log()))
+        # By the scale as it was rounded: its error, times a large mean, would be a shift.
+        self.shift.copy_(-mean * unit * self.log_scale.exp().to(mean))
         self.initialized.fill_(True)
 
 
