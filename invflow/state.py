@@ -182,6 +182,12 @@ def zero_log_det(state: State) -> Tensor:
     return first.new_zeros(first.shape[0])
 
 
+def require_shape(who: str, expected: Shape, state: Any) -> None:
+    """Raises ShapeError if a state has another shape."""
+    if shape_of(state) != expected:
+        raise ShapeError(f"{who} expects a batch of states of shape {expected}, got shape {shape_of(state)}")
+
+
 def require_tensor(who: str, shape: Shape, dims: int | None = None) -> TensorShape:
     """``shape`` itself if it is one tensor's (with ``dims`` dimensions besides the batch), else a ShapeError."""
     if not is_tensor_shape(shape):

@@ -167,7 +167,10 @@ class Wired(Bijection):
         shape = shape_of(x)
         for wire in self.wires(lambda: shape) if self.awaits_data else ():
             part = part_of(x, wire.path)
-            wire.layer.initialize(part, context)
+            try:
+                wire.layer.initialize(part, context)
+            except (NumericsError, ShapeError) as error:
+                self._blame(wire.layer, error)
             if not self.awaits_data:
                 return
             x = with_part(x, wire.path, wire.layer(part, context))

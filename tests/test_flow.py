@@ -99,3 +99,20 @@ def test_a_link_to_an_endless_file_is_refused(tmp_path):
     weights.symlink_to("/dev/zero")
     with pytest.raises(invflow.CheckpointError, match="not a regular file"):
         invflow.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "top",
+    [
+        {"prior": {"type": "standard_normal"}},
+        {"head": {"type": "linear", "classes": 3}},
+        {"head": {"type": "convnet", "classes": 3, "hidden": [2]}},
+    ],
+)
+def test_models_refuse_states_of_another_shape_by_name(top):
+    model = invflow.build_model({"input": {"shape": [1, 8, 8]}, "layers": [{"type": "psi", "block_size": 2}], **top})
+    assert model(torch.rand(2, 1, 8, 8)).shape[0] == 2
+    name = next(iter(top.values()))["type"]
+    for shape in [(2, 1, 16, 16), (2, 4, 8, 8)]:
+        with pytest.raises(invflow.ShapeError, match=rf"the {name} .* expects .* \(4, 4, 4\), got shape"):
+            model(torch.rand(shape))

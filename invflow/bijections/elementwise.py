@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bijection import Bijection
-from ..errors import ShapeError
+from ..errors import NumericsError, ShapeError
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
 
@@ -110,69 +110,115 @@ class ActNorm(_ScaleAndShift):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Sets scale and shift from a batch, once: a second call changes nothing, after loading either.
 
-        A channel that is constant in the batch is only shifted; in a batch of one vector every channel is.
+        A channel that is constant in the batch is only shifted; in a batch of one vector every channel is. Constant is
+        what differs by no more than rounding: a standard deviation of at most eps times the mean, or a subnormal one.
+
+        Raises:
+            ShapeError: the batch is empty or has another number of channels.
+            NumericsError: the batch is not finite. The layer stays uninitialised.
         """
         self.output_shape(shape_of(x))
         if self.initialized:
             return
         if not x.shape[0]:
             raise ShapeError("actnorm expects a batch of at least one sample to initialize from, got none")
-        values = x.movedim(1, 0).flatten(1)
-        mean, deviation = values.mean(1), values.std(1, correction=0)
-        # The deviation of a constant channel is rounding error, and dividing by it would amplify noise.
-        constant = deviation <= mean.abs() * torch.finfo(x.dtype).eps ** 0.5
-        scale = torch.where(constant, 1.0, 1.0 / deviation)
-        self.log_scale.copy_(scale.log())
-        self.shift.copy_(-mean * scale)
+        values = x.movedim(1, 0).flatten(1).cpu().double()  # a device may have no float64
+        if spoilt := (~values.isfinite().all(1)).nonzero().flatten().tolist():
+            raise NumericsError(
+                f"actnorm expects finite numbers to initialize from, got NaN or Inf in {len(spoilt)} of "
+                f"{self.channels} channels, first in channel {spoilt[0]}; remove those samples"
+            )
+        # In units of the largest number no square over- or underflows, and a channel of equal numbers is one of ones.
+        unit = values.abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
+        scaled = values / unit[:, None]
+        mean = scaled.mean(1)
+        deviation = (scaled - mean[:, None]).square().mean(1).sqrt()
+        rounding = torch.finfo(x.dtype)
+        constant = (deviation <= rounding.eps * mean.abs()) | (deviation * unit < rounding.tiny)
+        self.log_scale.copy_(torch.where(constant, 0.0, -(deviation * unit).log()))
+        # By the scale as it was rounded: its error, times a large mean, would be a shift.
+        self.shift.copy_(-mean * unit * self.log_scale.exp().to(mean))
         self.initialized.fill_(True)
 
 
 @register("logit")
 class Logit(Bijection):
-    """``y = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x``, elementwise: from pixels in [0, 1] to the reals.
+    """``y = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x / high``, elementwise: pixels to the reals.
 
-    The log-determinant is ``sum(log(1 - 2 alpha) - log(p) - log(1 - p))``. Densities of images are easier to fit in
-    logits, because pixels crowd at both ends of their interval.
+    The log-determinant is ``sum(log((1 - 2 alpha) / high) - log(p) - log(1 - p))``. Densities of images are easier to
+    fit in logits, because pixels crowd at both ends of their interval. Outside ``0 < p < 1`` y is NaN; with its
+    log-determinant, which is -inf there, y is 0, so that the density of a chain comes to 0.
 
     Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
 
     Args:
-        alpha: keeps p away from 0 and 1, so that x may exceed [0, 1] by less than ``alpha / (1 - 2 alpha)``.
+        alpha: keeps p away from 0 and 1, so that x may exceed [0, high] by less than ``high alpha / (1 - 2 alpha)``.
+        high: the largest pixel, 1.0625 for digits, which have 17 values, 16 of them below 1, before dequantisation.
 
     Examples:
         >>> Logit()(torch.tensor([[0.5]])).tolist()
         [[0.0]]
+        >>> Logit().forward_and_log_det(torch.tensor([[0.5], [1.5]]))[1]
+        tensor([1.2809,   -inf])
     """
 
     domain = "unit"
     cheap_inverse = True
-    examples = [({}, (3,)), ({"alpha": 0.01}, (2, 3, 2))]
+    examples = [({}, (3,)), ({"alpha": 0.01, "high": 1.0625}, (2, 3, 2))]
 
-    def __init__(self, alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05) -> None:
+    def __init__(
+        self, alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05, high: Annotated[float, Field(ge=1, le=2)] = 1.0
+    ) -> None:
         super().__init__()
         self.alpha = alpha
+        self.high = high
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return torch.logit(self._probability(x))
+        p, q = self._probabilities(x)
+        return torch.log(p / q)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        return (torch.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha)
+        # The centre and the half width are rounded such that no image lies outside, where it would have no density.
+        below, above = (_floor(end, y.dtype, inside=True) for end in self._ends)
+        centre = _floor(self.high / 2, y.dtype)
+        return centre + torch.tanh(y / 2) * _floor(min(above - centre, below + centre), y.dtype)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        p = self._probability(x)
-        slope = math.log(1 - 2 * self.alpha) - torch.log(p) - torch.log1p(-p)
-        return torch.logit(p), slope.flatten(1).sum(1)
+        p, q = self._probabilities(x)
+        inverse_slope = p * q * sum(self._ends)
+        outside = inverse_slope <= 0
+        slope = -torch.log(inverse_slope.masked_fill(outside, math.inf))
+        return torch.log((p / q).masked_fill(outside, 1.0)), slope.flatten(1).sum(1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        slope = functional.logsigmoid(y) + functional.logsigmoid(-y) - math.log(1 - 2 * self.alpha)
+        slope = functional.logsigmoid(y) + functional.logsigmoid(-y) + math.log(sum(self._ends))
         return self.inverse(y, context), slope.flatten(1).sum(1)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """Infinite for the map, arbitrarily steep near the ends of its domain; the slope at 0 for its inverse."""
-        return math.inf, 1 / (4 * (1 - 2 * self.alpha))
+        return math.inf, sum(self._ends) / 4
 
-    def _probability(self, x: Tensor) -> Tensor:
-        return self.alpha + (1 - 2 * self.alpha) * x
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """How far p = 0 is below, and p = 1 above, x = 0; together the width of the domain."""
+        margin = self.high * self.alpha / (1 - 2 * self.alpha)
+        return margin, self.high + margin
+
+    def _probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """P and 1 - p. Next to an end a dtype shorter than float64 would lose one of them to the rounding of p."""
+        if x.dtype == torch.float64:
+            p = self.alpha + (1 - 2 * self.alpha) / self.high * x
+            return p, 1 - p
+        below, above = self._ends
+        # Each end is the sum of two numbers of the dtype, so that the distance of x from it is right to its last bits.
+        near, far = (_floor(end, x.dtype) for end in (below, above))
+        return ((x + near) + (below - near)) / (below + above), ((far - x) + (above - far)) / (below + above)
+
+
+def _floor(value: float, dtype: torch.dtype, *, inside: bool = False) -> float:
+    """The largest number of this dtype that is at most a positive value, or below it if ``inside``."""
+    unit = math.ldexp(torch.finfo(dtype).eps, math.frexp(value)[1] - 1)
+    return (math.ceil(value / unit) - 1 if inside else math.floor(value / unit)) * unit
 
 
 def _spread(per_channel: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..nets.parts import Activation, OddInt, Widths, make_layers
 from ..registry import register_head
-from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape
+from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape, require_shape
 
 Classes = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -46,10 +46,12 @@ class LinearHead(Head):
 
     def __init__(self, classes: Classes, dropout: Probability = 0.0, *, shape: Shape) -> None:
         super().__init__()
+        self.shape = shape
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(flat_size(shape), classes)
 
     def forward(self, state: State) -> Tensor:
+        require_shape("the linear head", self.shape, state)
         return self.linear(self.dropout(flatten(state)))  # type: ignore[no-any-return]
 
 
@@ -81,11 +83,13 @@ class ConvNetHead(Head):
         shape: Shape,
     ) -> None:
         super().__init__()
+        self.shape = shape
         channels, height, width = _image_shape(shape)
         self.convs = nn.Sequential(*make_layers([channels, *hidden], kernel_size, activation, None, True))
         self.linear = nn.Linear(hidden[-1] * height * width, classes)
 
     def forward(self, state: State) -> Tensor:
+        require_shape("the convnet head", self.shape, state)
         x = torch.cat(state, dim=1) if isinstance(state, tuple) else state  # type: ignore[arg-type]
         return self.linear(self.convs(x).flatten(1))  # type: ignore[no-any-return]
 

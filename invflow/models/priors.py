@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import register_prior
-from ..state import Shape, State, TensorShape, flat_size, flatten, make_state
+from ..state import Shape, State, TensorShape, flat_size, flatten, make_state, require_shape
 
 
 class Prior(nn.Module, ABC):
@@ -47,6 +47,7 @@ class StandardNormal(Prior):
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def log_prob(self, z: State) -> Tensor:
+        require_shape("the standard_normal prior", self.shape, z)
         squares = flatten(z).square().sum(1)
         return -0.5 * (squares + flat_size(self.shape) * math.log(2 * math.pi))
 

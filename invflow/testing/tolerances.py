@@ -13,6 +13,10 @@ SAME_ROUNDINGS = 16
 """Roundings between two computations of the same numbers: with another batch size or memory layout, the libraries may
 sum in another order."""
 
+DOMAIN_ROUNDINGS = 4
+"""Roundings between an elementwise map in float32 and in float64, relative to max(1, |value|): of the distances from
+both ends of its domain, their quotient and its logarithm. `Logit` uses up to 2."""
+
 LOG_DET = 1e-10
 """Relative to max(1, |log-det|), in float64: LU of the dense Jacobian loses its condition number times a few eps, which
 is less for condition numbers up to `LOG_DET_CONDITION`; beyond it the tolerance grows in proportion."""

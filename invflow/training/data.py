@@ -21,6 +21,7 @@ _NOISE = 0.1  # default standard deviation of the noise of moons and circles
 _DIGITS_TEST_STEP = 4  # every fourth digit is a test image: they are sorted by writer
 TEST_BATCH = 1000
 _LEVELS = {"digits": 16, "mnist": 256}  # powers of two: pixels lie on a grid that floats represent exactly
+_HIGH = {"digits": 17 / 16, "mnist": 1.0}  # digits have one value more than levels: 0 to 16 sixteenths
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class DataSet:
         train: the samples to learn from.
         test: the samples to measure on.
         levels: the pixels of images are integer multiples of 1/levels; None for points, which are real numbers.
+        high: dequantised pixels lie in [0, high]; None for points.
     """
 
     train: Samples
     test: Samples
     levels: int | None = None
+    high: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,7 +96,7 @@ def load_data(options: Data, root: Path | None = None, *, download: bool = False
             raise DataError(f"{options.name} has {len(part)} {kind} images, the spec asks for {size}")
     # The pixels are integers before this line: a slice of floats would keep all images in memory.
     cut = (Samples(part.values[:size] / levels, part.labels[:size]) for part, size in zip(parts, sizes, strict=True))
-    return DataSet(next(cut), next(cut), levels)
+    return DataSet(next(cut), next(cut), levels, _HIGH[options.name])
 
 
 def _points(options: Data, size: int, seed: int) -> Samples:

@@ -255,6 +255,7 @@ def _initialized(spec: Spec, data: DataSet) -> Task[Any]:
     options = spec.training or Training()
     torch.manual_seed(options.seed)
     task = task_of(build_model(spec), data)
+    task.check_range(spec)
     task.model.bijection.initialize(task.inputs(data.train.values[: options.batch_size]))
     return task
 

@@ -128,6 +128,9 @@ class Task(ABC, Generic[M]):
     def check(self, spec: Spec) -> None:
         """Raise SpecError if the model that the spec describes does not fit the data."""
 
+    def check_range(self, spec: Spec) -> None:
+        """Raise SpecError if values that the data may take have no density."""
+
     def inputs(self, values: Tensor) -> Tensor:
         """The model's input for samples of the data set; it may draw from torch's global generator."""
         return values
@@ -312,6 +315,15 @@ class Density(Task[Flow]):
         if spec.training is not None and spec.training.label_smoothing:
             why = "label_smoothing is for classifiers: a flow learns without labels"
             raise spec.error(("training", "label_smoothing"), why)
+
+    def check_range(self, spec: Spec) -> None:
+        if self.data.high is None:
+            return
+        ends = torch.tensor([0.0, self.data.high]).view(2, 1, 1, 1).expand(2, *self.data.shape)
+        if (self.log_prob(ends) == -math.inf).any():
+            name = (spec.training or Training()).data.name
+            why = f"dequantised pixels of {name} lie in [0, {self.data.high}], and the model has no density at its ends"
+            raise spec.error(("layers",), f'{why}; give a logit "high": {self.data.high}')
 
     def inputs(self, values: Tensor) -> Tensor:
         return values if self.data.levels is None else dequantize(values, self.data.levels)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+
 import torch
 from torch import Tensor
 
 from ...bijection import Bijection
-from ...diagnostics.rounding import condition_number
+from ...diagnostics.rounding import condition_number, in_double
 from ...measures import derivatives, difference, jacobian, with_context
-from ...state import State, batch_size, flat_size, leaves, map_state, sample, shape_of
-from ..tolerances import EXACT, GRADIENT, LOG_DET, LOG_DET_CONDITION, ROUND_TRIP_ROUNDINGS
-from ..trial import KINDS, Trial
+from ...state import Shape, State, batch_size, flat_size, flatten, leaves, make_state, map_state, sample, shape_of
+from ...wires import Wired
+from ..tolerances import DOMAIN_ROUNDINGS, EXACT, GRADIENT, JUDGED, LOG_DET, LOG_DET_CONDITION, ROUND_TRIP_ROUNDINGS
+from ..trial import DOMAINS, KINDS, Trial
 from .base import (
+    FLOAT32_EVAL,
     Call,
     all_calls,
     both_ways,
@@ -137,6 +142,63 @@ def plain_call(trial: Trial) -> float:
     ):
         found.append((plain(state, trial.context), call(state, trial.context)[0]))
     return same_numbers(trial, found)
+
+
+def _is_bounded(bijection: Bijection) -> bool:
+    """Whether it is one layer whose inputs or outputs are known not to be all real numbers."""
+    return not isinstance(bijection, Wired) and bool({bijection.domain, bijection.codomain} - {"reals", None})
+
+
+@promised(roundings(DOMAIN_ROUNDINGS), _is_bounded, has_exact_log_det, needs=FLOAT32_EVAL, kinds=("normal",), trials=2)
+def whole_domain(trial: Trial) -> float:
+    """Up to the ends of its domain float32 agrees with float64; outside, only what comes back has a density."""
+    single, context = trial.bijection, sample(trial.context, 0)
+    double, _, precise_context = in_double(single, trial.x, context)
+    ways = [("forward", single.domain, trial.shape), ("inverse", single.codomain, single.output_shape(trial.shape))]
+    errors = [0.0]
+    for way, domain, shape in ways if single.codomain else ways[:1]:
+        there, back = (f"{name}_and_log_det" for name in (way, "inverse" if way == "forward" else "forward"))
+        inside, outside = (_filled(values, shape) for values in _float32_numbers(*DOMAINS[domain or "reals"]))
+        image = with_context(getattr(single, there), context)(inside)[0]
+        for name, state in ((there, inside), (back, image)):
+            found = with_context(getattr(single, name), context)(state)
+            right = with_context(getattr(double, name), precise_context)(map_state(torch.Tensor.double, state))
+            errors += [
+                _relative_error(a, b, flat_size(shape)) for a, b in zip(leaves(found), leaves(right), strict=True)
+            ]
+        with contextlib.suppress(ValueError):  # a layer may refuse what is outside
+            made, log_det = with_context(getattr(single, there), context)(outside)
+            returned = with_context(getattr(single, back), context)(made)[0]
+            same = (flatten(returned) - flatten(outside)).abs().amax(1) <= JUDGED
+            expect(
+                bool((same | log_det.isnan() | (log_det == -math.inf)).all()),
+                f"{there} to return -inf outside ({domain}), got {log_det.tolist()}",
+            )
+    return max(errors)
+
+
+def _float32_numbers(low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Numbers of every exponent, from 0 and from both ends, inside an open interval; and some outside."""
+    generator = torch.Generator().manual_seed(0)
+    mantissas = 1 + torch.rand(8, generator=generator, dtype=torch.float64)
+    sizes = (mantissas[:, None] * 2.0 ** torch.arange(-149, 128, dtype=torch.float64)).flatten()
+    ends = [end for end in (low, high) if math.isfinite(end)]
+    found = torch.cat([end + sign * sizes for end in (0.0, *ends) for sign in (1, -1)]).float()
+    beyond = [end + step for end in ends for step in (-2.0, 2.0) if not low <= end + step <= high]
+    return found[(found > low) & (found < high)], torch.tensor(beyond)
+
+
+def _filled(values: Tensor, shape: Shape) -> State:
+    """A state with a sample for each value, which is all of its numbers."""
+    return make_state(lambda leaf: values.reshape(-1, *(1 for _ in leaf)).expand(-1, *leaf), shape)
+
+
+def _relative_error(found: Tensor, right: Tensor, numbers: int) -> float:
+    """The largest error relative to max(1, |right|), for a log-determinant as many as the numbers that it sums."""
+    counted = right.abs() < torch.finfo(torch.float32).max
+    least = numbers if right.dim() == 1 else 1
+    error = (found.double() - right).abs() / right.abs().clamp(min=least)
+    return float(error[counted].nan_to_num(nan=math.inf).max())
 
 
 def _is_smooth(bijection: Bijection) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+
 from invflow import Bijection
+from invflow.bijections import Logit
 
 from .base import IMAGE, PAIR, Affinely, ImageScale, Scale, fault
 
@@ -108,3 +113,30 @@ class LogDetBeforeClamp(Affinely):
     def forward_and_log_det(self, x, context=None):
         raw, _ = self.net(x[0]).chunk(2, 1)
         return self(x), raw.sum(1)
+
+
+@fault("whole domain")
+class LogitNearOne(Logit):
+    """A logit computes 1 - p from p, which has lost it in float32 next to 1."""
+
+    def __init__(self):
+        super().__init__(alpha=1e-6)
+
+    def forward(self, x, context=None):
+        return self.forward_and_log_det(x)[0]
+
+    def forward_and_log_det(self, x, context=None):
+        p = self.alpha + (1 - 2 * self.alpha) * x
+        slope = math.log(1 - 2 * self.alpha) - torch.log(p) - torch.log1p(-p)
+        return torch.logit(p), slope.flatten(1).sum(1)
+
+
+@fault("whole domain")
+class ClampedDensity(Logit):
+    """What lies outside the domain has the density of its ends."""
+
+    def forward(self, x, context=None):
+        return super().forward(x.clamp(0, 1))
+
+    def forward_and_log_det(self, x, context=None):
+        return super().forward_and_log_det(x.clamp(0, 1))
