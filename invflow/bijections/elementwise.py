@@ -143,17 +143,16 @@ class ActNorm(_ScaleAndShift):
 
 @register("logit")
 class Logit(Bijection):
-    """``y = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x / high``, elementwise: pixels to the reals.
+    """``y = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x``, elementwise: from pixels in [0, 1] to the reals.
 
-    The log-determinant is ``sum(log((1 - 2 alpha) / high) - log(p) - log(1 - p))``. Densities of images are easier to
-    fit in logits, because pixels crowd at both ends of their interval. Outside ``0 < p < 1`` y is NaN; with its
+    The log-determinant is ``sum(log(1 - 2 alpha) - log(p) - log(1 - p))``. Densities of images are easier to fit in
+    logits, because pixels crowd at both ends of their interval. Outside ``0 < p < 1`` y is NaN; with its
     log-determinant, which is -inf there, y is 0, so that the density of a chain comes to 0.
 
     Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
 
     Args:
-        alpha: keeps p away from 0 and 1, so that x may exceed [0, high] by less than ``high alpha / (1 - 2 alpha)``.
-        high: the largest pixel, 1.0625 for digits, which have 17 values, 16 of them below 1, before dequantisation.
+        alpha: keeps p away from 0 and 1, so that x may exceed [0, 1] by less than ``alpha / (1 - 2 alpha)``.
 
     Examples:
         >>> Logit()(torch.tensor([[0.5]])).tolist()
@@ -164,24 +163,20 @@ class Logit(Bijection):
 
     domain = "unit"
     cheap_inverse = True
-    examples = [({}, (3,)), ({"alpha": 0.01, "high": 1.0625}, (2, 3, 2))]
+    examples = [({}, (3,)), ({"alpha": 0.01}, (2, 3, 2))]
 
-    def __init__(
-        self, alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05, high: Annotated[float, Field(ge=1, le=2)] = 1.0
-    ) -> None:
+    def __init__(self, alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05) -> None:
         super().__init__()
         self.alpha = alpha
-        self.high = high
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         p, q = self._probabilities(x)
         return torch.log(p / q)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        # The centre and the half width are rounded such that no image lies outside, where it would have no density.
+        # The half width is rounded down, so that no image lies outside, where it would have no density.
         below, above = (_floor(end, y.dtype, inside=True) for end in self._ends)
-        centre = _floor(self.high / 2, y.dtype)
-        return centre + torch.tanh(y / 2) * _floor(min(above - centre, below + centre), y.dtype)
+        return 0.5 + torch.tanh(y / 2) * _floor(min(above - 0.5, below + 0.5), y.dtype)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         p, q = self._probabilities(x)
@@ -201,13 +196,13 @@ class Logit(Bijection):
     @property
     def _ends(self) -> tuple[float, float]:
         """How far p = 0 is below, and p = 1 above, x = 0; together the width of the domain."""
-        margin = self.high * self.alpha / (1 - 2 * self.alpha)
-        return margin, self.high + margin
+        margin = self.alpha / (1 - 2 * self.alpha)
+        return margin, 1 + margin
 
     def _probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """P and 1 - p. Next to an end a dtype shorter than float64 would lose one of them to the rounding of p."""
         if x.dtype == torch.float64:
-            p = self.alpha + (1 - 2 * self.alpha) / self.high * x
+            p = self.alpha + (1 - 2 * self.alpha) * x
             return p, 1 - p
         below, above = self._ends
         # Each end is the sum of two numbers of the dtype, so that the distance of x from it is right to its last bits.

@@ -323,7 +323,7 @@ class Density(Task[Flow]):
         if (self.log_prob(ends) == -math.inf).any():
             name = (spec.training or Training()).data.name
             why = f"dequantised pixels of {name} lie in [0, {self.data.high}], and the model has no density at its ends"
-            raise spec.error(("layers",), f'{why}; give a logit "high": {self.data.high}')
+            raise spec.error(("layers",), f"{why}; give its logit a larger alpha")
 
     def inputs(self, values: Tensor) -> Tensor:
         return values if self.data.levels is None else dequantize(values, self.data.levels)
