@@ -22,7 +22,7 @@ from ..sequential import Sequential
 from ..state import Path, Shape, TensorShape, flat_size, leaf_paths, make_state, part_of, shape_of, with_part
 from ..wires import Wired, shape_after
 from .document import Node, Spec, SpecSource, load_spec
-from .limits import DEFAULT_LIMITS, MODULE, STATE_TENSOR, Limits
+from .limits import DEFAULT_LIMITS, OBJECT, STATE_TENSOR, Limits
 from .text import JsonPath
 
 T = TypeVar("T")
@@ -324,8 +324,8 @@ class _Builder:
             inside = itertools.chain.from_iterable(
                 child if isinstance(child, list) else [child] for child in children.values()
             )
-            modules = _modules(made) - sum(map(_modules, inside))
-            self._spend(MODULE * modules + getattr(made, "building_cost", 0), path)
+            objects = _objects(made) - sum(map(_objects, inside))
+            self._spend(OBJECT * objects + getattr(made, "building_cost", 0), path)
         return made
 
     def _ask(self, find: Callable[..., T], path: JsonPath, *arguments: Any) -> T:
@@ -377,8 +377,9 @@ def _numbers(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 
-def _modules(module: nn.Module) -> int:
-    return sum(1 for _ in module.modules())
+def _objects(module: nn.Module) -> int:
+    """The number of modules, weights and buffers."""
+    return sum(1 for _ in itertools.chain(module.modules(), module.parameters(), module.buffers()))
 
 
 def _is_shape(shape: Any) -> bool:

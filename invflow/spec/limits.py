@@ -17,9 +17,9 @@ class Limits:
         parameters: the numbers in all weights and buffers together.
         state: the numbers of one sample in any state.
         tensors: the tensors of a state.
-        operations: what it costs to build the model, besides its weights and their random numbers: `MODULE` for each
-            module, `STATE_TENSOR` for each tensor of each state between the layers, and the layers' `building_cost`.
-            The default takes about ten seconds.
+        operations: what it costs to build the model, besides its weights and their random numbers: `OBJECT` for each
+            module, weight and buffer, `STATE_TENSOR` for each tensor of each state between the layers, and the layers'
+            `building_cost`. The default takes about ten seconds.
     """
 
     text_bytes: int = 2**20
@@ -32,8 +32,8 @@ class Limits:
     operations: int = 10**11
 
 
-MODULE = 2 * 10**6
-"""The operations that a module costs: it is made on the meta device first, and then with memory."""
+OBJECT = 2 * 10**6
+"""The operations that a module, a weight or a buffer costs: it is made on the meta device first."""
 
 STATE_TENSOR = 10**4
 """The operations that a tensor costs in the shape of a state."""
