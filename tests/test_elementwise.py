@@ -184,7 +184,8 @@ def test_scales_in_float32_are_those_of_float64(layer):
 @pytest.mark.parametrize("outside", [-0.2, 1.5, 1.0625, -1e30, math.inf, -math.inf])
 @pytest.mark.parametrize("front", [[], [Psi(2)]])
 def test_outside_its_domain_a_density_is_zero_and_its_gradients_are_finite(outside, front):
-    flow = Flow(Sequential(*front, Logit(), ActNorm((4, 1, 1) if front else (1, 2, 2))), StandardNormal((1, 2, 2)))
+    shape = (4, 1, 1) if front else (1, 2, 2)
+    flow = Flow(Sequential(*front, Logit(), ActNorm(shape)), StandardNormal(shape))
     x = torch.full((3, 1, 2, 2), 0.5)
     x[1, 0, 1, 0] = outside
     x[2] = math.nan
