@@ -170,8 +170,6 @@ def flatten(state: State) -> Tensor:
 
 def unflatten(flat: Tensor, shape: Shape) -> State:
     """The inverse of `flatten`, for a state of this shape."""
-    if is_tensor_shape(shape):
-        return flat.reshape(flat.shape[0], *shape)
     pieces = iter(torch.split(flat, [flat_size(leaf) for leaf in leaf_shapes(shape)], dim=1))
     return make_state(lambda leaf: (piece := next(pieces)).reshape(piece.shape[0], *leaf), shape)
 

@@ -304,15 +304,14 @@ class Step:
         """What the step does, on one line."""
         return f"{'the inverse of ' if self.backwards else ''}{one_line(self.layer)}"
 
-    def checked(self) -> Step:
-        """The step, not reversible if it is a left inverse, which maps many inputs to one output."""
+    def __post_init__(self) -> None:
+        # A left inverse maps many inputs to one output.
         self.reversible = self.reversible and (self.layer.surjective or not self.backwards)
-        return self
 
     def turned(self, invertible: bool) -> Step:
         """The step of the inverse that undoes this one."""
         reversible = invertible and self.layer.cheap_inverse
-        return Step(self.name, self.layer, self.path, not self.backwards, reversible).checked()
+        return Step(self.name, self.layer, self.path, not self.backwards, reversible)
 
     def forward(self, state: Any, context: Tensor | None, log_det: bool) -> Outcome:
         """The whole state after the step, and the log-determinant if ``log_det`` is set."""
@@ -383,7 +382,7 @@ def _inside(bijection: Wired, name: str, path: Path, backwards: bool, invertible
             further = invertible and layer.inverts
             yield from _inside(layer, inner, path + place, against, further, flow.asked(position))
         else:
-            yield Step(inner, layer, path + place, against, invertible and layer.cheap_inverse).checked()
+            yield Step(inner, layer, path + place, against, invertible and layer.cheap_inverse)
 
 
 class _Flow:
