@@ -248,8 +248,10 @@ def draw_terms(certain: int, continuation: float) -> int:
 
 def pulled_back(g: Map, x: Tensor) -> Map:
     """``u -> (dg/dx)^T u`` at x, for any number of u; differentiable if gradients are enabled at the call."""
+    # Under no_grad a view of an input that requires a gradient claims to require one, but is in no graph.
+    in_graph = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
-        at = x if x.requires_grad else x.detach().requires_grad_()
+        at = x if in_graph else x.detach().requires_grad_()
         made = g(at)
 
     def pull(u: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import invflow
 from invflow import InvflowError
 from invflow.bijections import Residual
 from invflow.log_det import (
@@ -224,3 +225,22 @@ def test_probes_are_white(kind):
     covariance = probes.T @ probes / len(probes)
     assert float((covariance - torch.eye(3, dtype=torch.float64)).abs().max()) <= 0.05
     assert float(probes.mean(0).abs().max()) <= 0.05
+
+
+@pytest.mark.parametrize("log_det", [{"type": "exact"}, {"type": "roulette"}, {"type": "power_series"}])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_density_does_not_depend_on_the_gradient_mode(log_det, batch):
+    torch.manual_seed(0)
+    chain = (
+        invflow.build({"input": {"shape": [3]}, "layers": [{"type": "residual", "log_det": log_det}]}).eval().double()
+    )
+    x = torch.randn(batch, 3, dtype=torch.float64)
+    found = chain.forward_and_log_det(x)[1]
+    assert (found != 0).all()
+    with torch.no_grad():
+        for given in (x, x.clone().requires_grad_()):
+            torch.testing.assert_close(chain.forward_and_log_det(given)[1], found, rtol=1e-12, atol=1e-14)
+    with torch.inference_mode():
+        torch.testing.assert_close(chain(x), chain.trace(x)[-1])
+        with pytest.raises(InvflowError, match="use no_grad instead of inference_mode"):
+            chain.forward_and_log_det(x)

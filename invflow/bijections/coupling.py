@@ -55,7 +55,8 @@ class _Coupling(Conditioned, Bijection, Retraces):
 
     def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
         u, v = y if type(y) is tuple and len(y) == 2 else self._pair(y)
-        self._require_same_function()
+        if self.training:
+            self.numerics.require_same_function(self.tag, self.net)
         return v, self._untransform(u, self._condition(v, u, context))[0]
 
     def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
@@ -65,7 +66,8 @@ class _Coupling(Conditioned, Bijection, Retraces):
 
     def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
         u, v = y if type(y) is tuple and len(y) == 2 else self._pair(y)
-        self._require_same_function()
+        if self.training:
+            self.numerics.require_same_function(self.tag, self.net)
         b, log_scale = self._untransform(u, self._condition(v, u, context))
         return (v, b), -_summed(log_scale, u)
 
@@ -116,11 +118,6 @@ class _Coupling(Conditioned, Bijection, Retraces):
                 f"{self.tag} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}"
             )
         return made
-
-    def _require_same_function(self) -> None:
-        """Raises NumericsError if the net may differ from its forward self and the numerics promise exactness."""
-        if self.training:
-            self.numerics.require_same_function(self.tag, self.net)
 
 
 def _summed(log_scale: Tensor | None, like: Tensor) -> Tensor:

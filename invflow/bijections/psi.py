@@ -51,8 +51,7 @@ class Psi(Rearrangement):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         channels, height, width = self.output_shape(shape_of(x))
-        side = self.block_size
-        blocks = x.reshape(x.shape[0], x.shape[1], height, side, width, side)
+        blocks = x.reshape(*x.shape[:2], height, self.block_size, width, self.block_size)
         return blocks.permute(_TO_CHANNELS[self.layout]).reshape(x.shape[0], channels, height, width)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:

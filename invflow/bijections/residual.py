@@ -170,6 +170,8 @@ class Residual(Conditioned, Bijection):
         return 1 + self.coefficient, 1 / (1 - self.coefficient)
 
     def _log_det(self, g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            raise InvflowError("residual differentiates for its log-determinant; use no_grad instead of inference_mode")
         if x.is_meta or not x.numel():
             return x.flatten(1).sum(1)
         return self.log_det.find(g, x, context, self.coefficient, self.training)
