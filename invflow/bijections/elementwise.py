@@ -147,7 +147,7 @@ class Logit(Bijection):
 
     The log-determinant is ``sum(log(1 - 2 alpha) - log(p) - log(1 - p))``. Densities of images are easier to fit in
     logits, because pixels crowd at both ends of their interval. Outside ``0 < p < 1`` y is NaN; with its
-    log-determinant, which is -inf there, y is 0, so that the density of a chain comes to 0.
+    log-determinant, which is -inf there, y is 0, so that the density of a chain is 0.
 
     Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
 

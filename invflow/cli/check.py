@@ -138,6 +138,6 @@ def _print_reconstructions(found: dict[str, dict[str, float]]) -> None:
     rows = [(name, *(cell(key, found[key][name]) for key in found)) for name in next(iter(found.values()))]
     print_table(("error of the input, reconstructed in backward", *found), rows, names=1)
     if any(text.endswith("lost") for row in rows for text in row[1:]):
-        out.print('each lost input costs a repair once: monitor "repair", as monitor "anchor" keeps it from then on')
+        out.print('monitor "repair" repairs each lost input once and keeps it from then on, as "anchor" does')
     else:
         out.print('backprop "reversible" reconstructs every input')
