@@ -121,6 +121,6 @@ class TestCommandLine:
         assert "inf lost" in out
         assert "1.0e-04 lost" in out
         assert "1.0e-06 lost" not in out
-        assert 'monitor "anchor" keeps it' in out
+        assert 'monitor "repair" repairs each lost input once' in out
         _, out, _ = self.run(capsys, "check", spec, "--memory", "--json")
         assert json.loads(out)["reconstruction_error"]["float32 train"]["layers.0"] is None  # JSON has no infinity
