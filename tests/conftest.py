@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from invflow import registry
+from invflow.cli import main
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("dev", max_examples=15, **COMMON)
@@ -36,3 +37,17 @@ def forget_what_a_test_registers(monkeypatch):
     for one in registry.REGISTRIES:
         monkeypatch.setattr(one, "_classes", dict(one._classes))
         monkeypatch.setattr(one, "_fields", dict(one._fields))
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder and return (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run

@@ -22,20 +22,6 @@ DIGITS = str(SPECS / "irevnet_digits.json")
 
 
 @pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder and return (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def spec_file(tmp_path):
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(tiny(epochs=1).document))

@@ -39,17 +39,6 @@ def trained(tmp_path_factory):
     return {"classifier": folder / "classifier", "flow": folder / "flow"}
 
 
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
-
-
 VERBS = [
     ("evaluate", "classifier"),
     ("evaluate", "flow"),
