@@ -1,10 +1,12 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, and folders that one process writes at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -27,3 +29,30 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock that one process or thread holds at a time; it ends with its process, however that ends.
+
+    Args:
+        path: the lock's file, which is removed afterwards; a file that a killed process left locks nothing.
+        wait: whether to wait until the lock is free.
+
+    Raises:
+        BlockingIOError: the lock is held, and ``wait`` is false.
+    """
+    import fcntl  # POSIX has it; the rest of the library works without
+
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.fstat(handle).st_nlink:  # else the holder before removed the file after it was opened here
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(handle)

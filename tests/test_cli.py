@@ -14,6 +14,7 @@ from PIL import Image
 
 import invflow
 from invflow.cli import app, main
+from invflow.cli.options import new_folder
 from tests.test_density_training import images, points
 from tests.test_training import tiny
 
@@ -84,6 +85,10 @@ def test_overrides_are_recorded(call, spec_file, tmp_path):
     training = invflow.load_spec(tmp_path / "run" / "spec.json").training
     found = (training.seed, training.optimizer.lr, training.data.train_size, training.batch_size)
     assert found == (7, 0.5, 32, 8)
+
+
+def test_two_default_folders_differ():
+    assert new_folder("digits") != new_folder("digits"), "two trainings of one second would share a folder"
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,35 @@ class TestRuns:
             runs.train(tiny(), tmp_path)
         assert (tmp_path / "precious").read_text() == "data"
 
+    def test_a_run_has_one_owner(self, tmp_path):
+        run = runs.train(tiny(epochs=1), tmp_path / "run", progress=False)
+        run.update(status="training")
+        (tmp_path / "new").mkdir()
+        with runs.owned(tmp_path / "run"), runs.owned(tmp_path / "new"):
+            with pytest.raises(RunError, match="run: another process writes this run"):
+                runs.resume(tmp_path / "run", progress=False)
+            with pytest.raises(RunError, match="new: another process writes this run"):
+                runs.train(tiny(epochs=1), tmp_path / "new", progress=False)
+        assert runs.resume(tmp_path / "run", progress=False).record["status"] == "finished"
+        assert runs.train(tiny(epochs=1), tmp_path / "new", progress=False).record["status"] == "finished"
+
+    def test_of_two_trainings_into_one_folder_one_gets_in(self, tmp_path, monkeypatch):
+        """The second comes after the first was told that the folder is empty."""
+        initialized = runs._initialized
+        other = tmp_path / "run"
+
+        def meanwhile(spec, data):
+            with monkeypatch.context() as patch:
+                patch.setattr(runs, "_initialized", initialized)
+                runs.train(tiny(epochs=1, seed=1), other, progress=False)
+            return initialized(spec, data)
+
+        monkeypatch.setattr(runs, "_initialized", meanwhile)
+        with pytest.raises(RunError, match="exists already"):
+            runs.train(tiny(epochs=1), other, progress=False)
+        assert runs.Run.open(other).training.seed == 1
+        assert runs.Run.open(other).record["status"] == "finished"
+
     @pytest.mark.parametrize("content", [None, "{", "[]"])
     def test_a_folder_that_is_no_run(self, tmp_path, content):
         invflow.save(invflow.build_model(tiny()), tmp_path)

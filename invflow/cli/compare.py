@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def compare(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="The specs' JSON files.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many times to train each spec: seeds 0, 1, ...")] = 3,
-    to: Annotated[Path | None, typer.Option("--out", help="The folder; default: runs/compare-TIME.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The folder; default: runs/compare-TIME-ID.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,

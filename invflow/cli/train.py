@@ -15,7 +15,7 @@ from .output import err, out, print_evaluation, print_json, stdout_for_the_answe
 def train(
     spec: Annotated[Path | None, typer.Argument(metavar="SPEC", help="The spec's JSON file.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume an interrupted run.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/NAME-TIME.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/NAME-TIME-ID.")] = None,
     seed: Annotated[int | None, typer.Option(help="Override the seed.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,

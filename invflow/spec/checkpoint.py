@@ -1,7 +1,7 @@
 """Checkpoint folders: weights and their spec, verified when they are loaded.
 
 A folder holds ``weights-<digest>.safetensors`` and ``spec.json``, whose ``checkpoint`` block names that file. The
-rename of ``spec.json`` commits the pair: a reader finds either the old one or the new one.
+rename of ``spec.json`` commits the pair: a reader finds either the old one or the new one. Savers wait for one another.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError, NumericsError
-from ..files import write_atomically
+from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..state import Shape
@@ -29,6 +29,7 @@ from .limits import DEFAULT_LIMITS, Limits
 
 SPEC_FILE = "spec.json"
 _WEIGHTS = "weights-{}.safetensors"
+_LOCK = ".saving"
 _HEADER_BYTES = 100_000_000  # safetensors' own limit for the header of a file
 _LARGEST_ITEM = 16  # bytes of the largest number that torch knows, a complex128
 
@@ -36,8 +37,9 @@ _LARGEST_ITEM = 16  # bytes of the largest number that torch knows, a complex128
 def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_shape: Shape | None = None) -> None:
     """Writes a chain, a classifier or a flow into a folder, which is created if necessary.
 
-    A reader finds either the old checkpoint or the new one at any moment, even if the writing is interrupted. A layer
-    that occurs twice in a chain is loaded as two layers with equal weights.
+    A reader finds either the old checkpoint or the new one at any moment, even if the writing is interrupted. Several
+    processes may save into one folder; the last one's model stays. A layer that occurs twice in a chain is loaded as
+    two layers with equal weights.
 
     Args:
         model: what to save; its dtype is kept.
@@ -63,11 +65,18 @@ def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential |
         SpecError: a spec that cannot be built.
     """
     folder = Path(folder)
-    spec, block = read_checkpoint_spec(folder, limits)
-    model = _build(spec, limits)
-    expected = model.state_dict()
-    most = _LARGEST_ITEM * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES
-    tensors = _read_weights(folder / block.weights, block.digest, most)
+    try:
+        spec, block, file = _open(folder, limits)
+        with file:
+            model = _build(spec, limits)
+            expected = model.state_dict()
+            most = _LARGEST_ITEM * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES
+            payload = file.read(most + 1)  # bounded, whatever size the file claims
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or folder}: the weights cannot be read: {error.strerror}") from None
+    if len(payload) > most:
+        raise CheckpointError(f"{folder / block.weights}: larger than the weights of its spec can be")
+    tensors = _unpacked(payload, folder / block.weights, block.digest)
     _check_fit(folder / block.weights, tensors, expected)
     try:
         model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
@@ -108,25 +117,34 @@ def write_checkpoint(document: Mapping[str, Any], weights: Mapping[str, Tensor],
     name = _WEIGHTS.format(digest[:16])
     plain = {key: value for key, value in document.items() if key != "checkpoint"}
     block = {"weights": name, "digest": digest, "hash": load_spec(plain).declared_hash}
-    write_atomically(folder / name, payload)
-    write_atomically(folder / SPEC_FILE, json.dumps({**plain, "checkpoint": block}, indent=2).encode() + b"\n")
-    # Files of earlier saves: their weights, and partial files if they were killed.
-    for pattern in (_WEIGHTS.format("*"), f".{_WEIGHTS.format('*')}.*", f".{SPEC_FILE}.*"):
-        for old in folder.glob(pattern):
-            if old.name != name:
-                old.unlink(missing_ok=True)
+    with locked(folder / _LOCK):
+        write_atomically(folder / name, payload)
+        write_atomically(folder / SPEC_FILE, json.dumps({**plain, "checkpoint": block}, indent=2).encode() + b"\n")
+        # Files of earlier saves: their weights, and partial files if they were killed.
+        for pattern in (_WEIGHTS.format("*"), f".{_WEIGHTS.format('*')}.*", f".{SPEC_FILE}.*"):
+            for old in folder.glob(pattern):
+                if old.name != name:
+                    old.unlink(missing_ok=True)
 
 
-def _read_weights(path: Path, digest: str, most: int) -> dict[str, Tensor]:
-    try:
+def _open(folder: Path, limits: Limits) -> tuple[Spec, CheckpointBlock, BinaryIO]:
+    """The spec of a checkpoint, the block that names its weights, and these, open: all of one save."""
+
+    def read() -> tuple[Spec, CheckpointBlock, BinaryIO]:
+        spec, block = read_checkpoint_spec(folder, limits)
+        path = folder / block.weights
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path}: not a regular file, as written by save")
-        with path.open("rb") as file:  # bounded, whatever size the file claims
-            payload = file.read(most + 1)
-        if len(payload) > most:
-            raise CheckpointError(f"{path}: larger than the weights of its spec can be")
-    except OSError as error:
-        raise CheckpointError(f"{path}: the weights cannot be read: {error.strerror}") from None
+        return spec, block, path.open("rb")
+
+    try:
+        return read()
+    except FileNotFoundError:  # a save may have replaced both after the spec was read: again, while nobody saves
+        with locked(folder / _LOCK):
+            return read()
+
+
+def _unpacked(payload: bytes, path: Path, digest: str) -> dict[str, Tensor]:
     if hashlib.sha256(payload).hexdigest() != digest:
         raise CheckpointError(f"{path}: these are not the saved weights (their digest differs); copy them again")
     try:

@@ -31,7 +31,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichPro
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ..errors import DivergedError, InvflowError, RunError
-from ..files import write_atomically
+from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..models.freezing import freeze
 from ..numerics import Exact
@@ -47,6 +47,7 @@ RUN_FILE = "run.json"
 BEST = "best"
 FLOAT = "float"
 PICTURES = "pictures"
+_OWNER = ".training"
 _LARGEST_RECORD = 2**20
 
 
@@ -157,7 +158,7 @@ def train(
         progress: whether to show a progress bar.
 
     Raises:
-        RunError: the folder is not empty.
+        RunError: the folder is not empty, or another process trains there.
         DataError: the data set is missing or too small.
         SpecError: the spec has no head and no prior, or its shapes do not fit the data.
         DivergedError: the loss or a weight is no longer finite; the folder keeps the last finite weights.
@@ -172,16 +173,32 @@ def train(
     if spec.top.numerics.integer_nets:
         to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
     task = _initialized(spec, data)
-    write_checkpoint(spec.document, task.model.state_dict(), folder)
-    run = Run(folder, spec, {})
-    run.update(name=spec.name, status="training", overrides=overrides, epochs_done=0, versions=versions(), **to_freeze)
-    return _fit(run, task, accelerator, progress)
+    with owned(folder):
+        require_empty(folder)
+        write_checkpoint(spec.document, task.model.state_dict(), folder)
+        run = Run(folder, spec, {})
+        started = {"name": spec.name, "status": "training", "overrides": overrides, "epochs_done": 0}
+        run.update(**started, versions=versions(), **to_freeze)
+        return _fit(run, task, accelerator, progress)
 
 
 def require_empty(folder: Path) -> None:
     """Raise RunError if a folder is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != _OWNER for path in folder.iterdir())):
         raise RunError(f"{folder}: exists already; name another folder with --out, or resume it with --resume")
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which is created if necessary. Raise RunError if another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / _OWNER, wait=False))
+        except BlockingIOError:
+            found = "another process writes this run; wait until it has ended, or name another folder with --out"
+            raise RunError(f"{folder}: {found}") from None
+        yield
 
 
 def resume(
@@ -192,20 +209,22 @@ def resume(
     A finished run is returned unchanged. The arguments are those of `train`.
 
     Raises:
-        RunError: the folder holds no run, or its state cannot be read.
+        RunError: the folder holds no run, its state cannot be read, or another process trains it.
         DivergedError: the run diverged, before the interruption or now.
         InvflowError: this machine does not have the device.
     """
     accelerator = _accelerator(device)
-    run = Run.open(folder)
-    if run.record.get("status") == "finished":
-        return run
-    if run.record.get("status") == "diverged":
-        raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would diverge again")
-    if "freeze" in run.record:  # the interruption may have come after the exact model was written
-        run = Run(folder, run.spec.replace(numerics=None), run.record)
-    task = _initialized(run.spec, check_trainable(run.spec, data_root, download=download).data)
-    return _fit(run, task, accelerator, progress)
+    Run.open(folder)  # before a folder without a run is changed
+    with owned(folder):
+        run = Run.open(folder)  # as the owner before left it
+        if run.record.get("status") == "finished":
+            return run
+        if run.record.get("status") == "diverged":
+            raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would diverge again")
+        if "freeze" in run.record:  # the interruption may have come after the exact model was written
+            run = Run(folder, run.spec.replace(numerics=None), run.record)
+        task = _initialized(run.spec, check_trainable(run.spec, data_root, download=download).data)
+        return _fit(run, task, accelerator, progress)
 
 
 def folder_name(spec: Spec) -> str:

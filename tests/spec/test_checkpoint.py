@@ -317,6 +317,45 @@ def test_a_kill_while_saving_leaves_the_old_or_the_new_checkpoint(tmp_path):
     assert files < 10, "what interrupted saves leave behind piles up"
 
 
+TWO_SAVERS = """
+import os, sys
+import torch
+from tests.spec.test_checkpoint import classifier, same
+import invflow
+
+torch.set_num_threads(1)
+folder, saves = sys.argv[1], int(sys.argv[2])
+models = [classifier(seed, classes=200) for seed in (1, 2)]
+invflow.save(models[0], folder)
+savers = []
+for first in (0, 1):
+    savers.append(os.fork())
+    if savers[-1] == 0:
+        for position in range(saves):
+            invflow.save(models[(first + position) % 2], folder)
+        os._exit(0)
+while savers:
+    loaded = invflow.load(folder)
+    assert any(same(loaded, model) for model in models)
+    process, status = os.waitpid(savers[0], os.WNOHANG)
+    assert status == 0, "a saver failed"
+    savers = savers[1:] if process else savers
+loaded = invflow.load(folder)
+assert any(same(loaded, model) for model in models)
+print(len(os.listdir(folder)))
+"""
+
+
+def test_two_savers_overwrite_one_another_and_a_reader_always_finds_a_checkpoint(tmp_path):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_SAVERS, str(tmp_path / "run"), "40"],
+        cwd=root, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 2, "only the spec and the weights of the last save stay"
+
+
 def test_nothing_is_pickled(tmp_path):
     invflow.save(classifier(), tmp_path)
     (weights,) = tmp_path.glob("weights-*")
