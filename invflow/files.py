@@ -14,21 +14,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, then renames it, so that no reader sees a partial file.
 
     Raises:
-        OSError: the file cannot be written; an existing file is kept.
+        OSError: the file cannot be written; an existing file is kept, and the error names it.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file to write", str(path))
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would: the umask decides
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except OSError as error:  # a full disk names no file, and nobody knows the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

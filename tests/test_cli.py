@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -85,6 +86,23 @@ def test_overrides_are_recorded(call, spec_file, tmp_path):
     training = invflow.load_spec(tmp_path / "run" / "spec.json").training
     found = (training.seed, training.optimizer.lr, training.data.train_size, training.batch_size)
     assert found == (7, 0.5, 32, 8)
+
+
+def test_a_full_disk_is_one_line_with_the_way_to_resume(call, spec_file, monkeypatch):
+    replace = Path.replace
+
+    def full(temporary, target):
+        if target.name == "last.ckpt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    status, out, err = call("train", spec_file, "--out", "run")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-2:] == [
+        "interrupted; resume with: invflow train --resume run",
+        f"invflow: {Path.cwd() / 'run/resume/last.ckpt'}: No space left on device",
+    ]
 
 
 def test_two_default_folders_differ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -250,6 +251,45 @@ class TestRuns:
                 runs.train(tiny(epochs=1), tmp_path / "new", progress=False)
         assert runs.resume(tmp_path / "run", progress=False).record["status"] == "finished"
         assert runs.train(tiny(epochs=1), tmp_path / "new", progress=False).record["status"] == "finished"
+
+    @pytest.mark.parametrize("name", ["run.json", "spec.json", "last.ckpt", "metrics.csv"])
+    def test_a_full_disk_leaves_a_run_to_resume(self, tmp_path, monkeypatch, name):
+        whole = runs.train(tiny(epochs=2), tmp_path / "whole", progress=False)
+        folder, replace, seen = tmp_path / "run", Path.replace, []
+
+        def full(temporary, target):
+            seen.append(target.name)
+            if target.name == name and seen.count(name) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return replace(temporary, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", full)
+            with pytest.raises(OSError, match="No space left on device") as error:
+                runs.train(tiny(epochs=2), folder, progress=False)
+        assert Path(error.value.filename).name == name
+        assert {path.name for path in folder.rglob(".*")} == set(), "partial files stay"
+        (folder / "resume").mkdir(exist_ok=True)
+        (folder / "resume" / ".last.ckpt.0123abcd").write_text("of a training that was killed")
+        run = runs.resume(folder, progress=False)
+        assert [path.name for path in (folder / "resume").iterdir()] == ["last.ckpt"]
+        expected, found = whole.load().state_dict(), run.load().state_dict()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert run.metrics() == whole.metrics()
+
+    def test_a_run_that_cannot_begin_leaves_nothing(self, tmp_path, monkeypatch):
+        replace = Path.replace
+
+        def full(temporary, target):
+            if target.name == "run.json":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return replace(temporary, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", full)
+            with pytest.raises(OSError, match=r"No space left on device: .*run\.json"):
+                runs.train(tiny(epochs=1), tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
 
     def test_of_two_trainings_into_one_folder_one_gets_in(self, tmp_path, monkeypatch):
         """The second comes after the first was told that the folder is empty."""

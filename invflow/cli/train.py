@@ -51,12 +51,13 @@ def train(
                 folder = to or new_folder(runs.folder_name(document))
                 run = runs.train(document, folder, overrides=overrides, **options)
             found, pictures = illustrate(run, data_root, device)
-        except KeyboardInterrupt:
-            if folder is None or not (folder / runs.RUN_FILE).is_file():
-                raise
-            plugins = "".join(f" --plugin {path}" for path in plugin or ())
-            err.print(f"interrupted; resume with: invflow train --resume {folder}{plugins}")
-            raise typer.Exit(130) from None
+        except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, a full disk
+            if folder is not None and (folder / runs.RUN_FILE).is_file():
+                plugins = "".join(f" --plugin {path}" for path in plugin or ())
+                err.print(f"interrupted; resume with: invflow train --resume {folder}{plugins}")
+                if isinstance(error, KeyboardInterrupt):
+                    raise typer.Exit(130) from None
+            raise
     if as_json:
         print_json({"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures})
         return

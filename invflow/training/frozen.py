@@ -11,8 +11,7 @@ from ..errors import RunError
 from ..models.freezing import freeze
 from ..numerics import Mode
 from ..spec import to_spec
-from ..spec.checkpoint import read_checkpoint_spec, write_checkpoint
-from .run import Run, owned, require_empty, versions
+from .run import Run, begin, owned, require_empty, versions
 from .tasks import Classification, Task, evaluating
 
 
@@ -63,11 +62,15 @@ def freeze_run(
     before, frozen_task = task.evaluate(), Classification(after, task.data, place)
     found = Frozen(before.test_accuracy, frozen_task.evaluate().test_accuracy, len(task.data.test), bit_equal)
     document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
-    record = {"name": run.spec.name, "status": "finished", "frozen_from": str(run.folder), "versions": versions()}
-    record |= {"epochs_done": run.record.get("epochs_done"), "seconds": run.record.get("seconds", 0.0)}
+    record = {
+        "name": run.spec.name,
+        "status": "finished",
+        "frozen_from": str(run.folder),
+        "versions": versions(),
+        "epochs_done": run.record.get("epochs_done"),
+        "seconds": run.record.get("seconds", 0.0),
+        "test_accuracy": found.accuracy_after,
+    }
     with owned(folder):
-        require_empty(folder)
-        write_checkpoint({**document, **to_spec(after)}, after.state_dict(), folder)
-        frozen = Run(folder, read_checkpoint_spec(folder)[0], record)
-        frozen.update(test_accuracy=found.accuracy_after)
+        frozen = begin(folder, {**document, **to_spec(after)}, after, record)
     return frozen, found

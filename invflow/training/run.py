@@ -3,8 +3,9 @@
 A run folder is a checkpoint (``spec.json`` and its weights, so `invflow.load` reads it). It also has ``best/``, another
 checkpoint, ``run.json`` (overrides, versions, results), ``logs/`` (CSV and TensorBoard), ``resume/`` (the state from
 which Lightning resumes) and ``pictures/``. A spec in exact numerics is trained in float and frozen at the end: the
-float model stays in ``float/``, and the one in ``best/`` is float too. Each file is replaced atomically, so that an
-interruption leaves a readable folder.
+float model stays in ``float/``, and the one in ``best/`` is float too. Each file is written beside its target and
+renamed, so that an interruption or a full disk leaves a folder to read and to resume; only TensorBoard's events, which
+nothing here reads, are appended to.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import io
 import json
 import logging
 import platform
 import re
+import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,6 +33,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..errors import DivergedError, InvflowError, RunError
 from ..files import locked, write_atomically
@@ -174,12 +179,22 @@ def train(
         to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
     task = _initialized(spec, data)
     with owned(folder):
-        require_empty(folder)
-        write_checkpoint(spec.document, task.model.state_dict(), folder)
-        run = Run(folder, spec, {})
         started = {"name": spec.name, "status": "training", "overrides": overrides, "epochs_done": 0}
-        run.update(**started, versions=versions(), **to_freeze)
+        run = begin(folder, spec.document, task.model, {**started, "versions": versions(), **to_freeze})
         return _fit(run, task, accelerator, progress)
+
+
+def begin(folder: Path, document: dict[str, Any], model: Classifier | Flow, record: dict[str, Any]) -> Run:
+    """Write a new run into a folder that is owned. Raise RunError if it's not empty; after an error, nothing stays."""
+    require_empty(folder)
+    try:
+        write_checkpoint(document, model.state_dict(), folder)
+        run = Run(folder, read_checkpoint_spec(folder)[0], {})
+        run.update(**record)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return run
 
 
 def require_empty(folder: Path) -> None:
@@ -301,6 +316,29 @@ def _accelerator(device: str) -> dict[str, Any]:
     return {"accelerator": kind, "devices": [int(index)] if index else 1}
 
 
+class _CheckpointIO(TorchCheckpointIO):
+    """Lightning's, but it writes beside the target: Lightning's own copies from the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        target, content = Path(path), io.BytesIO()
+        torch.save(checkpoint, content)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content.getvalue())
+        for partial in target.parent.glob(f".{target.name}.*"):  # of trainings that were killed
+            partial.unlink()
+
+
+class _CSVLogger(CSVLogger):
+    """Lightning's, but it keeps all rows and writes the file as a whole: Lightning's own appends to it."""
+
+    def save(self) -> None:
+        rows, text = self.experiment.metrics, io.StringIO()
+        table = csv.DictWriter(text, sorted(set().union(*rows)))
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(Path(self.experiment.metrics_file_path), text.getvalue().encode())
+
+
 def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool) -> Run:
     options, logs, last = run.training, run.folder / "logs", run.folder / "resume" / "last.ckpt"
     if last.is_file():
@@ -322,8 +360,9 @@ def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool)
             gradient_clip_val=options.clip_gradient,
             inference_mode=False,  # a log-determinant may take derivatives of its own
             **accelerator,
-            logger=[CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
+            logger=[_CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
             callbacks=callbacks,
+            plugins=[_CheckpointIO()],
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -352,8 +391,13 @@ def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool)
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice about workers, devices and logging intervals."""
+    """Hide Lightning's advice about workers, devices and logging intervals, and failures that are reported twice."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        yield
+    hook = threading.excepthook
+    threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or hook(failed)  # TensorBoard's thread
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        threading.excepthook = hook
