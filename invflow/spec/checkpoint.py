@@ -31,6 +31,7 @@ SPEC_FILE = "spec.json"
 _WEIGHTS = "weights-{}.safetensors"
 _LOCK = ".saving"
 _HEADER_BYTES = 100_000_000  # safetensors' own limit for the header of a file
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what layers compute in
 _LARGEST_ITEM = 16  # bytes of the largest number that torch knows, a complex128
 
 
@@ -42,13 +43,13 @@ def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_sha
     two layers with equal weights.
 
     Args:
-        model: what to save; its dtype is kept.
+        model: what to save; its dtype is kept, and so are NaN.
         folder: where to; an existing checkpoint is replaced.
         input_shape: as in `to_spec`.
 
     Raises:
         SpecError: as in `to_spec`, or if the model cannot be built for this input.
-        CheckpointError: the model built from its document has other weights.
+        CheckpointError: the model built from its document has other weights, or its weights have several dtypes.
     """
     document, weights = to_spec(model, input_shape), model.state_dict()
     with torch.device("meta"):  # before anything is replaced: can it be loaded?
@@ -57,11 +58,18 @@ def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_sha
     write_checkpoint(document, weights, folder)
 
 
-def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential | Classifier | Flow:
-    """The chain, the classifier or the flow that `save` wrote.
+def load(
+    folder: str | Path, *, limits: Limits = DEFAULT_LIMITS, allow_nan: bool = False
+) -> Sequential | Classifier | Flow:
+    """The chain, the classifier or the flow that `save` wrote, in the dtype that it had.
+
+    Args:
+        folder: where it was saved.
+        limits: as in `build`.
+        allow_nan: whether weights may be NaN or infinite.
 
     Raises:
-        CheckpointError: no checkpoint, or one whose parts do not match or were altered.
+        CheckpointError: no checkpoint, one whose parts do not match or were altered, or weights that are not finite.
         SpecError: a spec that cannot be built.
     """
     folder = Path(folder)
@@ -78,6 +86,10 @@ def load(folder: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Sequential |
         raise CheckpointError(f"{folder / block.weights}: larger than the weights of its spec can be")
     tensors = _unpacked(payload, folder / block.weights, block.digest)
     _check_fit(folder / block.weights, tensors, expected)
+    damaged = [] if allow_nan else [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if damaged:
+        found = f"{damaged[0]!r} is NaN or infinite ({len(damaged)} of {len(tensors)} weights are)"
+        raise CheckpointError(f"{folder / block.weights}: {found}; save a finite model, or load it with allow_nan=True")
     try:
         model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
     except NumericsError as error:
@@ -154,6 +166,7 @@ def _unpacked(payload: bytes, path: Path, digest: str) -> dict[str, Tensor]:
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    dtypes: dict[torch.dtype, torch.dtype] = {}  # a cast gives all weights of one dtype the same other one
     for name in [*expected, *tensors]:
         if name not in tensors:
             raise CheckpointError(f"{path}: {name!r} of the spec's model is missing")
@@ -162,3 +175,7 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str,
         if tensors[name].shape != expected[name].shape:
             shapes = f"{tuple(expected[name].shape)}, got {tuple(tensors[name].shape)}"
             raise CheckpointError(f"{path}: {name!r} is expected to have shape {shapes}")
+        built, found = expected[name].dtype, tensors[name].dtype
+        wanted = dtypes.setdefault(built, found if {built, found} <= {*_FLOATS} else built)
+        if found != wanted:
+            raise CheckpointError(f"{path}: {name!r} is expected to have dtype {wanted}, got {found}")

@@ -210,6 +210,50 @@ def test_what_does_not_belong_together_is_refused(damage, tmp_path):
         invflow.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("layers.3.net.0.weight", torch.int64, "float32"),  # the first one of its kind
+        ("layers.3.net.0.weight", torch.float8_e4m3fn, "float32"),
+        ("layers.3.net.0.bias", torch.float64, "float32"),
+        ("layers.3.net.0.bias", torch.bfloat16, "float32"),
+        ("layers.3.net.0.bias", torch.bool, "float32"),
+        ("layers.3.net.0.bias", torch.complex64, "float32"),
+        ("layers.3.net.1.num_batches_tracked", torch.float32, "int64"),
+        ("layers.1.order", torch.int32, "int64"),
+        ("layers.1.order", torch.float32, "int64"),
+    ],
+)
+def test_weights_of_another_dtype_are_refused(name, dtype, expected, tmp_path):
+    weights = chain().state_dict()
+    store(chain(), {**weights, name: weights[name].to(dtype)}, tmp_path)
+    with pytest.raises(CheckpointError, match=f"{name!r} is expected to have dtype torch.{expected}, got {dtype}$"):
+        invflow.load(tmp_path)
+
+
+def test_a_model_of_two_dtypes_is_not_saved(tmp_path):
+    model = chain()
+    model[3].double()
+    with pytest.raises(CheckpointError, match=r"expected to have dtype torch\.float64, got torch\.float32"):
+        invflow.save(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["layers.3.net.0.bias", "layers.4.net.1.running_var"])
+def test_weights_that_are_not_finite_are_loaded_on_request(name, value, tmp_path):
+    model = chain()
+    with torch.no_grad():
+        model.state_dict()[name][1] = value
+    invflow.save(model, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=rf"{name!r} is NaN or infinite \(1 of 19 weights are\); .*allow_nan=True"
+    ):
+        invflow.load(tmp_path)
+    loaded = invflow.load(tmp_path, allow_nan=True).state_dict()
+    torch.testing.assert_close(loaded, model.state_dict(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_no_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         invflow.load(tmp_path / "none")
