@@ -30,6 +30,10 @@ class DivergedError(RunError):
     """A training run whose loss or weights are no longer finite."""
 
 
+class UnfinishedWarning(UserWarning):
+    """A model is read from a run that diverged or was interrupted."""
+
+
 class CheckpointError(InvflowError):
     """A checkpoint folder that is incomplete, altered, or does not fit its spec."""
 

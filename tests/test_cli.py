@@ -16,6 +16,7 @@ from PIL import Image
 import invflow
 from invflow.cli import app, main
 from invflow.cli.options import new_folder
+from invflow.training.run import Run
 from tests.test_density_training import images, points
 from tests.test_training import tiny
 
@@ -145,6 +146,37 @@ def flow(call, tmp_path):
     return tmp_path / "flow", json.loads(out)
 
 
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"status": "training"}, "training was interrupted, or goes on; the weights are those after 1 of 1 epochs"),
+        (
+            {"status": "diverged", "why": "the loss is nan"},
+            "the loss is nan; the weights are those after 1 of 1 epochs",
+        ),
+    ],
+)
+def test_evaluate_says_that_a_run_is_unfinished(trained, entries, said):
+    run, _ = trained
+    Run.open(run).update(**entries)
+    command = [sys.executable, "-c", "from invflow.cli import main; main()", "evaluate", str(run), "--json"]
+    root = Path(__file__).parent.parent
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["unfinished"] == said
+    assert ended.stderr == f"invflow: {run}: {said}\n"
+
+
+def test_compare_refuses_two_data_sets(call, tmp_path):
+    for name, data in (("a", {"name": "moons"}), ("b", {"name": "circles"}), ("c", {"name": "moons", "noise": 0.2})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(points(epochs=1, data=data).document))
+    for other, found in (("b", '{"name":"circles"}'), ("c", '{"name":"moons","noise":0.2}')):
+        status, _, err = call("compare", "a.json", f"{other}.json", "--out", "both")
+        said = f'the same test samples: a.json has {{"name":"moons"}}, {other}.json has {found}'
+        assert (status, err) == (2, f"invflow: compare expects specs with {said}\n")
+    assert not (tmp_path / "both").exists()
+
+
 def test_train_and_evaluate_a_flow(flow, call):
     run, answer = flow
     assert answer["test_bits_per_dim"] is None
@@ -202,7 +234,12 @@ def test_compare_flows(call, tmp_path):
     diverging.write_text(json.dumps(points(optimizer=hot).document))
     status, out, _ = call("compare", path, diverging, "--seeds", 1, "--out", tmp_path / "hot", "--json")
     assert status == 0
-    assert json.loads(out)[1]["test_nll"] == [None]
+    diverged = json.loads(out)[1]
+    assert (diverged["test_nll"], diverged["diverged"]) == ([None], 1)
+    assert diverged["parameters"] == json.loads(out)[0]["parameters"]
+    _, out, _ = call("compare", diverging, "--seeds", 1, "--out", tmp_path / "again")
+    assert "1 diverged" in out
+    assert "not invertible" not in out, "nothing is known of a model that was not trained"
     status, out, err = call("train", diverging)
     assert status == 2
     assert out == ""

@@ -13,7 +13,7 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 from ..bijections.residual import NotConverged
-from ..errors import InvflowError
+from ..errors import InvflowError, UnfinishedWarning
 from . import check, compare, diff, evaluate, freeze, interpolate, plot_psi, plot_solver, sample, schema, show, train
 from .output import err, out
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _warn(show: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """Print a warning of this library as one line, without its place in the code."""
-    if issubclass(category, NotConverged):
+    if issubclass(category, NotConverged | UnfinishedWarning):
         _complain(str(message))
     else:
         show(message, category, *rest, **more)

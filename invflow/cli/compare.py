@@ -64,5 +64,6 @@ def _cells(found: Comparison, row: Row) -> tuple[str, ...]:
         text += f" ± {score.factor * statistics.stdev(known):.{score.digits}f}"
     lost = len(values) - len(known)
     text += f"{', ' * bool(text)}{lost} diverged" if lost else ""
-    error = "not invertible" if row.round_trip_error is None else f"{row.round_trip_error:.1e}"
+    error = "not invertible" if row.seconds else ""
+    error = error if row.round_trip_error is None else f"{row.round_trip_error:.1e}"
     return row.spec, f"{row.parameters:,}", text, error, f"{statistics.mean(row.seconds):.0f}" if row.seconds else ""

@@ -14,8 +14,9 @@ def evaluate(
     from ..training.run import Run
 
     with stdout_for_the_answer(as_json):
-        found = evaluate_run(Run.open(run), data_root, device)
+        opened = Run.open(run)
+        found = evaluate_run(opened, data_root, device)
     if as_json:
-        print_json({"run": str(run)}, found)
+        print_json({"run": str(run), "unfinished": opened.unfinished}, found)
     else:
         print_evaluation(run, found)

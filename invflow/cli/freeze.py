@@ -45,7 +45,8 @@ def freeze(
         folder = to or run.with_name(f"{run.resolve().name}-{mode}")
         frozen, found = freeze_run(Run.open(run), folder, numerics, data_root, device)
     if as_json:
-        print_json({"run": str(frozen.folder), "numerics": numerics.model_dump()}, found)
+        known = {"run": str(frozen.folder), "unfinished": frozen.unfinished}
+        print_json({**known, "numerics": numerics.model_dump()}, found)
         return
     out.print(f"run {frozen.folder}")
     out.print(f"  test accuracy {found.accuracy_after:.2%}, before {found.accuracy_before:.2%}")

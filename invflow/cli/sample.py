@@ -33,12 +33,14 @@ def sample(
 
     to = to or run / PICTURES / "drawn.png"
     with stdout_for_the_answer(as_json):
-        task = Run.open(run).task(data_root, device)
+        opened = Run.open(run)
+        task = opened.task(data_root, device)
         if not isinstance(task, Density):
             raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
         drawn = task.draw(count, temperature=temperature, seed=seed)
     if as_json:
-        print_json({"run": str(run), "samples": drawn.tolist(), "log_prob": task.log_prob(drawn).tolist()})
+        known = {"run": str(run), "unfinished": opened.unfinished}
+        print_json({**known, "samples": drawn.tolist(), "log_prob": task.log_prob(drawn).tolist()})
     else:
         write_figure(task.picture(drawn), to)
         out.print(f"wrote {to}")

@@ -12,9 +12,12 @@ import torch
 
 from ..errors import DivergedError, InvflowError
 from ..spec.document import Spec
+from ..spec.training import Training
 from .evaluate import evaluate_run
 from .run import check_trainable, folder_name, overridden, train
 from .tasks import Score
+
+_TESTED = {"name", "test_size", "noise"}  # what determines the test samples
 
 
 @dataclass
@@ -24,12 +27,15 @@ class Row:
     Attributes:
         scores: one number per seed by the name of the score in ``run.json``, for example ``test_accuracy``; NaN if the
             training diverged.
-        round_trip_error: relative, float32, eval mode, the largest of all seeds; None if the head has hidden layers.
+        diverged: the number of trainings that diverged.
+        round_trip_error: relative, float32, eval mode, the largest of all seeds; None if the head has hidden layers, or
+            all trainings diverged.
         seconds: the duration of each training that did not diverge.
     """
 
     spec: str
-    parameters: int = 0
+    parameters: int
+    diverged: int = 0
     scores: dict[str, list[float]] = field(default_factory=dict)
     round_trip_error: float | None = None
     seconds: list[float] = field(default_factory=list)
@@ -37,7 +43,7 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """The row as JSON data, with each score under its own name."""
         rest = {"round_trip_error": self.round_trip_error, "seconds": self.seconds}
-        return {"spec": self.spec, "parameters": self.parameters, **self.scores, **rest}
+        return {"spec": self.spec, "parameters": self.parameters, "diverged": self.diverged, **self.scores, **rest}
 
 
 @dataclass(frozen=True)
@@ -77,17 +83,26 @@ def compare(
         **options: as in `train`: data_root, download, device, progress.
 
     Raises:
-        InvflowError: the specs do not have the same main score: some are classifiers and some flows.
+        InvflowError: the specs do not have the same main score, some are classifiers and some flows, or they are not
+            tested on the same samples.
     """
     overrides, data_root, download = overrides or {}, options.get("data_root"), options.get("download", False)
     # All specs are checked before any is trained.
-    tasks = [check_trainable(overridden(spec, overrides), data_root, download=download) for _, spec in specs]
+    changed = [overridden(spec, overrides) for _, spec in specs]
+    tasks = [check_trainable(spec, data_root, download=download) for spec in changed]
     score = tasks[0].score
     for (name, _), task in zip(specs, tasks, strict=True):
         if task.score != score:
             found = f"{specs[0][0]} has {score.label}, {name} has {task.score.label}"
             raise InvflowError(f"compare expects models with the same score: {found}")
-    rows = [Row(name) for name, _ in specs]
+    tested = [
+        (spec.training or Training()).data.model_dump_json(include=_TESTED, exclude_none=True) for spec in changed
+    ]
+    for (name, _), task, data in zip(specs, tasks, tested, strict=True):
+        if not torch.equal(task.data.test.values, tasks[0].data.test.values):
+            found = f"{specs[0][0]} has {tested[0]}, {name} has {data}"
+            raise InvflowError(f"compare expects specs with the same test samples: {found}")
+    rows = [Row(name, task.parameters()) for (name, _), task in zip(specs, tasks, strict=True)]
     for position, ((name, spec), row) in enumerate(zip(specs, rows, strict=True)):
         for seed in range(seeds):
             announce(f"{name}: seed {seed} ({seed + 1} of {seeds})")
@@ -97,10 +112,10 @@ def compare(
             except DivergedError as error:  # the other trainings continue
                 announce(str(error))
                 row.scores.setdefault(f"test_{score.name}", []).append(math.nan)
+                row.diverged += 1
                 continue
             result = evaluate_run(run, data_root, options.get("device", "auto"))
             run.update(**result.scores)
-            row.parameters = result.parameters
             for key, value in result.scores.items():
                 row.scores.setdefault(key, []).append(value)
             row.seconds.append(run.record["seconds"])

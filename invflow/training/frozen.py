@@ -62,15 +62,9 @@ def freeze_run(
     before, frozen_task = task.evaluate(), Classification(after, task.data, place)
     found = Frozen(before.test_accuracy, frozen_task.evaluate().test_accuracy, len(task.data.test), bit_equal)
     document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
-    record = {
-        "name": run.spec.name,
-        "status": "finished",
-        "frozen_from": str(run.folder),
-        "versions": versions(),
-        "epochs_done": run.record.get("epochs_done"),
-        "seconds": run.record.get("seconds", 0.0),
-        "test_accuracy": found.accuracy_after,
-    }
+    record: dict[str, Any] = {"frozen_from": str(run.folder), "versions": versions()}
+    record |= {key: run.record[key] for key in ("name", "status", "why", "epochs_done") if key in run.record}
+    record |= {"seconds": run.record.get("seconds", 0.0), "test_accuracy": found.accuracy_after}
     with owned(folder):
         frozen = begin(folder, {**document, **to_spec(after)}, after, record)
     return frozen, found

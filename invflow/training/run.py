@@ -35,7 +35,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichPro
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ..errors import DivergedError, InvflowError, RunError
+from ..errors import DivergedError, InvflowError, RunError, UnfinishedWarning
 from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..models.freezing import freeze
@@ -91,8 +91,20 @@ class Run:
         """The spec's training block, or its defaults."""
         return self.spec.training or Training()
 
+    @property
+    def unfinished(self) -> str | None:
+        """Why the training of the model did not reach its end, in words; None if it did."""
+        if self.record.get("status") == "finished":
+            return None
+        done = f"the weights are those after {self.record.get('epochs_done', 0)} of {self.training.epochs} epochs"
+        if self.record.get("status") == "diverged":
+            return f"{self.record.get('why', 'training diverged')}; {done}"
+        return f"training was interrupted, or goes on; {done}"
+
     def load(self) -> Classifier | Flow:
-        """The trained model, with the weights of the last evaluation."""
+        """The trained model, with the weights of the last evaluation. Warn if its training did not reach its end."""
+        if self.unfinished:
+            warnings.warn(f"{self.folder}: {self.unfinished}", UnfinishedWarning, stacklevel=2)
         model = load(self.folder)
         if not isinstance(model, Classifier | Flow):
             raise RunError(f"{self.folder}: a chain without a head or a prior: nothing to evaluate")
@@ -236,6 +248,8 @@ def resume(
             return run
         if run.record.get("status") == "diverged":
             raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would diverge again")
+        if "frozen_from" in run.record:
+            raise RunError(f"{folder}: frozen from {run.record['frozen_from']}; resume that run, then freeze it again")
         if "freeze" in run.record:  # the interruption may have come after the exact model was written
             run = Run(folder, run.spec.replace(numerics=None), run.record)
         task = _initialized(run.spec, check_trainable(run.spec, data_root, download=download).data)
