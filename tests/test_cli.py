@@ -18,6 +18,7 @@ from invflow.cli import app, main
 from invflow.cli.options import new_folder
 from invflow.training.run import Run
 from tests.test_density_training import images, points
+from tests.test_injections import Pad
 from tests.test_training import tiny
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -268,6 +269,47 @@ def test_compare_says_what_is_not_invertible(call, spec_file, tmp_path):
     assert status == 0
     assert "not" in out
     assert "invertible" in out
+
+
+HIDDEN = "not invertible: only psi is, because the head has layers of its own"
+BOTH_HIDDEN = HIDDEN.replace("psi is", "psi, acme.pad are")
+IMAGE_ONLY = "inverse on its image only, because it adds dimensions: acme.pad"
+
+
+@pytest.mark.parametrize(
+    ("layers", "head", "caveat"),
+    [
+        ([], {"type": "convnet", "hidden": [4]}, HIDDEN),
+        ([{"type": "acme.pad"}], {"type": "linear"}, IMAGE_ONLY),
+        (
+            [{"type": "acme.pad"}],
+            {"type": "convnet", "hidden": [4]},
+            f"{BOTH_HIDDEN}; {IMAGE_ONLY}",
+        ),
+    ],
+    ids=["a head with layers", "an injection", "both"],
+)
+@pytest.mark.usefixtures("forget_what_a_test_registers")
+def test_what_is_not_invertible_is_never_called_so(call, spec_file, tmp_path, layers, head, caveat):
+    invflow.register("acme.pad")(Pad)
+    top = {"layers": [{"type": "psi", "block_size": 2}, *layers], "head": {"classes": 10, **head}}
+    spec_file.write_text(json.dumps({**tiny(epochs=1).document, **top}))
+    run = tmp_path / "run"
+    status, out, _ = call("train", spec_file, "--out", run)
+    assert (status, out.splitlines()[0]) == (0, caveat)
+    assert {path.name for path in (run / "pictures").iterdir()} == {"samples.png", "curves.png", "psi.png"}
+    hidden = head["type"] == "convnet"
+    for verb in (["evaluate"], ["freeze", "--out", tmp_path / "exact"], ["check"]):
+        status, out, _ = call(*verb, run)
+        assert (status, out.splitlines()[0]) == (0, caveat), verb
+        assert not (hidden and "come back" in out)
+        assert "ok: invertible" not in out
+    status, out, _ = call("compare", spec_file, "--seeds", 1, "--out", tmp_path / "both")
+    assert (status, out.splitlines()[0]) == (0, f"{spec_file}: {caveat}")
+    status, out, err = call("interpolate", run)
+    assert (status, out, err) == (2, "", f"invflow: interpolate expects an invertible model, got this: {caveat}\n")
+    for verb in (["evaluate", run], ["check", run], ["freeze", run, "--out", tmp_path / "json"]):
+        assert json.loads(call(*verb, "--json")[1])["caveat"] == caveat
 
 
 @pytest.mark.parametrize("spec", sorted(SPECS.glob("*.json")), ids=lambda path: path.stem)

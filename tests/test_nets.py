@@ -68,6 +68,11 @@ def test_classifier_separates_features_from_logits():
     assert model.linear_head
     assert not Classifier(invflow.Sequential(), ConvNetHead(10, [4], shape=(1, 4, 4))).linear_head
 
+    class Deeper(type(model.head)):  # may add layers, so that it has to declare itself linear again
+        pass
+
+    assert not Classifier(invflow.Sequential(), Deeper(10, shape=(4,))).linear_head
+
 
 def test_a_hand_written_net_gets_the_context_only_where_there_is_one():
     calls = []

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from .options import AsJson, Plugins, SpecPath
-from .output import err, out, print_json, print_table
+from .options import AsJson, Plugins, SpecPath, load_document
+from .output import err, out, print_caveat, print_json, print_table
 
 if TYPE_CHECKING:
     from ..diagnostics.check import CheckResult
@@ -37,8 +37,8 @@ def check(
     from ..diagnostics.conditioning import conditioning as measure
     from ..diagnostics.memory import reconstructions
 
-    chain, proofs = chain_of(spec), None
-    report = run_check(chain)
+    chain, head, proofs = chain_of(spec), load_document(spec).head, None
+    report = run_check(chain, None if head is None else head.cls)
     if thorough:
         from ..testing.thorough import check_thoroughly  # imports Hypothesis
 
@@ -49,6 +49,7 @@ def check(
         found = {"thorough": proofs, "reconstruction_error": rebuilt, "conditioning": stretches}
         print_json({"spec": str(spec)}, report, {name: one for name, one in found.items() if one is not None})
     else:
+        print_caveat(report)
         _print_result(report)
         if proofs is not None:
             _print_proofs(proofs)
@@ -72,8 +73,9 @@ def _verdict(report: CheckResult, proofs: Thorough | None, stretches: Conditioni
     if stretches is not None and not stretches.ok:
         return "failed: a Lipschitz constant exceeds its bound"
     how = "up to rounding" if report.exactness == "float" else "without one wrong bit"
-    how += "" if report.surjective else ", on its image only, because it adds dimensions"
-    return f"{'ok:' if report.ok else 'failed: not'} invertible {how}"
+    how += "" if report.surjective else ", on its image only"
+    what = "the chain alone is " if report.caveat else ""
+    return f"{'ok: ' if report.ok else 'failed: '}{what}{'' if report.ok else 'not '}invertible {how}"
 
 
 def _print_result(report: CheckResult) -> None:

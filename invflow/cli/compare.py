@@ -51,6 +51,9 @@ def compare(
     if as_json:
         print_json([row.as_json() for row in rows])
         return
+    for row in rows:
+        if row.caveat:
+            out.print(f"{row.spec}: {row.caveat}")
     heads = ("spec", "parameters", f"test {score.label}", "round-trip error", "seconds")
     print_table(heads, [_cells(found, row) for row in rows], names=1)
     out.print(f"wrote {plot}")
@@ -64,6 +67,5 @@ def _cells(found: Comparison, row: Row) -> tuple[str, ...]:
         text += f" ± {score.factor * statistics.stdev(known):.{score.digits}f}"
     lost = len(values) - len(known)
     text += f"{', ' * bool(text)}{lost} diverged" if lost else ""
-    error = "not invertible" if row.seconds else ""
-    error = error if row.round_trip_error is None else f"{row.round_trip_error:.1e}"
+    error = row.caveat.partition(":")[0] if row.round_trip_error is None else f"{row.round_trip_error:.1e}"
     return row.spec, f"{row.parameters:,}", text, error, f"{statistics.mean(row.seconds):.0f}" if row.seconds else ""

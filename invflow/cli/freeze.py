@@ -9,7 +9,7 @@ import typer
 
 from ..errors import InvflowError
 from .options import AsJson, DataRoot, Device, Plugins, RunPath
-from .output import out, print_json, stdout_for_the_answer
+from .output import out, print_caveat, print_json, stdout_for_the_answer
 
 if TYPE_CHECKING:
     from ..numerics import Mode
@@ -27,7 +27,7 @@ def freeze(
 ) -> None:
     """Make a trained run exact, in a new run folder.
 
-    Its images are then reconstructed without one wrong bit, which is measured.
+    If the model is invertible, its images are then reconstructed without one wrong bit, which is measured.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -48,6 +48,7 @@ def freeze(
         known = {"run": str(frozen.folder), "unfinished": frozen.unfinished}
         print_json({**known, "numerics": numerics.model_dump()}, found)
         return
+    print_caveat(found)
     out.print(f"run {frozen.folder}")
     out.print(f"  test accuracy {found.accuracy_after:.2%}, before {found.accuracy_before:.2%}")
     for way, count in found.bit_equal.items():

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ..diagnostics.check import CheckResult
+    from ..training.frozen import Frozen
     from ..training.tasks import Evaluation
 
 _console = functools.partial(Console, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -89,12 +91,19 @@ def stdout_for_the_answer(as_json: bool) -> contextlib.AbstractContextManager[ob
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
+def print_caveat(found: CheckResult | Evaluation | Frozen) -> None:
+    """Print what must precede any statement about the inverse."""
+    if found.caveat:
+        out.print(found.caveat)
+
+
 def print_evaluation(run: Path, found: Evaluation) -> None:
     """Print the scores and the round trips of a run."""
+    print_caveat(found)
     out.print(f"run {run}")
     out.print(f"  {found.summary()}, {found.parameters:,} parameters")
-    if not found.invertible:
-        out.print("  not invertible up to its last layer, because the head has hidden layers; for the trunk alone:")
+    if found.caveat:
+        out.print("  of the chain alone:")
     for (dtype, mode), trip in found.round_trips.items():
         name = f"round-trip error, {dtype}, {mode} mode"
         out.print(f"  {name}: {trip.relative:.1e} relative, {trip.bit_equal:.0%} bit-equal")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InvflowError
-from ..models import Classifier, Flow
+from ..models import Classifier, Flow, caveat
 from ..sequential import Sequential
 from ..spec import build, build_model, load, load_spec
 from ..state import Shape, State, flat_size, make_state, part_of, shape_of
@@ -47,6 +47,7 @@ class CheckResult:
         parameters: the number of trained numbers of the chain.
         exactness: the exactness of the whole chain: "float", "grid" or "exact".
         surjective: whether every state is an image; if not, the chain adds dimensions, and only images come back.
+        caveat: see `invflow.models.caveat`; all other numbers are of the chain alone.
         ok: whether every error is within the rounding of its dtype; in "grid" and "exact", whether there is no error.
     """
 
@@ -55,6 +56,7 @@ class CheckResult:
     parameters: int
     exactness: str
     surjective: bool
+    caveat: str
     ok: bool
 
 
@@ -70,11 +72,12 @@ def chain_of(source: Path) -> Sequential:
     return model.bijection if isinstance(model, Classifier | Flow) else model
 
 
-def check(chain: Sequential) -> CheckResult:
+def check(chain: Sequential, head: type[nn.Module] | None = None) -> CheckResult:
     """Runs a chain forward and back in float32 and float64, in eval and train mode, on inputs that resemble pixels.
 
     Args:
         chain: must know its input shape, as every chain built from a spec does.
+        head: the class of the head on the chain, if there is one.
     """
     x, context = inputs(chain)
     shape = shape_of(x)
@@ -91,7 +94,7 @@ def check(chain: Sequential) -> CheckResult:
         ok = all(trip.relative <= ROUNDINGS * torch.finfo(getattr(torch, key[0])).eps for key, trip in found.items())
     else:
         ok = all(trip.bit_equal == 1.0 for trip in found.values())
-    return CheckResult(layers, errors, _parameters(chain), chain.exactness, chain.surjective, ok)
+    return CheckResult(layers, errors, _parameters(chain), chain.exactness, chain.surjective, caveat(chain, head), ok)
 
 
 def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
@@ -106,5 +109,5 @@ def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
     return x, None if context_shape is None else torch.randn((samples, *context_shape), generator=generator)
 
 
-def _parameters(module: torch.nn.Module) -> int:
+def _parameters(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())

@@ -1,7 +1,7 @@
 """Models: a chain with a head on top is a classifier, a chain with a prior is a density."""
 
 from .heads import ConvNetHead, Head, LinearHead
-from .model import Classifier, Flow
+from .model import Classifier, Flow, caveat
 from .priors import Prior, StandardNormal, bits_per_dimension, dequantize
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Prior",
     "StandardNormal",
     "bits_per_dimension",
+    "caveat",
     "dequantize",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,10 +22,15 @@ class Head(nn.Module):
 
     Attributes:
         linear_in_features: whether the logits are a linear function of the state, so that a whole classifier is
-            invertible up to its last linear layer.
+            invertible up to its last linear layer. Each class declares it for itself and does not inherit it, because
+            a subclass may add layers.
     """
 
     linear_in_features: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.linear_in_features = vars(cls).get("linear_in_features", False)
 
 
 @register_head("linear")

@@ -10,8 +10,37 @@ from ..arguments import one_line
 from ..errors import ShapeError
 from ..sequential import Sequential
 from ..state import State, leaves, shape_of
-from .heads import Head
 from .priors import Prior
+
+
+def caveat(chain: Sequential, head: nn.Module | type[nn.Module] | None = None) -> str:
+    """What must precede any statement about the inverse of a model; empty if the model is invertible.
+
+    A head that is linear in the features counts as invertible; any other head hides what is below it.
+
+    Args:
+        chain: the trunk.
+        head: the head or its class; None for a chain alone or under a prior.
+
+    Examples:
+        >>> from invflow.bijections import Psi
+        >>> from invflow.models import ConvNetHead
+        >>> caveat(Sequential(Psi(2)), ConvNetHead)
+        'not invertible: only psi is, because the head has layers of its own'
+    """
+    found = []
+    if head is not None and not getattr(head, "linear_in_features", False):
+        tags = list(dict.fromkeys(layer.tag for layer in chain))
+        parts = f"{', '.join(tags)} {'is' if len(tags) == 1 else 'are'}" if tags else "the empty chain is"
+        found.append(f"not invertible: only {parts}, because the head has layers of its own")
+    if not chain.surjective:
+        found.append(f"inverse on its image only, because it adds dimensions: {_that_widen(chain)}")
+    return "; ".join(found)
+
+
+def _that_widen(chain: Sequential) -> str:
+    """The layers that add dimensions."""
+    return ", ".join(layer.tag for layer in chain if not layer.surjective)
 
 
 class _Model(nn.Module):
@@ -24,6 +53,11 @@ class _Model(nn.Module):
     def inverse(self, features: Any, context: Tensor | None = None) -> Any:
         """The input that the trunk maps to these features."""
         return self.bijection.inverse(features, context)
+
+    @property
+    def caveat(self) -> str:
+        """What must precede any statement about the model's inverse; empty if it is invertible."""
+        return caveat(self.bijection, getattr(self, "head", None))
 
     def __repr__(self) -> str:
         trunk, *top = self.children()
@@ -55,7 +89,7 @@ class Classifier(_Model):
 
     @property
     def linear_head(self) -> bool:
-        return isinstance(self.head, Head) and self.head.linear_in_features
+        return bool(getattr(self.head, "linear_in_features", False))
 
     def features(self, x: Any, context: Tensor | None = None) -> Any:
         """The state after the last invertible layer, which ``bijection.inverse`` maps back to ``x``."""
@@ -92,7 +126,7 @@ class Flow(_Model):
     def __init__(self, bijection: Sequential, prior: Prior) -> None:
         super().__init__(bijection)
         if not bijection.surjective:
-            names = ", ".join(layer.tag for layer in bijection if not layer.surjective)
+            names = _that_widen(bijection)
             raise ShapeError(f"a flow expects a chain that adds no dimensions, got one with {names}; put a head on it")
         self.prior = prior
 

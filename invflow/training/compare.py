@@ -27,9 +27,9 @@ class Row:
     Attributes:
         scores: one number per seed by the name of the score in ``run.json``, for example ``test_accuracy``; NaN if the
             training diverged.
-        diverged: the number of trainings that diverged.
-        round_trip_error: relative, float32, eval mode, the largest of all seeds; None if the head has hidden layers, or
+        round_trip_error: relative, float32, eval mode, the largest of all seeds; None if the head hides the chain, or
             all trainings diverged.
+        caveat: see `invflow.models.caveat`.
         seconds: the duration of each training that did not diverge.
     """
 
@@ -38,11 +38,12 @@ class Row:
     diverged: int = 0
     scores: dict[str, list[float]] = field(default_factory=dict)
     round_trip_error: float | None = None
+    caveat: str = ""
     seconds: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON data, with each score under its own name."""
-        rest = {"round_trip_error": self.round_trip_error, "seconds": self.seconds}
+        rest = {"round_trip_error": self.round_trip_error, "caveat": self.caveat, "seconds": self.seconds}
         return {"spec": self.spec, "parameters": self.parameters, "diverged": self.diverged, **self.scores, **rest}
 
 
@@ -102,7 +103,9 @@ def compare(
         if not torch.equal(task.data.test.values, tasks[0].data.test.values):
             found = f"{specs[0][0]} has {tested[0]}, {name} has {data}"
             raise InvflowError(f"compare expects specs with the same test samples: {found}")
-    rows = [Row(name, task.parameters()) for (name, _), task in zip(specs, tasks, strict=True)]
+    rows = [
+        Row(name, task.parameters(), caveat=task.model.caveat) for (name, _), task in zip(specs, tasks, strict=True)
+    ]
     for position, ((name, spec), row) in enumerate(zip(specs, rows, strict=True)):
         for seed in range(seeds):
             announce(f"{name}: seed {seed} ({seed + 1} of {seeds})")

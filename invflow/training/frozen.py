@@ -23,13 +23,16 @@ class Frozen:
         accuracy_before: of the run's model, from 0 to 1.
         accuracy_after: of the frozen model.
         images: the number of test images.
-        bit_equal: the number of images that are reconstructed without one wrong bit, by the way of inversion.
+        bit_equal: the number of images that are reconstructed without one wrong bit, by the way of inversion; empty if
+            the head hides the chain.
+        caveat: see `invflow.models.caveat`.
     """
 
     accuracy_before: float
     accuracy_after: float
     images: int
     bit_equal: dict[str, int]
+    caveat: str
 
 
 def freeze_run(
@@ -58,9 +61,10 @@ def freeze_run(
         raise RunError(f"{run.folder}: a density, whose data are off the grid; freeze expects the run of a classifier")
     after, place = freeze(task.model, task.data.train.values, numerics), task.float64_device
     with evaluating(after, place):
-        bit_equal = images_back(after.bijection, task.data.test.values.to(place))
+        bit_equal = images_back(after.bijection, task.data.test.values.to(place)) if after.linear_head else {}
     before, frozen_task = task.evaluate(), Classification(after, task.data, place)
-    found = Frozen(before.test_accuracy, frozen_task.evaluate().test_accuracy, len(task.data.test), bit_equal)
+    accuracy, images = frozen_task.evaluate().test_accuracy, len(task.data.test)
+    found = Frozen(before.test_accuracy, accuracy, images, bit_equal, after.caveat)
     document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
     record: dict[str, Any] = {"frozen_from": str(run.folder), "versions": versions()}
     record |= {key: run.record[key] for key in ("name", "status", "why", "epochs_done") if key in run.record}

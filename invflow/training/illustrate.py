@@ -10,7 +10,7 @@ import torch
 from ..diagnostics import pictures
 from ..diagnostics.interpolation import interpolate
 from ..diagnostics.solver_plot import inverse_errors, solver_plot
-from ..errors import DataError
+from ..errors import DataError, InvflowError
 from .module import evaluation_draws
 from .run import PICTURES, Run
 from .tasks import Evaluation, Task, evaluating
@@ -19,14 +19,18 @@ SHOWN = 8
 
 
 def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") -> tuple[Evaluation, list[str]]:
-    """Evaluate a finished run and draw its pictures: return the evaluation and the paths of the pictures."""
+    """Evaluate a finished run and draw its pictures: return the evaluation and the paths of the pictures.
+
+    Pictures of inversion are drawn only of a model that is invertible.
+    """
     task = run.task(data_root, device)
     chain, data, folder = task.model.bijection, task.data, run.folder / PICTURES
     found, images = task.evaluate(), data.test.values[:SHOWN]
     figures = {**task.figures(), "curves": pictures.training_curves(run.metrics(), task.curves())}
     with evaluating(task.model), evaluation_draws(0):
         if data.holds_images:
-            figures["reconstructions"] = pictures.reconstructions(images, chain.inverse(chain(images)))
+            if not found.caveat:
+                figures["reconstructions"] = pictures.reconstructions(images, chain.inverse(chain(images)))
             psi = pictures.first_psi(chain)
             if psi is not None:
                 figures["psi"] = pictures.psi_channels(images[:3], psi)
@@ -36,7 +40,7 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
     for name, figure in figures.items():
         pictures.write_figure(figure, folder / f"{name}.png")
     written = [str(folder / f"{name}.png") for name in figures]
-    if data.holds_images and len(set(data.test.labels.tolist())) > 1:
+    if data.holds_images and not found.caveat and len(set(data.test.labels.tolist())) > 1:
         written += draw_interpolation(task, pairs=5, steps=9, folder=folder)
     run.update(**found.scores)
     return found, written
@@ -47,7 +51,10 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
 
     Raises:
         DataError: the data set holds points, or no two test images of different classes.
+        InvflowError: the model is not invertible.
     """
+    if task.model.caveat:
+        raise InvflowError(f"interpolate expects an invertible model, got this: {task.model.caveat}")
     if not task.data.holds_images:
         raise DataError(f"interpolate expects images, the data set holds points of shape {task.data.shape}")
     values, labels = task.data.test.values, task.data.test.labels

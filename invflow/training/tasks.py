@@ -82,12 +82,14 @@ class Evaluation(ABC):
 
     Attributes:
         parameters: the number of trained parameters.
-        invertible: whether the whole model is invertible, apart from a last linear layer.
+        invertible: whether the input of the whole model can be computed back, apart from a last linear layer.
+        caveat: see `invflow.models.caveat`.
         round_trips: the chain's round trip on the first test samples, by dtype and mode.
     """
 
     parameters: int
     invertible: bool
+    caveat: str
     round_trips: dict[tuple[str, str], RoundTrip]
 
     @property
@@ -246,7 +248,8 @@ class Classification(Task[Classifier]):
         logits, labels = self.outputs(), self.data.test.labels
         accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
         loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
-        return ClassifierEvaluation(self.parameters(), self.model.linear_head, self.round_trips(), accuracy, loss)
+        invertible, caveat = self.model.linear_head, self.model.caveat
+        return ClassifierEvaluation(self.parameters(), invertible, caveat, self.round_trips(), accuracy, loss)
 
     def curves(self) -> Sequence[Curve]:
         from ..diagnostics.pictures import CLASSIFIER_CURVES
@@ -331,7 +334,7 @@ class Density(Task[Flow]):
     def evaluate(self) -> FlowEvaluation:
         log_prob, levels = self.outputs().double().mean(), self.data.levels
         bits = None if levels is None else float(bits_per_dimension(log_prob, flat_size(self.data.shape), levels))
-        return FlowEvaluation(self.parameters(), True, self.round_trips(), -float(log_prob), bits)
+        return FlowEvaluation(self.parameters(), True, self.model.caveat, self.round_trips(), -float(log_prob), bits)
 
     def figures(self) -> dict[str, Figure]:
         name, count = ("samples", DRAWN_IMAGES) if self.data.holds_images else ("density", DRAWN_POINTS)
