@@ -151,8 +151,9 @@ def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
     # One copy of the batch for each row of the Jacobian works for every g and under every transform of torch.func.
     basis = identity[:, None].expand(size, batch, size).reshape(size * batch, *x.shape[1:])
     dense = _pulled_back_on_copies(g, x, context, size)(basis).reshape(size, batch, size).movedim(1, 0)
-    found: Tensor = torch.linalg.slogdet(identity + dense).logabsdet
-    return found
+    wide = torch.promote_types(x.dtype, torch.float32)  # half precision has no determinants
+    found: Tensor = torch.linalg.slogdet(identity.to(wide) + dense.to(wide)).logabsdet
+    return found.to(x.dtype)
 
 
 def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor, weights: list[float]) -> Tensor:

@@ -52,11 +52,12 @@ class Convergence:
 
     Attributes:
         evaluations: the number of evaluations of the map for the sample.
-        residual: ``|f(x) - x| / max(|x|, |f(x)|, |start|)``, with Euclidean norms.
+        residual: ``|f(x) - x| / max(|x|, |f(x)|, |start|)``, with root mean squares; the divisor is at least the
+            smallest normal number, below which rounding errors grow no smaller.
         contraction: the largest ratio ``|f(x) - f(x')| / |x - x'|`` observed.
         error: an estimate of ``|x - x*|`` in the same unit: the residual plus the rounding error of evaluating f,
             divided by ``1 - contraction``.
-        converged: whether that error is within the tolerance.
+        converged: whether that error is within the tolerance, or the residual within what was permitted.
     """
 
     evaluations: Tensor
@@ -97,6 +98,7 @@ def solve(
     contraction: float,
     method: Method = "anderson",
     tolerance: float | None = None,
+    permitted: float = 0.0,
     max_evaluations: int | None = None,
 ) -> Solution:
     """The fixed point ``x = f(x)`` of a contraction, for each sample of a batch separately.
@@ -115,7 +117,8 @@ def solve(
         contraction: L, below 1.
         method: "anderson" or "picard".
         tolerance: the relative error at which to stop, which ``residual / (1 - L)`` bounds; with None, the solver
-            continues until rounding errors keep the residual from falling.
+            continues until rounding errors keep the residual from falling, and the tolerance is `accuracy`.
+        permitted: a relative residual that counts as converged in any case: what rounding errors of f leave.
         max_evaluations: the limit for each sample; by default what Picard's method needs in the worst case.
 
     Examples:
@@ -126,7 +129,7 @@ def solve(
     if not start.numel():
         nothing = start.new_zeros(start.shape[0])
         return Solution(start.clone(), Convergence(nothing.long(), nothing, nothing, nothing, nothing == 0))
-    solver = _Solver(step, start, contraction, method, tolerance, max_evaluations)
+    solver = _Solver(step, start, contraction, method, tolerance, permitted, max_evaluations)
     while len(solver.at_work.rows):
         solver.advance()
     return solver.solution()
@@ -140,18 +143,18 @@ class _Samples:
         rows: their indices in the batch.
         x: the last point.
         image: f(x).
-        size: the norm of the residual, ``image - x``.
+        size: the `_size` of the residual, ``image - x``.
         scale: the unit of errors.
         best: the image with the smallest relative residual so far.
         relative: that residual.
-        mark: the norm of the residual when it last fell by the factor `PROGRESS`.
+        mark: the size of the residual when it last fell by the factor `PROGRESS`.
         stalled: the number of evaluations since then.
         contraction: the largest ratio of distances so far.
         debt: the number of evaluations lost by mixing.
         mixes: whether there are differences to mix, and the last step was not undone.
-        images: the last `MEMORY` differences of images, padded with zeros.
-        changes: the last differences of residuals.
-        gram: the inner products of ``changes``.
+        images: the last `MEMORY` differences of images, in units of the sizes of ``changes``; padded with zeros.
+        changes: the last differences of residuals, each divided by its size.
+        gram: the inner products of ``changes``, divided by the number of dimensions.
     """
 
     rows: Tensor
@@ -179,26 +182,33 @@ class _Solver:
     """The samples that are not finished, and the results of those that are."""
 
     def __init__(
-        self, step: Step, start: Tensor, contraction: float, method: Method, tolerance: float | None, most: int | None
+        self,
+        step: Step,
+        start: Tensor,
+        contraction: float,
+        method: Method,
+        tolerance: float | None,
+        permitted: float,
+        most: int | None,
     ) -> None:
         self.step, self.shape, self.method, self.limit = step, start.shape, method, contraction
-        self.eps = torch.finfo(start.dtype).eps
+        self.eps, self.tiny = torch.finfo(start.dtype).eps, torch.finfo(start.dtype).tiny
         self.patience = math.log(PROGRESS) / math.log(contraction) + PATIENCE
         enough = 2 * math.log(self.eps) / math.log(contraction) + self.patience
         self.most = most or min(math.ceil(enough), MOST_EVALUATIONS)
         self.target = self.eps / 2 if tolerance is None else tolerance * (1 - contraction)
-        self.allowed = accuracy(start.dtype) if tolerance is None else tolerance
+        self.allowed, self.permitted = accuracy(start.dtype) if tolerance is None else tolerance, permitted
         self.tikhonov = max(TIKHONOV, 10 * self.eps)
         self.most_debt = LARGEST_DEBT if method == "anderson" else -math.inf  # Picard's method never mixes
         x = start.flatten(1)
-        self.x, self.unit = x.clone(), _norm(x)
+        self.x, self.unit = x.clone(), _size(x)
         rows, zero = torch.arange(len(x), device=x.device), torch.zeros_like(self.unit)
         self.evaluations, self.residual, self.contraction = torch.zeros_like(rows), zero + math.inf, zero.clone()
         self.count = 1
         image = step(start, rows).flatten(1)
         history = x.new_zeros(len(x), MEMORY, x.shape[1])
         self.at_work = _Samples(
-            rows=rows, x=x, image=image, size=_norm(image - x), scale=zero, best=image, relative=zero + math.inf,
+            rows=rows, x=x, image=image, size=_size(image - x), scale=zero, best=image, relative=zero + math.inf,
             mark=zero + math.inf, stalled=zero, contraction=zero, debt=zero, mixes=rows < 0,
             images=history, changes=history.clone(), gram=x.new_zeros(len(x), MEMORY, MEMORY),
         )  # fmt: skip
@@ -206,7 +216,8 @@ class _Solver:
 
     def solution(self) -> Solution:
         error = (self.residual + ROUNDING * self.eps) / (1 - self.contraction.clamp(max=self.limit))
-        convergence = Convergence(self.evaluations, self.residual, self.contraction, error, error <= self.allowed)
+        converged = (error <= self.allowed) | (self.residual <= self.permitted)
+        convergence = Convergence(self.evaluations, self.residual, self.contraction, error, converged)
         return Solution(self.x.reshape(self.shape), convergence)
 
     def advance(self) -> None:
@@ -216,12 +227,12 @@ class _Solver:
         x = torch.where(mixing[:, None], self._mixed(), now.image) if bool(mixing.any()) else now.image
         image = self.step(x.reshape(-1, *self.shape[1:]), now.rows).flatten(1)
         self.count += 1
-        size = _norm(image - x)
+        size = _size(image - x)
         kept = ~mixing | (size <= LARGEST_GROWTH * now.size)
         move, difference = x - now.x, image - now.image
-        distance = _norm(move)
+        distance = _size(move)
         far = distance > NEAR * self.eps * now.scale  # nearer points differ by rounding errors
-        ratio = torch.where(far, _norm(difference) / distance, 0.0).nan_to_num()
+        ratio = torch.where(far, _size(difference) / distance, 0.0).nan_to_num()
         now.contraction = torch.maximum(now.contraction, ratio)
         won = torch.log(size / now.size) / torch.log(ratio.clamp(max=self.limit))  # in steps of Picard's method
         lost = torch.where(kept, torch.where(mixing & far, (1 - won).nan_to_num(), 0.0), 1.0)
@@ -235,13 +246,13 @@ class _Solver:
     def _mixed(self) -> Tensor:
         """Anderson's combination of the last images."""
         now = self.at_work
-        lengths = now.gram.diagonal(dim1=1, dim2=2).double().sqrt()
-        lengths = torch.where(lengths > 0, lengths, 1.0)
-        gram = now.gram.double() / (lengths[:, :, None] * lengths[:, None, :])
+        gram = now.gram.double()
         gram.diagonal(dim1=1, dim2=2).add_(self.tikhonov)
-        right = (now.changes @ (now.image - now.x)[:, :, None])[:, :, 0].double() / lengths
-        weights = torch.linalg.solve_ex(gram, right).result / lengths
-        mixed: Tensor = now.image - (weights.to(now.image.dtype)[:, None, :] @ now.images)[:, 0]
+        size = now.size[:, None].to(now.x.dtype)
+        residual = (now.image - now.x) / size.clamp(min=self.tiny)
+        right = (now.changes @ residual[:, :, None])[:, :, 0].double() / now.x.shape[1]
+        weights = torch.linalg.solve_ex(gram, right).result.to(now.x.dtype)
+        mixed: Tensor = now.image - size * (weights[:, None, :] @ now.images)[:, 0]
         return mixed
 
     def _remember(self, kept: Tensor, image: Tensor, change: Tensor) -> None:
@@ -249,16 +260,18 @@ class _Solver:
         if self.method == "picard":
             return
         now, place = self.at_work, self.count % MEMORY
-        now.images[:, place] = torch.where(kept[:, None], image, now.images[:, place])
-        now.changes[:, place] = torch.where(kept[:, None], change, now.changes[:, place])
-        products = (now.changes @ now.changes[:, place, :, None])[:, :, 0]
+        unit = _size(change)[:, None].to(change.dtype).clamp(min=self.tiny)
+        now.images[:, place] = torch.where(kept[:, None], image / unit, now.images[:, place])
+        now.changes[:, place] = torch.where(kept[:, None], change / unit, now.changes[:, place])
+        products = (now.changes @ now.changes[:, place, :, None])[:, :, 0] / change.shape[1]
         now.gram[:, place] = products
         now.gram[:, :, place] = products
 
     def _look(self) -> None:
         """Keeps the best image, which is nearer to the fixed point than x, and removes the samples that are done."""
         now = self.at_work
-        now.scale = torch.maximum(self.unit.index_select(0, now.rows), torch.maximum(_norm(now.x), _norm(now.image)))
+        now.scale = torch.maximum(self.unit.index_select(0, now.rows), torch.maximum(_size(now.x), _size(now.image)))
+        now.scale = now.scale.clamp(min=self.tiny)
         relative = torch.where(now.size == 0, 0.0, now.size / now.scale)
         better = ~(relative >= now.relative)  # also if it is NaN, so that the report shows it
         now.best = torch.where(better[:, None], now.image, now.best)
@@ -284,6 +297,11 @@ def accuracy(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 16 * torch.finfo(dtype).eps)
 
 
-def _norm(x: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=None if x.dtype == torch.float64 else torch.float32)
+def _size(x: Tensor) -> Tensor:
+    """The root mean square of each row; no square overflows or underflows."""
+    if x.dtype != torch.float64 and x.device.type != "mps":  # float64 holds the square of every float32
+        plain: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) / math.sqrt(x.shape[1])
+        return plain
+    largest = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    found: Tensor = largest[:, 0] * (torch.linalg.vector_norm(x / largest, dim=1) / math.sqrt(x.shape[1]))
     return found

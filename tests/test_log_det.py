@@ -244,3 +244,14 @@ def test_a_density_does_not_depend_on_the_gradient_mode(log_det, batch):
         torch.testing.assert_close(chain(x), chain.trace(x)[-1])
         with pytest.raises(InvflowError, match="use no_grad instead of inference_mode"):
             chain.forward_and_log_det(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_exact_one_in_half_precision(dtype):
+    torch.manual_seed(0)
+    block = Residual(shape=(4,))
+    x = torch.randn(3, 4)
+    expected = block.forward_and_log_det(x)[1]
+    found = block.to(dtype).forward_and_log_det(x.to(dtype))[1]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps)

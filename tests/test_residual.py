@@ -309,3 +309,54 @@ def test_the_compiler_breaks_the_graph_and_gives_the_same_numbers():
             block.net.maps[0].weight.mul_(factor)
             torch.testing.assert_close(compiled(x), block(x))
     torch.compiler.reset()
+
+
+class Orthogonal(nn.Linear):
+    def lipschitz_bound(self):
+        return 1.0
+
+
+def orthogonal(size, coefficient, solver):
+    """A block whose g contracts all distances by the coefficient."""
+    torch.manual_seed(0)
+    block = Residual(Orthogonal(size, size, bias=False), coefficient, solver)
+    nn.init.orthogonal_(block.net.weight)
+    return block
+
+
+@pytest.mark.parametrize("solver", ["anderson", "picard"])
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        (torch.float32, (1e-36, 1e-22, 1e20, 1e37)),
+        (torch.float64, (1e-300, 1e-170, 1e160, 1e300)),
+        (torch.bfloat16, (1e-36, 1e37)),
+    ],
+    ids=str,
+)
+def test_the_inverse_of_small_and_large_numbers(solver, dtype, sizes):
+    block = orthogonal(4, 0.9, solver).to(dtype)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for size in sizes:
+        y = block((x * size).to(dtype))
+        y = y.detach().requires_grad_()
+        back = block.inverse(y)  # a warning is an error here
+        tolerance = 1000 * torch.finfo(dtype).eps  # about 10 for each number, over 1 - 0.9, and its share of underflow
+        torch.testing.assert_close(back.double() / size, x, rtol=0, atol=tolerance)
+        (gradient,) = torch.autograd.grad(back, y, y.detach())
+        jacobian = torch.eye(4) + 0.9 * block.net.weight.detach().double()
+        expected = torch.linalg.solve(jacobian.T, y.detach().double().T / size).T
+        torch.testing.assert_close(gradient.double() / size, expected, rtol=0, atol=100 * tolerance)
+
+
+@pytest.mark.parametrize("solver", ["anderson", "picard"])
+@torch.no_grad()
+def test_the_default_tolerance_is_what_rounding_errors_permit(solver):
+    block = orthogonal(64, 0.97, solver)
+    x = torch.randn(100, 64)
+    back = block.inverse(block(x))  # a warning is an error here
+    assert float((back - x).abs().max()) <= 1e-4
+    assert float(block.solve(block(x)).convergence.error.max()) > ERROR[torch.float32]
+    block.tolerance = 1e-6  # who asks for more is told
+    with pytest.warns(NotConverged):
+        block.inverse(block(x))
