@@ -25,7 +25,7 @@ from .report import Finding, Report
 from .trial import DOMAINS, KINDS, Domain, Kind, Setting, Subject, Trial, some_settings
 
 EXAMPLES = 10
-MOST_SHRINKS = 60  # attempts to make a failing input smaller
+MOST_SHRINKS = 24  # attempts to make a failing input smaller
 
 
 def check_bijection(
@@ -105,15 +105,16 @@ def chosen(only: Collection[str] | None = None, skip: Collection[str] = ()) -> l
 
 def _try(prop: Property, subject: Subject, setting: Setting, trials: Callable[[Setting], Trial]) -> Finding:
     """One property in one setting; if it fails, with the smallest failing input that is found."""
-    with undisturbed(setting.seed), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Repeated values make channels constant on purpose, and gradients, which a monitor protects, are measured here.
         warnings.simplefilter("ignore", ReconstructionWarning)
         try:
-            trial = trials(setting)
+            with undisturbed(setting.seed):
+                trial = trials(setting)
         except Exception as error:  # a module that cannot be copied
             return _broken(prop, setting, error)
         finding = _measure(prop, trial)
-        if finding.ok:
+        if finding.ok or setting.spread:  # a search says itself where it failed
             return finding
         anywhere = subject.domains[0 if prop.start == "x" else 1] == DOMAINS["reals"]
         return dataclasses.replace(finding, input=_smallest(prop, trial, anywhere=anywhere))
@@ -121,8 +122,8 @@ def _try(prop: Property, subject: Subject, setting: Setting, trials: Callable[[S
 
 @contextlib.contextmanager
 def undisturbed(seed: int) -> Iterator[None]:
-    """Seeds all random number generators and enables gradients, and restores both afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Seeds all random number generators and enables gradients, and restores both and the default dtype afterwards."""
+    python, numpy, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
@@ -130,6 +131,7 @@ def undisturbed(seed: int) -> Iterator[None]:
             np.random.seed(seed)
             yield
     finally:
+        torch.set_default_dtype(dtype)
         random.setstate(python)
         np.random.set_state(numpy)
 
@@ -144,7 +146,8 @@ def _used(finding: Finding) -> float:
 def _measure(prop: Property, trial: Trial) -> Finding:
     fresh = dataclasses.replace(trial, bijection=copy.deepcopy(trial.bijection))
     try:
-        with same_batch(), torch.set_grad_enabled(prop.with_grad):  # a round trip in train mode is of the whole batch
+        # A round trip in train mode is of the whole batch.
+        with undisturbed(trial.setting.seed), same_batch(), torch.set_grad_enabled(prop.with_grad):
             worst, tolerance = prop.measure(fresh) or 0.0, prop.tolerance(trial)
     except Exception as error:
         return _broken(prop, trial.setting, error)

@@ -138,6 +138,7 @@ def conditions() -> st.SearchStrategy[Setting]:
         batch=st.sampled_from(BATCHES),
         dtype=st.sampled_from(DTYPES),
         training=st.booleans(),
+        stretched=st.booleans(),
         weights=st.integers(0, 2**16) | st.none(),  # layers that start as the identity hide their faults
         seed=st.integers(0, 2**16),
     )

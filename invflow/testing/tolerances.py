@@ -31,6 +31,13 @@ AUTOCAST_ROUNDINGS = 2
 """In units of bfloat16's eps: a conditioner that runs in bfloat16 may turn a difference in the last bit of its float32
 input into one in the last bit of its bfloat16 output, once per layer."""
 
+HALF_ROUNDINGS = 16
+"""In float16 and bfloat16, in units of the dtype's eps or, if that is more, of what changing the inputs and weights by
+their roundings makes."""
+
+LARGEST_IN_HALF = 1e4
+"""Larger results are not compared, because float16 ends at 65504."""
+
 EXACT = 0.0
 """The same bits: nothing was recomputed, or the same computation was done twice."""
 

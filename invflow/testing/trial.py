@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import random
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
-from ..state import Shape, State, TensorShape, make_state, map_state, shape_of
+from ..state import Shape, State, TensorShape, flat_size, is_tensor_shape, make_state, map_state, shape_of
 from .foreign import Foreign
 
 Kind = Literal["normal", "huge", "tiny", "zeros", "repeated"]
@@ -26,12 +27,17 @@ KINDS: tuple[Kind, ...] = ("normal", "huge", "tiny", "zeros", "repeated")
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "channels_last", "expanded")
 BATCHES = (3, 2, 1, 5, 0)
 TRAIN_BATCHES = (5, 2, 3)  # torch refuses batch statistics of one number
+LARGE_BATCH = 40
 DTYPES = (torch.float64, torch.float32)
 
 DOMAINS: dict[str, Interval] = {"reals": (-inf, inf), "positive": (0, inf), "unit": (0, 1), "symmetric": (-1, 1)}
 """The domains that have a name: each coordinate lies in this open interval."""
 
 _SCALES: dict[Kind, float] = {"normal": 1.0, "huge": 1e6, "tiny": 1e-6, "zeros": 0.0, "repeated": 1.0}
+_SPREAD: dict[Kind, tuple[float, float]] = {"huge": (0.0, 9.0), "tiny": (-12.0, 0.0)}
+"""The exponents of 10 that spread inputs have; ordinary ones are spread evenly from -8 to 8."""
+_SPREAD_NUMBERS = 2**15
+_SPREAD_BATCHES = (128, 2**12)
 _ROOM = 64
 """A state on a grid starts below the limit of float32 divided by this, because a dozen layers may add to it."""
 _LARGEST_ON_GRID = 4.0
@@ -48,6 +54,8 @@ class Setting:
         batch: the number of samples.
         dtype: the dtype of the inputs and of the bijection.
         training: whether the bijection is in train mode.
+        spread: whether the inputs are thousands, spread evenly over the whole range of their kind.
+        stretched: whether images have another aspect ratio, if the bijection takes them.
         weights: the seed of the noise added to the weights, without which a layer that starts as the identity would
             hide its faults; None for no noise.
         seed: the seed of the inputs.
@@ -58,13 +66,16 @@ class Setting:
     batch: int = 3
     dtype: torch.dtype = torch.float64
     training: bool = False
+    spread: bool = False
+    stretched: bool = False
     weights: int | None = None
     seed: int = 0
 
     def __str__(self) -> str:
         mode = "train" if self.training else "eval"
         weights = "original weights" if self.weights is None else f"weights moved by seed {self.weights}"
-        values = f"{self.kind} inputs, {self.layout}, batch {self.batch}"
+        sort = ", spread" * self.spread + ", stretched" * self.stretched
+        values = f"{self.kind} inputs{sort}, {self.layout}, batch {self.batch}"
         return f"{values}, {str(self.dtype).removeprefix('torch.')}, {mode} mode, {weights}, seed {self.seed}"
 
     def draw(self, shape: Shape, domain: Interval, salt: int = 0) -> State:
@@ -72,7 +83,10 @@ class Setting:
         generator = torch.Generator().manual_seed(self.seed * 101 + salt)
 
         def tensor(leaf: TensorShape) -> Tensor:
-            values = torch.randn((self.batch, *leaf), generator=generator, dtype=torch.float64) * _SCALES[self.kind]
+            if self.spread:
+                values = _spread((self.batch, *leaf), self.kind, generator)
+            else:
+                values = torch.randn((self.batch, *leaf), generator=generator, dtype=torch.float64) * _SCALES[self.kind]
             if self.kind == "repeated" and values.numel():
                 values = values.flatten()[0].expand(values.shape)
             return _laid_out(_into(domain, values, self.dtype), self.layout)
@@ -81,16 +95,19 @@ class Setting:
 
 
 def some_settings(seed: int, count: int, *, perturb: bool = True, kinds: Sequence[Kind] = KINDS) -> Iterator[Setting]:
-    """``count`` settings: the first ones cover each kind and mode, the rest is drawn at random from the seed."""
+    """``count`` settings: the first ones cover each kind, mode and batch, the rest is drawn at random from the seed."""
     source = random.Random(seed)
     for number in range(count):
         training = number % 3 == 1
+        kind = kinds[number] if number < len(kinds) else source.choice(kinds)
+        batch = source.choice(TRAIN_BATCHES if training else BATCHES) if number else 3
         yield Setting(
-            kind=kinds[number] if number < len(kinds) else source.choice(kinds),
+            kind=kind,
             layout=LAYOUTS[number % len(LAYOUTS)],
-            batch=source.choice(TRAIN_BATCHES if training else BATCHES) if number else 3,
+            batch=LARGE_BATCH if number in (5, 7) else batch,  # one of them in each mode
             dtype=DTYPES[number % 5 == 4],
             training=training,
+            stretched=number % 2 == 1 and number > 4,
             weights=source.randrange(2**16) if perturb and number else None,
             seed=source.randrange(2**16),
         )
@@ -158,9 +175,30 @@ class Subject:
         if setting.weights is not None:
             perturb(bijection, setting.weights)
         bijection = bijection.to(setting.dtype).train(setting.training)
-        x = _onto_grid(setting.draw(self.shape, self.domains[0]), bijection)
+        shape = self.stretched_shape if setting.stretched else self.shape
+        if setting.spread:
+            batch = max(_SPREAD_BATCHES[0], min(_SPREAD_BATCHES[1], _SPREAD_NUMBERS // max(1, flat_size(shape))))
+            setting = dataclasses.replace(setting, batch=batch)
+        x = onto_grid(setting.draw(shape, self.domains[0]), bijection)
         context, other = (self._context(setting, salt) for salt in (1, 2))
-        return Trial(bijection, self.shape, setting, x, self._image(setting, bijection, x, context), context, other)
+        return Trial(bijection, shape, setting, x, self._image(setting, bijection, x, context), context, other)
+
+    @functools.cached_property
+    def stretched_shape(self) -> Shape:
+        """The shape with images of another aspect ratio; the shape itself if the bijection takes none such."""
+        setting = Setting(batch=2)
+        for widen in (False, True):
+            shape = _stretched(self.shape, widen=widen)
+            probe = copy.deepcopy(self.bijection).to(setting.dtype).eval()
+            try:
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                    x = onto_grid(setting.draw(shape, self.domains[0]), probe)
+                    probe.output_shape(shape)
+                    probe(x, self._context(setting, 1))
+            except Exception:  # it refuses the shape
+                continue
+            return shape
+        return self.shape
 
     @functools.cached_property
     def domains(self) -> tuple[Interval, Interval | None]:
@@ -185,7 +223,7 @@ class Subject:
                 y: State = probe(map_state(torch.clone, x), context)
                 if outputs is None or bijection.numerics.about_data:
                     return y
-                return _onto_grid(setting.draw(shape_of(y), outputs, salt=3), bijection)
+                return onto_grid(setting.draw(shape_of(y), outputs, salt=3), bijection)
             except Exception:
                 return None
 
@@ -231,7 +269,7 @@ def _interval(domain: Domain) -> Interval:
     return low, high
 
 
-def _onto_grid(state: State, bijection: Bijection) -> State:
+def onto_grid(state: State, bijection: Bijection) -> State:
     """The state, rounded to the grid of the bijection's numerics if they have one; its layout is kept."""
     numerics = bijection.numerics
     if not numerics.step:
@@ -259,6 +297,33 @@ def _into(domain: Interval, values: Tensor, dtype: torch.dtype) -> Tensor:
     inside = (low + (high - low) * moderate.sigmoid()).to(dtype)
     margin = torch.finfo(dtype).eps * max(abs(low), abs(high), high - low)
     return inside.clamp(low + margin, high - margin)
+
+
+def _stretched(shape: Shape, *, widen: bool) -> Shape:
+    """Images of twice the width or, if they are not to ``widen``, of twice the height and half the width."""
+    if not is_tensor_shape(shape):
+        return tuple(_stretched(part, widen=widen) for part in shape)  # type: ignore[arg-type]
+    if len(shape) < 3:
+        return shape
+    *channels, height, width = shape
+    return (*channels, height, 2 * width) if widen else (*channels, 2 * height, width // 2)
+
+
+def _spread(shape: tuple[int, ...], kind: Kind, generator: torch.Generator) -> Tensor:
+    """Real numbers of both signs, without a gap: samples of each length in one direction, samples of one number in all
+    coordinates, and samples in which each coordinate, independently of the others, takes every number once.
+    """
+    even = torch.linspace(-1, 1, shape[0], dtype=torch.float64)
+    if kind in _SPREAD:
+        least, most = _SPREAD[kind]
+        even = even.sign() * 10 ** (least + (most - least) * even.abs())
+    else:
+        even = 8 * even
+    rows = even.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+    direction = torch.randn(shape[1:], generator=generator, dtype=torch.float64)
+    shuffled = even[torch.rand(shape, generator=generator).argsort(0)]
+    family = torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1)) % 4
+    return torch.where(family == 0, rows * direction, torch.where(family == 1, rows, shuffled))
 
 
 def _laid_out(x: Tensor, layout: Layout) -> Tensor:

@@ -25,6 +25,7 @@ Measure: TypeAlias = Callable[[Trial], float | None]
 EVAL: Mapping[str, Any] = {"training": False}
 FLOAT32_EVAL: Mapping[str, Any] = {"training": False, "dtype": torch.float32}
 SEVERAL: Mapping[str, Any] = {"training": False, "batch": 3}
+SPREAD: Mapping[str, Any] = {"training": False, "layout": "contiguous", "spread": True}
 TWO_IN_FLOAT64: Mapping[str, Any] = {"training": False, "batch": 2, "dtype": torch.float64}
 
 
@@ -145,10 +146,10 @@ def same_states(trial: Trial) -> float:
 def same_numbers(trial: Trial, found: list[tuple[Any, Any]]) -> float:
     """The largest distance in pairs of states that should be equal, in units of magnitude.
 
-    Above `same_states`, it is also divided by the condition number.
+    Above `same_states`, it is also divided by the condition number, as in `relative`.
     """
     worst = max(difference(a, b) for a, b in found) / magnitude(trial.x, *(state for pair in found for state in pair))
-    if not worst > same_states(trial):
+    if not worst > same_states(trial) or worst > JUDGED:
         return worst
     return worst / condition_number(*in_double(trial.bijection, trial.x, trial.context))
 

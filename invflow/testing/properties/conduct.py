@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import pickle
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..._torch import version
+from ..._torch import DispatchMode, version
 from ...bijection import Bijection
 from ...diagnostics.rounding import in_double
 from ...measures import difference, same_bits
 from ...numerics.verify import computed_otherwise
-from ...state import State, batch_size, leaves, map_state, sample, shape_of
+from ...state import State, batch_size, flat_size, leaves, map_state, sample, shape_of
 from ..tolerances import EXACT
 from ..trial import Trial
 from .base import (
@@ -28,6 +33,9 @@ from .base import (
     same_numbers,
     same_states,
 )
+
+_LARGE = 2**18
+"""The most numbers in a large batch."""
 
 
 @promised(EXACT, needs={})
@@ -66,6 +74,95 @@ def _generators() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state())
 
 
+@promised(EXACT, needs={}, trials=3)
+def global_state_untouched(trial: Trial) -> None:
+    """A call leaves PyTorch's settings alone: default dtype and device, gradient mode, autocast, threads, precision."""
+    for name, call, state in all_calls(trial):
+        before = _global_state()
+        call(state, trial.context)
+        after = _global_state()
+        changed = [f"{what} {was}, got {after[what]}" for what, was in before.items() if after[what] != was]
+        expect(not changed, f"{name} to keep the {'; '.join(changed)}")
+
+
+def _global_state() -> dict[str, Any]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradient mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "number of threads": torch.get_num_threads(),
+        "precision of products": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@promised(EXACT, trials=2)
+def memory_released(trial: Trial) -> None:
+    """A call keeps no tensor that it was given or made, with gradients or without."""
+    for name, call, state in all_calls(trial):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                call(state, trial.context)  # makes what is made only once
+                with _Made() as made:
+                    # Clones that nobody else holds: they can go when the call is over.
+                    call(map_state(torch.clone, state), None if trial.context is None else trial.context.clone())
+            if made.alive():
+                gc.collect()  # a cycle is no leak
+            expect(not made.alive(), f"{name} to keep none of its tensors; it kept {made.alive()}")
+
+
+class _Made(DispatchMode):  # type: ignore[no-untyped-call]
+    """Watches the memory of every tensor that is made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._storages: list[StorageWeakRef] = []
+
+    def alive(self) -> int:
+        return sum(not storage.expired() for storage in self._storages)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        given = {_storage(one) for one in args if isinstance(one, Tensor)}  # views share theirs with a weight, perhaps
+        for one in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(one, Tensor) and _storage(one) not in given:
+                self._storages.append(StorageWeakRef(one.untyped_storage()))  # type: ignore[no-untyped-call]
+        return made
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@promised(same_states, inverts_to_rounding, needs={}, trials=3)
+def gradient_modes(trial: Trial) -> float:
+    """Gradients enabled, required by the input, or ruled out by inference mode: the same numbers as under no_grad."""
+    expected = _in_mode(trial, torch.no_grad)
+    found = [*zip(expected, _in_mode(trial, torch.no_grad, requires_grad=True), strict=True)]
+    for mode in (torch.enable_grad, torch.inference_mode):
+        found += zip(expected, _in_mode(trial, mode), strict=True)
+    found += zip(expected, _in_mode(trial, torch.enable_grad, requires_grad=True), strict=True)
+    return same_numbers(trial, found)
+
+
+def _in_mode(trial: Trial, mode: Callable[[], Any], *, requires_grad: bool = False) -> list[State]:
+    """What a copy returns from each call, with the same random numbers; without a graph if the mode records none."""
+    bijection, found = copy.deepcopy(trial.bijection), []
+    for name, call, state in all_calls(trial, bijection):
+        torch.manual_seed(trial.setting.seed)
+        with mode():
+            given = map_state(lambda leaf: leaf.clone().requires_grad_(requires_grad), state)
+            result = call(given, trial.context)
+            if not torch.is_grad_enabled():
+                held = {_storage(leaf) for leaf in leaves(given)}  # the input itself and views of it require one
+                free = all(not leaf.requires_grad or _storage(leaf) in held for leaf in leaves(result))
+                expect(free, f"{name} to return tensors that require no gradient under {mode.__name__}")
+        found += [map_state(torch.Tensor.detach, one) for one in result]
+    return found
+
+
 @promised(EXACT)
 def determinism(trial: Trial) -> None:
     """The same call returns the same bits twice."""
@@ -98,6 +195,21 @@ def batch_independence(trial: Trial) -> float:
         for i in range(batch_size(state)):
             alone = call(sample(state, i), sample(trial.context, i))
             found += [(sample(a, i), b) for a, b in zip(together, alone, strict=True)]
+    return same_numbers(trial, found)
+
+
+@promised(same_states, inverts_to_rounding, needs={"training": False, "batch": 5}, trials=2)
+def large_batch(trial: Trial) -> float:
+    """In eval mode a sample's result is the same in a batch of hundreds."""
+    times = max(16, min(205, _LARGE // flat_size(trial.shape)))  # five samples: no power of two is a multiple
+
+    def repeated(state: State | None) -> Any:
+        return None if state is None else map_state(lambda leaf: torch.cat([leaf] * times), state)
+
+    found: list[tuple[State, State]] = []
+    for _, call, state in all_calls(trial):
+        few, many = call(state, trial.context), call(repeated(state), repeated(trial.context))
+        found += [(repeated(a), b) for a, b in zip(few, many, strict=True)]
     return same_numbers(trial, found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 
 import torch
@@ -10,13 +11,37 @@ from torch import Tensor
 
 from ...bijection import Bijection
 from ...diagnostics.rounding import condition_number, in_double
-from ...measures import derivatives, difference, jacobian, with_context
-from ...state import Shape, State, batch_size, flat_size, flatten, leaves, make_state, map_state, sample, shape_of
+from ...measures import derivatives, difference, jacobian, joint_jacobian, with_context
+from ...measures import gradients as slopes
+from ...state import (
+    Shape,
+    State,
+    batch_size,
+    flat_size,
+    flatten,
+    leaves,
+    make_state,
+    map_state,
+    sample,
+    shape_of,
+    unflatten,
+)
 from ...wires import Wired
-from ..tolerances import DOMAIN_ROUNDINGS, EXACT, GRADIENT, JUDGED, LOG_DET, LOG_DET_CONDITION, ROUND_TRIP_ROUNDINGS
-from ..trial import DOMAINS, KINDS, Trial
+from ..report import shown
+from ..tolerances import (
+    DOMAIN_ROUNDINGS,
+    EXACT,
+    GRADIENT,
+    JUDGED,
+    LOG_DET,
+    LOG_DET_CONDITION,
+    ROUND_TRIP_ROUNDINGS,
+    eps,
+)
+from ..trial import DOMAINS, KINDS, Kind, Trial, onto_grid
 from .base import (
     FLOAT32_EVAL,
+    SPREAD,
     Call,
     all_calls,
     both_ways,
@@ -32,8 +57,19 @@ from .base import (
     same_states,
 )
 
+SPREAD_KINDS: tuple[Kind, ...] = ("normal", "huge", "tiny")
+_ZOOMS = 3
+_SUSPECTS = 3
+_NEIGHBOURS = 256
+_SHAKE = 2**10  # of the noise that finds ill-conditioned inputs, in roundings
+_JACOBIAN_NUMBERS = 2**16  # in all Jacobians of a batch
+
 OFF_KINKS = tuple(kind for kind in KINDS if kind != "zeros")
 """Zeros lie on the kinks of a net without biases: an inverse that is off by a rounding there has another Jacobian."""
+
+
+IN_FLOAT64 = {"batch": 2, "dtype": torch.float64}
+"""Log-determinants are measured in train mode too."""
 
 
 def _round_trip_tolerance(trial: Trial) -> float:
@@ -74,6 +110,58 @@ def context(trial: Trial) -> float:
     return relative(trial, error, [x, first, second], _round_trip_tolerance(trial))
 
 
+@promised(_round_trip_tolerance, inverts_to_rounding, needs=SPREAD, kinds=SPREAD_KINDS, trials=3)
+def round_trip_everywhere(trial: Trial) -> float:
+    """inverse(forward(x)) is x for inputs without a gap, and near those for which a search finds it off the most."""
+    allowed, found = _round_trip_tolerance(trial), 0.0
+    for zoom in range(_ZOOMS):
+        y = trial.bijection(trial.x, trial.context)
+        back = trial.bijection.inverse(y, trial.context)
+        errors = _unexplained(trial, y, back, allowed)
+        for i in _worst(errors):
+            one, image = _at_sample(trial, i), sample(y, i)
+            error = relative(one, difference(one.x, sample(back, i)), [one.x, image], allowed)
+            found = max(found, _judged(error, allowed, one, "the input back"))
+        trial = _around(trial, int(errors.argmax()), 16.0 ** -(zoom + 1))
+    return found
+
+
+def _worst(errors: Tensor) -> list[int]:
+    """The samples with the largest errors, to be judged by their condition number."""
+    return errors.nan_to_num(nan=torch.inf).topk(min(_SUSPECTS, len(errors))).indices.tolist()
+
+
+def _judged(off: float, allowed: float, trial: Trial, expected: str) -> float:
+    expect(off <= allowed, f"{expected}, which is off by {off:.3g} ({allowed:.3g} is allowed) at x = {shown(trial.x)}")
+    return off
+
+
+def _at_sample(trial: Trial, i: int) -> Trial:
+    return dataclasses.replace(trial, x=sample(trial.x, i), context=sample(trial.context, i))
+
+
+def _around(trial: Trial, i: int, part: float) -> Trial:
+    """The trial with inputs near sample i: on the way to others, of which only this part is gone."""
+    others, center = flatten(trial.x)[:_NEIGHBOURS], flatten(sample(trial.x, i))
+    near = onto_grid(unflatten(center + part * (others - center), trial.shape), trial.bijection)
+    context = None if trial.context is None else trial.context[[i] * len(others)]
+    return dataclasses.replace(trial, x=near, context=context)
+
+
+def _unexplained(trial: Trial, y: State, back: State, allowed: float) -> Tensor:
+    """The error of each sample's round trip; where it is no rounding, divided by how much a rounding of y grows."""
+    x, image, returned = (flatten(state).double() for state in (trial.x, y, back))
+    unit = torch.maximum(x.abs().amax(1), image.abs().amax(1)).clamp(min=1)
+    errors = ((returned - x).abs().amax(1) / unit).nan_to_num(nan=torch.inf)
+    if trial.is_exact or not bool((errors > allowed).any()):
+        return errors
+    step = _SHAKE * unit * eps(trial.setting.dtype)
+    shaken = (image + step[:, None]).to(trial.setting.dtype)
+    other = flatten(trial.bijection.inverse(unflatten(shaken, shape_of(y)), trial.context)).double()
+    growth = (other - returned).abs().amax(1) / step
+    return errors / growth.nan_to_num(nan=1.0).clamp(min=1)
+
+
 @promised(EXACT)
 def shapes(trial: Trial) -> None:
     """output_shape and input_shape return the shapes of what forward and inverse return."""
@@ -92,7 +180,11 @@ def shapes(trial: Trial) -> None:
 
 
 def sample_jacobians(trial: Trial) -> Tensor:
-    """The dense Jacobian of each sample, by autodiff."""
+    """The dense Jacobian of each sample, by autodiff; in train mode that of its output by itself, if samples mix."""
+    if trial.setting.training:
+        joint = joint_jacobian(with_context(trial.bijection, trial.context), trial.x)
+        size, numbers = batch_size(trial.x), flat_size(trial.shape)
+        return torch.stack([block[:, i] for i, block in enumerate(joint.reshape(size, -1, size, numbers))])
     calls = [with_context(trial.bijection, sample(trial.context, i)) for i in range(batch_size(trial.x))]
     return torch.stack([jacobian(call, sample(trial.x, i)) for i, call in enumerate(calls)])
 
@@ -105,19 +197,51 @@ def _log_det_error(trial: Trial, log_det: Tensor) -> float:
     return error / max(1.0, condition_number(trial.bijection, trial.x, trial.context) / LOG_DET_CONDITION)
 
 
-@differentiated(LOG_DET, has_exact_log_det, is_surjective, dense=True)
+@differentiated(LOG_DET, has_exact_log_det, is_surjective, needs=IN_FLOAT64, dense=True)
 def log_det(trial: Trial) -> float:
     """The forward log-determinant is log |det dy/dx| of the dense Jacobian by autodiff."""
     _, found = trial.bijection.forward_and_log_det(trial.x, trial.context)
     return _log_det_error(trial, found.detach())
 
 
-@differentiated(LOG_DET, inverts_to_rounding, has_exact_log_det, is_surjective, kinds=OFF_KINKS, dense=True)
+@differentiated(
+    LOG_DET, inverts_to_rounding, has_exact_log_det, is_surjective, needs=IN_FLOAT64, kinds=OFF_KINKS, dense=True
+)
 def inverse_log_det(trial: Trial) -> float:
     """The inverse log-determinant is log |det dx/dy|: the negative of the forward one at x."""
     y = map_state(torch.Tensor.detach, trial.bijection(trial.x, trial.context))
     _, found = trial.bijection.inverse_and_log_det(y, trial.context)
     return _log_det_error(trial, -found.detach())
+
+
+@differentiated(
+    LOG_DET,
+    inverts_to_rounding,
+    has_exact_log_det,
+    is_surjective,
+    needs={**SPREAD, "dtype": torch.float64},
+    kinds=("normal", "huge"),
+    trials=2,
+    dense=True,
+)
+def log_det_everywhere(trial: Trial) -> float:
+    """Log-determinants of both directions are those of the dense Jacobian for inputs without a gap."""
+    count = max(32, _JACOBIAN_NUMBERS // max(1, flat_size(trial.shape)) ** 2)
+    step = batch_size(trial.x) // count | 1  # odd: it leaves out no sort of sample
+    context = None if trial.context is None else trial.context[::step]
+    trial = dataclasses.replace(trial, x=map_state(lambda leaf: leaf[::step], trial.x), context=context)
+    flat = flatten(trial.x).clone().requires_grad_()
+    y, forward = trial.bijection.forward_and_log_det(unflatten(flat, trial.shape), context)
+    rows = [slopes(column.sum(), [flat])[0] for column in flatten(y).unbind(1)]  # samples do not mix in eval mode
+    expected = torch.linalg.slogdet(torch.stack(rows, 1)).logabsdet
+    _, backward = trial.bijection.inverse_and_log_det(map_state(torch.Tensor.detach, y), context)
+    found = 0.0
+    for log_det in (forward.detach(), -backward.detach()):
+        for i in _worst((log_det - expected).abs() / expected.abs().clamp(min=1)):
+            one = _at_sample(trial, i)
+            off = _log_det_error(one, log_det[i : i + 1])
+            found = max(found, _judged(off, LOG_DET, one, "the log-determinant"))
+    return found
 
 
 @promised(EXACT, is_surjective, needs={}, with_grad=True)

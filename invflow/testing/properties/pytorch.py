@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import pickle
 from operator import attrgetter
 from typing import Any
@@ -12,14 +14,18 @@ from torch import Tensor
 
 from ..._torch import untraced
 from ...bijection import Bijection
-from ...diagnostics.rounding import condition_number
-from ...measures import difference, same_bits
+from ...bijections import Residual
+from ...diagnostics.rounding import condition_number, in_double
+from ...diagnostics.roundtrip import in_dtype
+from ...measures import difference, magnitude, same_bits
 from ...state import flatten, leaves, map_state, shape_of, unflatten
-from ..tolerances import AUTOCAST_ROUNDINGS, EXACT, SAME_ROUNDINGS, eps
+from ..tolerances import AUTOCAST_ROUNDINGS, EXACT, HALF_ROUNDINGS, LARGEST_IN_HALF, SAME_ROUNDINGS, eps
 from ..trial import Trial, layer_count, perturb
 from .base import (
+    EVAL,
     FLOAT32_EVAL,
     SEVERAL,
+    all_calls,
     both_ways,
     differentiated,
     expect,
@@ -113,6 +119,49 @@ def autocast(trial: Trial) -> float:
         for leaf in leaves(found):
             expect(leaf.dtype == torch.float32, f"{what} in torch.float32 under autocast, got {leaf.dtype}")
     return relative(trial, difference(trial.x, x), [trial.x, y], _autocast_tolerance(trial))
+
+
+def _half_tolerance(trial: Trial) -> float:
+    return HALF_ROUNDINGS * layer_count(trial.bijection)
+
+
+def _works_in_half(bijection: Bijection) -> bool:
+    """Whether it does not round to a grid, and does not iterate, which half precision makes slow."""
+    iterates = any(isinstance(part, Residual) for part in bijection.modules())
+    return not bijection.numerics.step and not iterates
+
+
+@promised(_half_tolerance, inverts_to_rounding, _works_in_half, needs=EVAL, kinds=("normal", "tiny", "zeros"), trials=4)
+def half_precision(trial: Trial) -> float:
+    """In float16 and bfloat16 each call returns what it does in float64, but for roundings, or it raises."""
+    ratios = [0.0]
+    for dtype in (torch.float16, torch.bfloat16):
+        half, x, context = in_dtype(trial.bijection, trial.x, trial.context, dtype)
+        _, y, _ = in_dtype(trial.bijection, trial.image, None, dtype)
+        narrow = dataclasses.replace(trial, x=x, y=y)
+        wide, _, given = in_double(half, x, context)
+        shake = functools.partial(_shaken, step=eps(dtype), generator=torch.Generator().manual_seed(0))
+        shaken, other_context = copy.deepcopy(wide), None if given is None else shake(given)
+        for weight in shaken.parameters():
+            weight.data = shake(weight.data)
+        three = (all_calls(narrow, bijection) for bijection in (half, wide, shaken))
+        for (_, call, state), (_, exact, _), (_, other, _) in zip(*three, strict=True):
+            try:
+                found = call(state, context)
+            except Exception:  # it refuses the dtype
+                continue
+            double = map_state(torch.Tensor.double, state)
+            expected, nearby = exact(double, given), other(map_state(shake, double), other_context)
+            for made, right, near in zip(found, expected, nearby, strict=True):
+                if magnitude(right) < LARGEST_IN_HALF:
+                    unit = max(eps(dtype) * magnitude(double, right), difference(right, near))
+                    ratios.append(difference(right, made) / unit)
+    return float(torch.tensor(ratios).max())
+
+
+def _shaken(values: Tensor, step: float, generator: torch.Generator) -> Tensor:
+    """The values, each off by a step of its own magnitude."""
+    return values * (1 + step * (2 * torch.randint(2, values.shape, generator=generator) - 1))
 
 
 @promised(same_states, attrgetter("traceable"), needs={**SEVERAL, "layout": "contiguous"}, trials=1)

@@ -1,6 +1,17 @@
 """Bijections with one fault each, and the property that must find it."""
 
-from . import conduct, inverses, log_dets, modules, numerics
+from . import conditions, conduct, inverses, log_dets, modules, numerics, ranges, surroundings
 from .base import FAULTS, healthy
 
-__all__ = ["FAULTS", "conduct", "healthy", "inverses", "log_dets", "modules", "numerics"]
+__all__ = [
+    "FAULTS",
+    "conditions",
+    "conduct",
+    "healthy",
+    "inverses",
+    "log_dets",
+    "modules",
+    "numerics",
+    "ranges",
+    "surroundings",
+]
