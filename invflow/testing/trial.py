@@ -101,10 +101,10 @@ def some_settings(seed: int, count: int, *, perturb: bool = True, kinds: Sequenc
         training = number % 3 == 1
         kind = kinds[number] if number < len(kinds) else source.choice(kinds)
         batch = source.choice(TRAIN_BATCHES if training else BATCHES) if number else 3
-        large = number in (5, 7)  # one in each mode
+        large = number in (5, 7)  # ordinary and distinct samples, once in each mode
         yield Setting(
             kind=kinds[0] if large else kind,
-            layout=LAYOUTS[number % len(LAYOUTS)],
+            layout=LAYOUTS[0 if large else number % len(LAYOUTS)],
             batch=LARGE_BATCH if large else batch,
             dtype=DTYPES[number % 5 == 4],
             training=training,
