@@ -225,7 +225,7 @@ class TestConstantChannels:
     """They come back as they were, so that nothing behind them sees noise; warnings are errors here."""
 
     @pytest.mark.parametrize("reader", READERS)
-    @pytest.mark.parametrize("value", [0.0, 0.25])
+    @pytest.mark.parametrize("value", [0.0, 0.25, 0.3, 1.3, -1e-6])
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, GRADIENT), (torch.float64, 1e-12)])
     def test_whoever_reads_them(self, reader, value, dtype, tolerance):
         chain, x = couplings(READERS[reader]).to(dtype), padded().to(dtype)

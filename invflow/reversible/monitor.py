@@ -85,7 +85,7 @@ class Fingerprint:
     def __init__(self, record: Reconstruction, mode: Monitor) -> None:
         self._record = record
         self._mode = mode
-        self._kept: dict[int, list[tuple[int, Tensor]]] = {}
+        self._kept: dict[int, list[tuple[int, Tensor, tuple[int, ...]]]] = {}
         self._constant: set[int] = set()
         self._allowed = 0.0
 
@@ -102,7 +102,7 @@ class Fingerprint:
             # Tensor subclasses, such as fake tensors, may hold no numbers.
             plain = type(leaf) is Tensor and leaf.is_floating_point() and not leaf.is_meta
             if plain and id(leaf) not in unchanged and leaf.numel():
-                kept.append((which, leaf.take(_places(leaf.shape, leaf.device))))
+                kept.append((which, leaf.take(_places(leaf.shape, leaf.device)), leaf.stride()))
         self._kept[position] = kept
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Fingerprint:
         """
         dtypes = {leaf.dtype for leaf in leaves(output)} | ({autocast} if autocast else set())
         self._allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
-        kept = [(position, before) for position, tensors in self._kept.items() for _, before in tensors]
+        kept = [(position, before) for position, tensors in self._kept.items() for _, before, _ in tensors]
         for group in _alike(kept):
             found = _constant(torch.stack([before for _, before in group])).any(-1)
             if bool(found.any()):
@@ -129,9 +129,9 @@ class Fingerprint:
         Also the kept numbers, the last tensor first, with those of the reconstruction.
         """
         pairs, tensors = [], list(leaves(state))
-        for which, before in reversed(self._kept[position]):
+        for which, before, strides in reversed(self._kept[position]):
             if position in self._constant:
-                tensors[which] = set_back(tensors[which], before, self._allowed)
+                tensors[which] = _laid_out(set_back(tensors[which], before, self._allowed), strides)
             leaf = tensors[which]
             pairs.append((position, before, leaf.detach().take(_places(leaf.shape, leaf.device))))
         return (arranged(state, tensors) if position in self._constant else state), pairs
@@ -231,8 +231,23 @@ def set_back(leaf: Tensor, before: Tensor, allowed: float) -> Tensor:
         every = values.new_full((channels,), torch.nan)
         every[_sampled(channels)] = values
         values = every
-    change = (values.reshape(-1, *[1] * (leaf.dim() - 2)) if channels > 1 else values) - leaf.detach()
-    return leaf + change.where(change.abs() <= allowed * before.abs().amax().clamp(min=1), 0)
+    values = values.reshape(-1, *[1] * (leaf.dim() - 2)) if channels > 1 else values
+    near = (values - leaf.detach()).abs() <= allowed * before.abs().amax().clamp(min=1)
+    return torch.where(near, values + (leaf - leaf.detach()), leaf)
+
+
+def _laid_out(leaf: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The same numbers with other strides, unless these put two numbers into one place.
+
+    The mean of a constant channel is off by a rounding error that depends on the order of the sum, and so on the
+    strides; its sign decides on which side of a ReLU behind a batch norm the whole channel lies.
+    """
+    reach = 0
+    for stride, size in sorted(zip(strides, leaf.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return leaf
+        reach += stride * (size - 1)
+    return leaf if leaf.stride() == strides else leaf.new_empty_strided(leaf.shape, strides).copy_(leaf)
 
 
 def relative_errors(before: Tensor, after: Tensor) -> Tensor:
