@@ -82,6 +82,17 @@ def couplings(make_net, depth=6, monitor="warn"):
     return Sequential(Split(), *layers, Merge(), backprop="reversible", monitor=monitor)
 
 
+class Unsound(invflow.Bijection):
+    volume_preserving = True
+    cheap_inverse = True
+
+    def forward(self, x, context=None):
+        return x * 1.0
+
+    def inverse(self, y, context=None):
+        return y + 1e-3
+
+
 READERS = {
     "batch norm": normalised,
     "a ReLU": lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)),
@@ -129,16 +140,6 @@ class TestWhatItSays:
         assert (wrong - right).norm() <= float(said) * right.norm()
 
     def test_a_channel_that_comes_back_with_more_than_rounding(self):
-        class Unsound(invflow.Bijection):
-            volume_preserving = True
-            cheap_inverse = True
-
-            def forward(self, x, context=None):
-                return x * 1.0
-
-            def inverse(self, y, context=None):
-                return y + 1e-3
-
         layers = Unsound(), Psi(1), Linear1x1(shape=(16, 6, 6))
         chain = Sequential(*layers, backprop="reversible", monitor="warn")
         message = "layers.0, Unsound.*constant in this batch and came back with noise.*by any amount"
@@ -397,16 +398,22 @@ class TestRepair:
         assert chain.reconstruction.anchors
         assert len(seen) == 1
 
-    def test_no_further_than_the_first_wrong_layer(self):
-        chain, calls = couplings(normalised, monitor="repair"), []
+    def test_no_more_than_the_part_where_it_began(self):
+        chain, calls = couplings(normalised, 12, monitor="repair"), []
         for position, coupling in enumerate(list(chain)[1:-1]):
             coupling.net.register_forward_hook(lambda *_, position=position: calls.append(position))
         chain(faint()).square().mean().backward()
         (name,) = chain.reconstruction.anchors
         wrong = int(name.split(".")[1]) - 1
-        assert 0 < wrong < 4
-        # Forward, backward, and the same again with `wrong` layers before it; the last layer keeps its activations.
-        assert calls == [*range(6), *range(4, -1, -1), *range(wrong), *range(4, -1, -1)]
+        assert 0 < wrong < 3
+        # Forward, backward, and the last of four parts again; the last layer keeps its activations.
+        assert calls == [*range(12), *range(10, -1, -1), *range(wrong), *range(2, -1, -1)]
+
+    @pytest.mark.parametrize("position", [1, 4, 8, 11])
+    def test_a_fault_in_any_part(self, position):
+        layers = list(couplings(READERS["a ReLU"], 12))
+        chain = Sequential(*layers[:position], Each(Unsound()), *layers[position:], monitor="repair")
+        self.assert_right(chain, images())
 
     def test_two_backwards_of_one_forward(self):
         chain = couplings(normalised, monitor="repair")

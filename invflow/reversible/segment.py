@@ -23,6 +23,12 @@ from .surroundings import Surroundings, autocast_dtype, generators, same, under_
 Gradients: TypeAlias = list[Tensor | None]
 Found: TypeAlias = tuple[Any, Gradients, Gradients]
 """The input of a step, the gradients of its tensors, and those of the weights and the context."""
+At: TypeAlias = tuple[State, Any, dict[int, Tensor]]
+"""In backward, between two steps: the state, its gradients, and those of the weights and the context up to here."""
+
+PARTS, LEAST_STEPS = 4, 4
+"""Backward is judged in at most so many parts, of at least so many steps: a repair repeats no part before the one where
+a fault began. More parts would cost healthy steps more than they save in repairs."""
 
 
 class Segment:
@@ -76,31 +82,73 @@ class Segment:
         return position
 
     def pull_back(
-        self, y: State, grads: Gradients, context: Tensor | None, input_wanted: bool, twice: bool, known: list[State]
-    ) -> tuple[State, dict[int, Tensor], list[Pair]]:
-        """All steps differentiated, the last first.
+        self, x: State, y: State, grads: Gradients, context: Tensor | None, input_wanted: bool, twice: bool
+    ) -> tuple[Gradients, dict[int, Tensor]]:
+        """All steps differentiated, the last first, and those that were reconstructed wrongly once more.
 
         Args:
+            x: the input, if the monitor repairs.
             y: the output.
             grads: the gradients of its tensors and of the log-determinant.
             context: the context, or None; its gradient is wanted if it requires one.
             input_wanted: whether the gradients of the input are wanted.
             twice: whether the gradients will be differentiated.
-            known: the inputs of the first steps, which need no reconstruction; they are used up.
 
         Returns:
-            The gradients of the input, those of the weights and the context by their ids, and what was compared.
+            The gradients of the input's tensors, and those of the weights and the context by their ids.
+        """
+        fingerprint, log_det_grad, count = self.fingerprint, grads[-1], len(self.steps)
+        if fingerprint is not None:
+            fingerprint.begin(y, self.autocast)
+        agreed = self.agreed if self.repairs and not twice else None
+        known: list[State] = []
+        at: At = y, arranged(y, grads), {}
+        stop = count
+        while stop:
+            start = max(0, stop - max(LEAST_STEPS, -(-count // PARTS))) if agreed else 0
+            pull = functools.partial(
+                self.pull_back_part, range(start, stop), at, log_det_grad, context, input_wanted, twice
+            )
+            reached, pairs = pull(known)
+            if fingerprint is not None and not known:
+                wrong = fingerprint.judge(self.steps, pairs, y, agreed)
+                if wrong is not None:
+                    del reached  # its memory is needed
+                    known = self.inputs(x, context, wrong + 1)
+                    reached = pull(known)[0]
+            at, stop = reached, start
+        return list(leaves(at[1])), at[2]
+
+    def pull_back_part(
+        self,
+        part: range,
+        at: At,
+        log_det_grad: Tensor | None,
+        context: Tensor | None,
+        input_wanted: bool,
+        twice: bool,
+        known: list[State],
+    ) -> tuple[At, list[Pair]]:
+        """Some steps differentiated: what is known before the first of them, and what was compared.
+
+        Args:
+            part: the positions of the steps.
+            at: what is known behind the last of them.
+            log_det_grad: the gradient of the log-determinant.
+            context: as in `pull_back`.
+            input_wanted: as in `pull_back`.
+            twice: as in `pull_back`.
+            known: the inputs of the first steps, which need no reconstruction; they are used up.
         """
         differentiate = self.differentiate_twice if twice else functools.partial(self.differentiate, known=known)
         context_wanted = [context] if context is not None and context.requires_grad else []
-        y_grads: Any = arranged(y, grads)
-        sums: dict[int, Tensor] = {}
+        y, y_grads, sums = at[0], at[1], dict(at[2])
         pairs: list[Pair] = []
-        for index in reversed(range(len(self.steps))):
+        for index in reversed(part):
             path, is_known = self.steps[index].path, index < len(known)
-            part, part_grads = part_of(y, path), [*leaves(part_of(y_grads, path)), grads[-1]]
+            made, made_grads = part_of(y, path), [*leaves(part_of(y_grads, path)), log_det_grad]
             wanted = input_wanted or index > 0
-            x, x_grads, found = differentiate(index, part, context, context_wanted, part_grads, wanted)
+            x, x_grads, found = differentiate(index, made, context, context_wanted, made_grads, wanted)
             if self.fingerprint is not None and not is_known:
                 x, compared = self.fingerprint.compare(index, x)
                 pairs += compared
@@ -110,7 +158,7 @@ class Segment:
                 if gradient is not None:
                     key = id(target)
                     sums[key] = sums[key] + gradient if key in sums else gradient
-        return y_grads, sums, pairs[::-1]
+        return (y, y_grads, sums), pairs[::-1]
 
     def differentiate(
         self,
@@ -237,22 +285,13 @@ class _Reverse(torch.autograd.Function):
         if not twice:
             y = map_state(Tensor.detach, y)
             context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
-        ends = y, given, context, any(ctx.needs_input_grad[2 : 2 + ctx.inputs]), twice
-        fingerprint = segment.fingerprint
+        input_wanted = any(ctx.needs_input_grad[2 : 2 + ctx.inputs])
         # A compiled graph cannot set `same_batch`; layers that need it, with batch statistics on a grid, refuse there.
         vouched = contextlib.nullcontext() if segment.compiled else same_batch()
         with torch.enable_grad(), under_autocast(segment.device, segment.autocast), vouched:
-            if fingerprint is not None:
-                fingerprint.begin(y, segment.autocast)
-            found = segment.pull_back(*ends, [])
-            if fingerprint is not None:
-                wrong = fingerprint.judge(segment.steps, found[-1], y, None if twice else segment.agreed)
-                if wrong is not None:
-                    del found  # its memory is needed
-                    found = segment.pull_back(*ends, segment.inputs(x, context, wrong + 1))
-        y_grads, sums, _ = found
+            x_grads, sums = segment.pull_back(x, y, given, context, input_wanted, twice)
         context_grad = None if context is None else sums.get(id(context))
-        return None, context_grad, *leaves(y_grads), *(sums.get(id(weight)) for weight in segment.weights)
+        return None, context_grad, *x_grads, *(sums.get(id(weight)) for weight in segment.weights)
 
 
 def _nothing(_: Tensor) -> Any:
