@@ -21,8 +21,13 @@ MONITORS = ("off", "warn", "raise", "anchor", "repair")
 NUMBERS = 4096
 """How many numbers of a tensor are kept at most, shared between its channels: 16 KiB in float32."""
 SAMPLES = 64
-"""How many numbers of a channel are kept at most. A channel with four fifths of zeros, as in pictures of digits, looks
-constant in a sample of this size once in a million."""
+"""How many numbers of a channel are kept at most, unless it is the only one. A channel with four fifths of zeros, as in
+pictures of digits, looks constant in a sample of this size once in a million."""
+NOISE = 8
+"""How much further from its constant than all samples a number of a constant channel may come back."""
+LOST = 16
+"""A constant channel that comes back with noise of more than so many tolerances is a fault: what looks like noise may
+be numbers of its own."""
 LEAST = 8
 """Fewer numbers in a channel, as in a small batch of vectors, tell nothing about its spread; the spread of the whole
 tensor is used instead."""
@@ -30,10 +35,10 @@ CHANNELS = NUMBERS // LEAST
 """The most channels that numbers are kept of, evenly spaced."""
 GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
 """Their multiples, modulo 1, are spread evenly, however many there are: no stride coincides with a row."""
-DIGITS_TO_KEEP = 2 / 3
-"""The part of a dtype's digits that a reconstruction must keep: 4.6 of float32's 7 (2.4e-5), 10.4 of float64's 16
-(3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one that keeps less has
-gradients with about the same error, which will grow."""
+DIGITS_TO_KEEP = 3 / 5
+"""The part of a dtype's digits that a reconstruction must keep: 4.2 of float32's 7 (7e-5), 9.4 of float64's 16 (4e-10).
+A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32), and so do 64 that normalise; one that
+keeps less has gradients with about the same error, which will grow."""
 
 
 @functools.cache
@@ -124,17 +129,22 @@ class Fingerprint:
                 )
 
     def compare(self, position: int, state: State) -> tuple[State, list[Pair]]:
-        """In backward: the reconstruction of a step's input, with channels that were constant set back to it.
+        """In backward: the reconstruction of a step's input, with what is known of it set back.
 
-        Also the kept numbers, the last tensor first, with those of the reconstruction.
+        That is a tensor of which all numbers were kept, and a channel that was constant. Also the kept numbers, the
+        last tensor first, with those of the reconstruction.
         """
-        pairs, tensors = [], list(leaves(state))
+        pairs, tensors, changed = [], list(leaves(state)), False
         for which, before, strides in reversed(self._kept[position]):
-            if position in self._constant:
-                tensors[which] = _laid_out(set_back(tensors[which], before, self._allowed), strides)
             leaf = tensors[which]
-            pairs.append((position, before, leaf.detach().take(_places(leaf.shape, leaf.device))))
-        return (arranged(state, tensors) if position in self._constant else state), pairs
+            after = leaf.detach().take(_places(leaf.shape, leaf.device))
+            known = before.numel() == leaf.numel()
+            if known or position in self._constant:
+                leaf = _whole(leaf, before) if known else set_back(leaf, before, after, self._allowed)
+                after = leaf.detach().take(_places(leaf.shape, leaf.device))
+                tensors[which], changed = _laid_out(leaf, strides), True
+            pairs.append((position, before, after))
+        return (arranged(state, tensors) if changed else state), pairs
 
     def judge(
         self, steps: Sequence[Step], pairs: Sequence[Pair], output: State, agreed: Callable[[int], int] | None
@@ -213,27 +223,37 @@ def _constant(numbers: Tensor) -> Tensor:
     return (numbers == numbers[..., :1]).all(-1)
 
 
-def set_back(leaf: Tensor, before: Tensor, allowed: float) -> Tensor:
+def set_back(leaf: Tensor, before: Tensor, after: Tensor, allowed: float) -> Tensor:
     """A reconstructed tensor, with each channel that was constant set back to its constant.
 
-    The noise with which such a channel comes back is all that a batch norm or a ReLU behind it would see. Numbers
-    that differ by more than the tolerance stay as they are: the channel may be constant only in what was kept of it.
-    The derivative is that of the identity.
+    The noise with which such a channel comes back is all that a batch norm or a ReLU behind it would see. Numbers that
+    differ from the constant by much more than the noise stay as they are: the channel may be constant only in what was
+    kept of it. The derivative is that of the identity.
 
     Args:
         leaf: the reconstruction.
         before: numbers of the original, ``(channels, numbers)``.
+        after: the same numbers of the reconstruction.
         allowed: the tolerance, in units of max(1, the largest magnitude).
     """
-    values = before[:, 0].where(_constant(before), torch.nan)
+    unit = allowed * before.abs().amax().clamp(min=1)
+    noise = (after - before).abs().amax(-1)
+    reach = (NOISE * noise).clamp(min=unit).where(_constant(before) & (noise <= LOST * unit), torch.nan)
+    known = torch.stack([before[:, 0], reach])
     channels = _channels(leaf.shape)[1]
-    if len(values) < channels:
-        every = values.new_full((channels,), torch.nan)
-        every[_sampled(channels)] = values
-        values = every
-    values = values.reshape(-1, *[1] * (leaf.dim() - 2)) if channels > 1 else values
-    near = (values - leaf.detach()).abs() <= allowed * before.abs().amax().clamp(min=1)
-    return torch.where(near, values + (leaf - leaf.detach()), leaf)
+    if len(before) < channels:
+        every = known.new_full((2, channels), torch.nan)
+        every[:, _sampled(channels)] = known
+        known = every
+    values, reach = known.reshape(2, -1, *[1] * (leaf.dim() - 2)) if channels > 1 else known
+    return torch.where((values - leaf.detach()).abs() <= reach, values + (leaf - leaf.detach()), leaf)
+
+
+def _whole(leaf: Tensor, numbers: Tensor) -> Tensor:
+    """The tensor of which all numbers were kept; the derivative is that of its reconstruction."""
+    batch, channels, positions = _channels(leaf.shape)
+    found = numbers.reshape(channels, batch, positions).transpose(0, 1).reshape(leaf.shape).clone()
+    return found + (leaf - leaf.detach()) if leaf.requires_grad else found
 
 
 def _laid_out(leaf: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -303,9 +323,10 @@ def _places(shape: torch.Size, device: torch.device) -> Tensor:
     """The places of the samples in a tensor of this shape: ``(channels, numbers)``, indices into the flat tensor."""
     batch, channels, inner = _channels(shape)
     count = batch * inner
-    samples = min(SAMPLES, max(LEAST, NUMBERS // channels), count)
+    samples = min(SAMPLES if channels > 1 else NUMBERS, max(LEAST, NUMBERS // channels), count)
     rows = []
     for row, channel in enumerate(_sampled(channels)):
         numbers = [int(count * ((place * GOLDEN + row * PLASTIC) % 1.0)) for place in range(samples)]
+        numbers = list(range(count)) if samples == count else numbers
         rows.append([number // inner * channels * inner + channel * inner + number % inner for number in numbers])
     return torch.tensor(rows, device=device)
