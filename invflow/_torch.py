@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -43,6 +45,19 @@ def forward_mode_active() -> bool:
     return forward_ad._current_level >= 0
 
 
+def float32_precisions(backend: str) -> tuple[str, str]:
+    """What matrix products and convolutions in float32 may compute in: "ieee", "tf32", "bf16", or "none" of these.
+
+    `torch.get_float32_matmul_precision` raises once a newer setting was used; the public attributes take ten times as
+    long, in every layer.
+
+    Args:
+        backend: "cuda", or "mkldnn" for all others.
+    """
+    read = torch._C._get_fp32_precision_getter
+    return read(backend, "matmul"), read(backend, "conv")
+
+
 def run_backward(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """`torch.autograd.grad` without its checks, which cost as much as a small layer."""
     # The flags: keep the graph, make one of the gradients; allow None, add to .grad.
@@ -66,6 +81,22 @@ def constant_to_compiler(function: C) -> C:
     """`torch.compiler.assume_constant_result`, which sets this mark, and loads the compiler to do so."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def never_compiled(function: C, reason: str) -> Callable[[], C]:
+    """Returns the function if there is no compiler, else the function as `torch.compiler.disable` returns it.
+
+    To make that at once would load the compiler. The reason is shown to whoever asks for one graph.
+    """
+    disabled: Any = _disable_dynamo(function)
+    disabled._torchdynamo_disable, disabled._torchdynamo_disable_msg = True, reason
+
+    def chosen() -> C:
+        # While a frame that the compiler gave up runs, it may still compile the functions called from there.
+        loaded = torch.compiler.is_dynamo_compiling() or "torch._dynamo" in sys.modules
+        return disabled if loaded else function
+
+    return chosen
 
 
 @contextlib.contextmanager

@@ -168,6 +168,10 @@ class AdditiveCoupling(_Coupling):
     def exactness(self) -> Level:
         return self.numerics.level
 
+    @property
+    def traceable(self) -> bool:
+        return self.numerics.level != "grid"  # whose conditioners are left alone by compilers
+
     def set_numerics(self, numerics: Mode) -> None:
         super().set_numerics(numerics)
         self._is_stack = obstacle(self.net) is None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._torch import transforms_active
+from .._torch import float32_precisions, transforms_active
 from ..errors import NumericsError
 
 _CASES = ((3, 1, 1), (3, 8, 20), (5, 3, 16), (7, 8, 17), (1, 16, 33))
@@ -25,7 +27,7 @@ def exact_kernels(x: Tensor) -> contextlib.AbstractContextManager[object] | _Wit
     if x.device.type == "cpu":
         return _WithoutNNPACK()
     if x.device.type == "cuda":
-        return torch.backends.cudnn.flags(enabled=False, allow_tf32=False)
+        return _without_cudnn()
     return contextlib.nullcontext()
 
 
@@ -37,6 +39,17 @@ class _WithoutNNPACK:
 
     def __exit__(self, *_: object) -> None:
         torch.backends.nnpack.set_flags(self._before)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """``torch.backends.cudnn.flags(enabled=False)``, which raises if older and newer settings of precision differ."""
+    flags: Any = torch.backends.cudnn
+    before, flags.enabled = flags.enabled, False
+    try:
+        yield
+    finally:
+        flags.enabled = before
 
 
 def own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -52,16 +65,21 @@ def trust(x: Tensor) -> None:
     """
     if x.is_meta or torch.compiler.is_compiling() or transforms_active():
         return
-    reason = _what_is_wrong(x.device.type, x.dtype, torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled)
+    backend = "cuda" if x.device.type == "cuda" else "mkldnn"
+    precisions = float32_precisions(backend)
+    reason = _what_is_wrong(x.device.type, x.dtype, precisions, torch.backends.mkldnn.enabled)
     if reason is not None:
+        convolution = "cudnn" if backend == "cuda" else backend
         raise NumericsError(
-            f"exact numerics expect sums of integers below 2^24 to be exact on {x.device.type}, but {reason}; switch "
-            'off TF32 and bfloat16 products: torch.set_float32_matmul_precision("highest")'
+            f"exact numerics expect sums of integers below 2^24 to be exact on {x.device.type}, but {reason}, with "
+            f"matmul.fp32_precision {precisions[0]!r} and conv.fp32_precision {precisions[1]!r}; switch off TF32 and "
+            f'bfloat16 products: torch.backends.{backend}.matmul.fp32_precision = "ieee" and '
+            f'torch.backends.{convolution}.conv.fp32_precision = "ieee"'
         )
 
 
 @functools.cache
-def _what_is_wrong(device: str, dtype: torch.dtype, precision: str, onednn: bool) -> str | None:
+def _what_is_wrong(device: str, dtype: torch.dtype, precisions: tuple[str, str], onednn: bool) -> str | None:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for side, channels, batch in _CASES:

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from .._torch import BatchNorm, Dropout, SpectralNorm
+from .._torch import BatchNorm, Dropout, SpectralNorm, never_compiled
 from ..errors import NumericsError
 
 _SAME_BATCH: ContextVar[bool] = ContextVar("same_batch", default=False)
@@ -50,6 +50,12 @@ def evaluate(net: nn.Module, a: Tensor, context: Tensor | None, *, in_float64: b
         return _in_float64(net, given)
     made: Tensor = net(*given)
     return made
+
+
+uncompiled = never_compiled(
+    evaluate, "grid numerics need the same bits in both directions, and compiled nets round otherwise: omit fullgraph"
+)
+"""Returns `evaluate`, which no compiler changes."""
 
 
 def _in_float64(net: nn.Module, given: tuple[Tensor, ...]) -> Tensor:

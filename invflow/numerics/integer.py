@@ -63,7 +63,7 @@ class Quantize(Proved):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in DTYPES:
             raise NumericsError(f"exact numerics expect float32 or float64, got {x.dtype}")
-        return _clamp(round_through(x * self.scale), -self.limit, self.limit)
+        return round_through(_clamp(x * self.scale, -self.limit, self.limit))  # in this order, because inf - inf is NaN
 
     def prove(self) -> None:
         """Raises NumericsError if a scale is not a power of two, because multiplying by it may round."""
@@ -110,8 +110,9 @@ class Table(Proved):
 
     def forward(self, s: Tensor) -> Tensor:
         place = _clamp(round_through(s), -self.limit, self.limit) + self.limit
-        index = place.detach().long()
-        found = self.values[index]
+        number = place.detach()
+        index = number.nan_to_num(0.0).long()
+        found = torch.where(number.isnan(), number, self.values[index])  # NaN stays NaN, as in all other layers
         if not torch.is_grad_enabled():
             return found
         # For gradients, the slope over a wider range: between neighbours it would be that of rounding.

@@ -210,7 +210,7 @@ class Grid(_OnGrid):
 
     def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
         wide = self.conditioner_dtype == "float64"
-        return conditioners.evaluate(net, a, context, in_float64=wide, hide_sign=not is_stack)
+        return conditioners.uncompiled()(net, a, context, in_float64=wide, hide_sign=not is_stack)
 
 
 class Exact(_OnGrid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -162,6 +163,83 @@ def test_nnpack_is_kept_off():
     if not torch.equal(plain.double(), wide):
         return
     pytest.skip("this build's NNPACK computes plain sums")
+
+
+def reset_precision():
+    """PyTorch's defaults of the newer settings."""
+    for one in (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.cuda.matmul, torch.backends):
+        one.fp32_precision = "none"
+    for one in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        one.fp32_precision = "tf32"
+
+
+PRECISIONS = {
+    "older": lambda: torch.set_float32_matmul_precision("medium"),
+    "generic tf32": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "generic ieee": lambda: setattr(torch.backends, "fp32_precision", "ieee"),
+    "CUDA's products": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "oneDNN's products": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "oneDNN's convolutions": lambda: setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
+}
+
+
+@pytest.mark.parametrize("setting", PRECISIONS)
+def test_every_setting_of_precision_gives_the_same_bits_or_a_line(setting):
+    """Once a newer setting was used, PyTorch refuses to tell the older ones."""
+    chain, x = invflow.build(SPEC).eval(), pixels(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = chain(x)
+        try:
+            PRECISIONS[setting]()
+            with exact_kernels_on_cuda():
+                pass
+            try:
+                assert same_bits(chain(x), expected)
+            except NumericsError as error:
+                exec(str(error).split("products: ")[1].replace(" and ", "; "))  # the fix that it tells
+                assert same_bits(chain(x), expected)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+            reset_precision()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert same_bits(chain(x), expected)
+
+
+def exact_kernels_on_cuda():
+    return backend.exact_kernels(SimpleNamespace(dtype=torch.float32, device=torch.device("cuda")))
+
+
+def test_cudnn_is_kept_off():
+    before = torch.backends.cudnn.enabled
+    with exact_kernels_on_cuda():
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled == before
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_not_a_number_stays_so(activation):
+    """In a context, which is on no grid, or in a graph, which cannot raise.
+
+    Infinity is clamped as all large numbers are.
+    """
+    torch.manual_seed(0)
+    net = MLP((2,), (2,), (1,), hidden=[4], activation=activation)
+    chain = Sequential(Split(), AdditiveCoupling(net), Merge(), numerics=EXACT).eval()
+    x, context = pixels(3, 4), torch.tensor([[1.0], [torch.nan], [-torch.inf]])
+    with pytest.raises(NumericsError, match=r"additive_coupling: expected numbers on the grid of 2\^-16, got nan"):
+        chain(x, context)
+    infinite, large = torch.tensor([[0.0], [torch.inf], [-torch.inf]]), torch.tensor([[0.0], [1e9], [-1e9]])
+    assert torch.equal(chain(x, infinite), chain(x, large))
+    with torch.no_grad():
+        assert torch.equal(chain(x, infinite), chain(x, large))
+
+    def one(row, given):
+        return chain(row[None], given[None])[0]
+
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            rows = torch.func.vmap(one)(x, context)
+            assert rows.isnan().any(1).tolist() == [False, True, False]
 
 
 def test_a_device_that_rounds_is_not_trusted(monkeypatch):

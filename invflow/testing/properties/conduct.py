@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..._torch import DispatchMode, version
+from ..._torch import DispatchMode, float32_precisions, version
 from ...bijection import Bijection
 from ...diagnostics.rounding import in_double
 from ...measures import difference, same_bits
@@ -94,7 +94,7 @@ def _global_state() -> dict[str, Any]:
         "inference mode": torch.is_inference_mode_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "number of threads": torch.get_num_threads(),
-        "precision of products": torch.get_float32_matmul_precision(),
+        "precision of products": [*map(float32_precisions, ("cuda", "mkldnn"))],
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
 
