@@ -150,19 +150,30 @@ def storage_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class Proved(nn.Module):
+class Converted(nn.Module):
+    """A module that is told whenever its tensors are converted or moved. There is no public hook for that."""
+
+    @abstractmethod
+    def converted(self) -> None:
+        """Called after each conversion."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.converted()
+        return self
+
+
+class Proved(Converted):
     """A module whose tensors must satisfy a condition, which is proved again whenever they are loaded or converted."""
 
     @abstractmethod
     def prove(self) -> None:
         """Raises an error if the tensors do not satisfy it."""
 
-    # There is no public hook for a conversion; for symmetry, loading uses none either.
+    def converted(self) -> None:
+        self.prove()
+
+    # For symmetry, loading uses no public hook either.
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self.prove()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.prove()
-        return self

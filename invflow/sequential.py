@@ -8,13 +8,25 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from ._torch import Converted
 from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import NumericsError, ShapeError
 from .numerics.modes import FLOAT, NONE, Level, Limit, Mode, Numerics, least
 from .registry import register
 from .reversible import Backprop, Monitor, Reconstruction, run_chain
-from .state import Path, Shape, State, TensorShape, shape_of, zero_log_det
+from .state import (
+    Path,
+    Shape,
+    State,
+    TensorShape,
+    batch_size,
+    common_dtype,
+    fitting_batch,
+    require_state,
+    shape_of,
+    zero_log_det,
+)
 from .wires import Ask, Several, Step, call, steps_inside
 
 _COUPLINGS = [
@@ -26,7 +38,7 @@ _COUPLINGS = [
 
 
 @register("sequential")
-class Sequential(Several):
+class Sequential(Converted, Several):
     """A chain in data order: ``Sequential(a, b, c)(x) == c(b(a(x)))``; its log-determinant is the sum of theirs.
 
     Chains nest and behave as sequences: ``len``, iteration, ``chain[2]``, ``chain[1:3]`` (a chain that shares its
@@ -45,6 +57,7 @@ class Sequential(Several):
     Attributes:
         reconstruction: the errors that the monitor measured in backward, by layer, and the anchors.
         declared_shape: the input shape of the spec that the chain was built from, or None.
+        declared_output_shape: likewise, the shape of the output.
         declared_context_shape: likewise, the shape of the context.
         own_numerics: the numerics it was constructed with; ``numerics`` may be those of a surrounding chain.
 
@@ -59,7 +72,9 @@ class Sequential(Several):
 
     examples = [({"layers": []}, (2, 3)), ({"layers": _COUPLINGS}, (5,))]
     declared_shape: Shape | None = None
+    declared_output_shape: Shape | None = None
     declared_context_shape: TensorShape | None = None
+    _dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -76,6 +91,7 @@ class Sequential(Several):
         self.numerics = numerics
         self.monitor = monitor
         self.reconstruction = Reconstruction()
+        self.converted()
 
     @classmethod
     def wiring(cls, count: int, shape: Ask, fields: Mapping[str, Any]) -> Sequence[tuple[int, Path]]:
@@ -116,7 +132,52 @@ class Sequential(Several):
     def cheap_inverse(self) -> bool:
         return not self.numerics.rounds and super().cheap_inverse
 
+    def converted(self) -> None:
+        """Keeps the dtype of the weights, because to find it takes longer than a small layer."""
+        self._dtype = common_dtype(self)
+
+    def admit(self, state: Any, context: Tensor | None = None, *, backwards: bool = False) -> Tensor | None:
+        """Refuses what the chain was not built for; every call begins with this.
+
+        Args:
+            state: the input, or, ``backwards``, that of the inverse.
+            context: the context, if there is one.
+            backwards: see above.
+
+        Returns:
+            The context, of as many rows as the state; a single row is repeated.
+
+        Raises:
+            ShapeError: another shape than the spec's, another dtype than that of the weights, something else than
+                tensors with a batch, or a context that is missing, not wanted, or of another batch or shape.
+        """
+        shape = self.declared_output_shape if backwards else self.declared_shape
+        if fitting_batch(state, shape, self._dtype) is None:
+            # The dtype is found again, because weights may have been replaced.
+            require_state("the inverse of the chain" if backwards else "the chain", shape, common_dtype(self), state)
+        wanted = self.declared_context_shape
+        return context if context is None and wanted is None else self._admit_context(state, context, wanted)
+
+    def _admit_context(self, state: State, context: Tensor | None, wanted: TensorShape | None) -> Tensor:
+        if context is None:
+            raise ShapeError(f"the chain expects a context of shape {wanted}, got none; pass it after the state")
+        declared = self.declared_shape is not None
+        if declared and wanted is None:
+            raise ShapeError("the chain expects no context, got one; give the spec's input a context_shape, or omit it")
+        who = "the context of the chain"
+        if not isinstance(context, Tensor):
+            require_state(who, wanted or (), None, context)
+        require_state(who, wanted, common_dtype(self) if declared and context.dtype != self._dtype else None, context)
+        rows, batch = context.shape[0], batch_size(state)
+        if rows not in (1, batch):
+            raise ShapeError(f"{who}: expected one row, or one for each of {batch} samples, got {rows} rows")
+        return context if rows == batch else context.expand(batch, *context.shape[1:])
+
+    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+        super().initialize(x, self.admit(x, context))
+
     def _run(self, given: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+        context = self.admit(given, context, backwards=backwards)
         state = self.numerics.enter(given)
         if self.backprop != "stored" and torch.is_grad_enabled():
             steps = self._steps(shape_of(state), backwards)
@@ -161,6 +222,7 @@ class Sequential(Several):
 
     def trace(self, x: State, context: Tensor | None = None) -> list[State]:
         """Every intermediate state: the input, then the state after each of the `steps`."""
+        context = self.admit(x, context)
         states = [self.numerics.enter(x)]
         for step in self.steps(shape_of(x)):
             states.append(step.after(states[-1], context))

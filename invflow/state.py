@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeGuard, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ShapeError
 
@@ -180,10 +180,84 @@ def zero_log_det(state: State) -> Tensor:
     return first.new_zeros(first.shape[0])
 
 
-def require_shape(who: str, expected: Shape, state: Any) -> None:
-    """Raises ShapeError if a state has another shape."""
-    if shape_of(state) != expected:
-        raise ShapeError(f"{who} expects a batch of states of shape {expected}, got shape {shape_of(state)}")
+_AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
+"""What autocast converts into one another."""
+
+
+def fitting_batch(state: Any, shape: Any, dtype: torch.dtype | None) -> int | None:
+    """The number of samples in a batch of states of a shape and a dtype; None if this is no such batch.
+
+    It runs in every call of a model.
+
+    Args:
+        state: whatever a user passed.
+        shape: the shape to have; None for any.
+        dtype: the dtype to have; None for any.
+
+    Examples:
+        >>> fitting_batch(torch.zeros(5, 2), (2,), torch.float32), fitting_batch(torch.zeros(2), (2,), None)
+        (5, None)
+    """
+    if isinstance(state, Tensor):
+        size = state.shape  # a slice of it would take longer than all of this
+        fits = bool(size) and (shape is None or (size[0], *shape) == size) and dtype in (None, state.dtype)
+        return size[0] if fits else None
+    if not isinstance(state, tuple) or (shape is not None and (is_tensor_shape(shape) or len(state) != len(shape))):
+        return None
+    batch = None
+    for i, part in enumerate(state):
+        found = fitting_batch(part, None if shape is None else shape[i], dtype)
+        if found is None or batch not in (None, found):
+            return None
+        batch = found
+    return batch
+
+
+def require_state(who: str, shape: Shape | None, dtype: torch.dtype | None, state: Any) -> None:
+    """Raises ShapeError if this is no batch of states of a shape and a dtype; None for any.
+
+    Under autocast the dtypes that it converts are accepted too.
+    """
+    if fitting_batch(state, shape, dtype) is not None:
+        return
+    wanted = f"{who} expects a batch of states of shape {shape}" if shape is not None else f"{who} expects a state"
+    for leaf in leaves(state):
+        if not isinstance(leaf, Tensor):
+            pairs = isinstance(leaf, list | tuple) and bool(leaf) and isinstance(leaf[0], Tensor)
+            fix = "pass a tuple of tensors" if pairs else "pass a tensor, or a tuple of tensors"
+            if type(leaf).__module__ == "numpy":
+                fix = "convert it with torch.from_numpy"
+            raise ShapeError(f"{wanted}, got {type(leaf).__name__}; {fix}")
+    found = shape_of(state) if next(leaves(state), None) is not None else ()
+    if fitting_batch(state, shape, None) is None:
+        whole = map_state(lambda leaf: leaf[None], state)
+        if shape is not None and fitting_batch(whole, shape, None) is not None:
+            raise ShapeError(f"{wanted}, got one state without its batch; add a dimension in front, as x[None] does")
+        if len(batches := {leaf.shape[0] for leaf in leaves(state) if leaf.dim()}) > 1:
+            raise ShapeError(f"{wanted}, got tensors with batches of {sorted(batches)}")
+        scalar = any(leaf.dim() == 0 for leaf in leaves(state))
+        raise ShapeError(f"{wanted}, got " + ("a tensor without a batch" if scalar else f"shape {found}"))
+    for leaf in leaves(state):
+        converted = leaf.dtype in _AUTOCAST and not leaf.is_meta and torch.is_autocast_enabled(leaf.device.type)
+        if dtype not in (None, leaf.dtype) and not converted:
+            model = f", or the model with .to({leaf.dtype})" if leaf.is_floating_point() else ""
+            raise ShapeError(
+                f"{who} expects {dtype}, which its weights have, got {leaf.dtype}; convert it with .to({dtype}){model}"
+            )
+
+
+def common_dtype(module: nn.Module) -> torch.dtype | None:
+    """The floating-point dtype of all weights, or of all buffers if there are none; None if they have several or none.
+
+    Examples:
+        >>> common_dtype(torch.nn.Linear(2, 2))
+        torch.float32
+    """
+    for tensors in (module.parameters(), module.buffers()):
+        found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
 
 
 def require_tensor(who: str, shape: Shape, dims: int | None = None) -> TensorShape:

@@ -113,6 +113,9 @@ def test_models_refuse_states_of_another_shape_by_name(top):
     model = invflow.build_model({"input": {"shape": [1, 8, 8]}, "layers": [{"type": "psi", "block_size": 2}], **top})
     assert model(torch.rand(2, 1, 8, 8)).shape[0] == 2
     name = next(iter(top.values()))["type"]
+    by_hand = type(model)(invflow.Sequential(*model.bijection), *list(model.children())[1:])  # it knows no shape
     for shape in [(2, 1, 16, 16), (2, 4, 8, 8)]:
-        with pytest.raises(invflow.ShapeError, match=rf"the {name} .* expects .* \(4, 4, 4\), got shape"):
+        with pytest.raises(invflow.ShapeError, match=r"the chain expects .* \(1, 8, 8\), got shape"):
             model(torch.rand(shape))
+        with pytest.raises(invflow.ShapeError, match=rf"the {name} .* expects .* \(4, 4, 4\), got shape"):
+            by_hand(torch.rand(shape))

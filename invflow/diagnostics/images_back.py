@@ -25,6 +25,7 @@ def images_back(chain: Sequential, images: Tensor) -> dict[str, int]:
         chain: in eval mode, on one tensor.
         images: in the chain's dtype, on its grid.
     """
+    chain.admit(images)
     parts = torch.split(images, FORWARD_BATCH)
     features = [chain(part) for part in parts]
     same = sum(_equal(chain.inverse(z), part) for z, part in zip(features, parts, strict=True))

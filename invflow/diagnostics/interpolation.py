@@ -35,6 +35,9 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
     """
     if steps < 2:
         raise InvflowError(f"interpolate expects at least 2 steps, the ends of the walk, got {steps}")
+    for end in (x0, x1):
+        if not isinstance(end, Tensor):
+            raise InvflowError(f"interpolate expects a tensor at each end, got {type(end).__name__}")
     if x0.shape != x1.shape:
         raise InvflowError(f"interpolate expects ends of the same shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
     bijection = copy.deepcopy(bijection)  # in train mode the forward changes the batch-norm statistics

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import InvflowError
 from ..models import Flow
+from ..state import require_state
 
 SIDE = 200  # points of the grid along each axis
 MARGIN = 0.15  # how far the picture extends beyond the points, as a fraction of their extent
@@ -70,6 +71,7 @@ def decisions(classifier: nn.Module, points: Tensor, labels: Tensor) -> Figure:
 
 def _window(points: Tensor) -> tuple[Tensor, Tensor]:
     """The corners of the region that is drawn."""
+    require_state("a picture of the plane", None, None, points)
     if points.dim() != 2 or points.shape[1] != 2 or not len(points):
         raise InvflowError(f"a picture of the plane expects points (n, 2), at least one, got {tuple(points.shape)}")
     low, high = points.amin(0), points.amax(0)

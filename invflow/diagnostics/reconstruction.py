@@ -29,6 +29,7 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
     Returns:
         The errors by the layer's name in the chain, in data order; `relative_errors` defines them.
     """
+    context = chain.admit(x, context)
     chain = copy.deepcopy(chain)
     chain.backprop = "reversible"
     device = next(leaves(x)).device

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..measures import LARGEST_JACOBIAN, jacobian, joint_jacobian, with_context
+from ..sequential import Sequential
 from ..state import State, batch_size, flat_size, sample, shape_of
 from ..wires import steps_of
 from .roundtrip import B, in_dtype
@@ -25,6 +26,8 @@ def condition_number(
     layer, so that a chain has the largest one of all its beginnings; with ``backwards`` of all its ends, for a round
     trip that starts from y. Infinite if a Jacobian is singular; 1 if it is too large to compute.
     """
+    if isinstance(bijection, Sequential):
+        context = bijection.admit(x, context)
     if flat_size(shape_of(x)) > LARGEST_JACOBIAN or not batch_size(x):
         return 1.0
     samples = [(sample(x, i), sample(context, i)) for i in range(batch_size(x))]

@@ -14,7 +14,7 @@ from ..bijection import Bijection
 from ..measures import difference, magnitude
 from ..numerics import same_batch
 from ..sequential import Sequential
-from ..state import State, leaves, map_state, shape_of
+from ..state import State, leaves, map_state, require_state, shape_of
 
 B = TypeVar("B", bound=Bijection)
 T = TypeVar("T")
@@ -46,6 +46,7 @@ def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> Ro
         x: a batch of inputs in the chain's dtype.
         context: the context, if the chain has one.
     """
+    context = chain.admit(x, context)
     chain = copy.deepcopy(chain)  # in train mode a forward changes running statistics
     with same_batch():
         states = chain.trace(x, context)
@@ -64,6 +65,7 @@ def errors_on_the_way_back(chain: Sequential, x: State, context: Tensor | None =
 
     Entry i is the error of the input of step i; the last entry, the error of the chain's output, is 0.
     """
+    context = chain.admit(x, context)
     chain = copy.deepcopy(chain)
     states = chain.trace(x, context)
     scale, back, errors = magnitude(*states), states[-1], [0.0]
@@ -92,5 +94,7 @@ def in_each_mode(
 
 def in_dtype(bijection: B, x: State, context: Tensor | None, dtype: torch.dtype) -> tuple[B, State, Tensor | None]:
     """A copy and its inputs in a dtype."""
+    for one in (x, *([] if context is None else [context])):
+        require_state("a measurement", None, None, one)
     given = None if context is None else context.to(dtype)
     return copy.deepcopy(bijection).to(dtype), map_state(lambda leaf: leaf.to(dtype), x), given

@@ -46,6 +46,7 @@ def inverse_errors(chain: Sequential, x: State, context: Tensor | None = None) -
         context: the context, if the chain has one.
     """
     chain, x, context = in_double(chain, x, context)
+    context = chain.admit(x, context)
     with torch.no_grad():
         states = chain.eval().trace(x, context)
     found = []

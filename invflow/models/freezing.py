@@ -52,13 +52,15 @@ def freeze(model: M, data: State, numerics: Mode, context: Tensor | None = None)
     frozen = copy.deepcopy(model).eval()
     chain = frozen.bijection if isinstance(frozen, Classifier | Flow) else frozen
     _refuse_inner_numerics(chain)
+    context = chain.admit(data, context)
     if numerics.integer_nets:
         for net, ranges in _reached(chain, data, context).items():
             make_order_free(net, cast(Exact, numerics), ranges)
     for layer in chain:
         layer.set_numerics(FLOAT)
     again = Sequential(*chain, backprop=chain.backprop, numerics=cast(Numerics, numerics)).eval()
-    again.declared_shape, again.declared_context_shape = chain.declared_shape, chain.declared_context_shape
+    again.declared_shape, again.declared_output_shape = chain.declared_shape, chain.declared_output_shape
+    again.declared_context_shape = chain.declared_context_shape
     if isinstance(frozen, Classifier | Flow):
         frozen.bijection = again
         return frozen

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..nets.parts import Activation, OddInt, Widths, make_layers
 from ..registry import register_head
-from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape, require_shape
+from ..state import Shape, State, TensorShape, common_dtype, flat_size, flatten, is_tensor_shape, require_state
 
 Classes = Annotated[int, Field(ge=2)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -56,7 +56,7 @@ class LinearHead(Head):
         self.linear = nn.Linear(flat_size(shape), classes)
 
     def forward(self, state: State) -> Tensor:
-        require_shape("the linear head", self.shape, state)
+        require_state("the linear head", self.shape, common_dtype(self), state)
         return self.linear(self.dropout(flatten(state)))  # type: ignore[no-any-return]
 
 
@@ -94,7 +94,7 @@ class ConvNetHead(Head):
         self.linear = nn.Linear(hidden[-1] * height * width, classes)
 
     def forward(self, state: State) -> Tensor:
-        require_shape("the convnet head", self.shape, state)
+        require_state("the convnet head", self.shape, common_dtype(self), state)
         x = torch.cat(state, dim=1) if isinstance(state, tuple) else state  # type: ignore[arg-type]
         return self.linear(self.convs(x).flatten(1))  # type: ignore[no-any-return]
 

@@ -143,10 +143,16 @@ class Flow(_Model):
 
         Args:
             count: the number of samples.
-            context: one row per sample.
+            context: one row, or one for each sample.
             temperature: below 1, the prior's samples are nearer to the most likely states, and so, roughly, are these.
         """
-        z = self.bijection.numerics.nearest(self.prior.sample(count, temperature))
+        try:
+            z = self.prior.sample(count, temperature)
+        except (TypeError, RuntimeError) as error:
+            if isinstance(count, int) and count >= 0:
+                raise
+            raise ShapeError(f"a flow expects a whole number of samples, at least 0, got {count!r}") from error
+        z = self.bijection.numerics.nearest(z)
         x = self.bijection.inverse(z, context)
         _require_equal_sizes(x, z)
         return x

@@ -8,8 +8,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from ..errors import ShapeError
 from ..registry import register_prior
-from ..state import Shape, State, TensorShape, flat_size, flatten, make_state, require_shape
+from ..state import Shape, State, TensorShape, flat_size, flatten, make_state, require_state
 
 
 class Prior(nn.Module, ABC):
@@ -47,8 +48,11 @@ class StandardNormal(Prior):
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def log_prob(self, z: State) -> Tensor:
-        require_shape("the standard_normal prior", self.shape, z)
-        squares = flatten(z).square().sum(1)
+        require_state("the standard_normal prior", self.shape, None, z)
+        flat = flatten(z)
+        if not flat.is_floating_point():
+            raise ShapeError(f"the standard_normal prior expects floating-point states, got {flat.dtype}")
+        squares = flat.square().sum(1)
         return -0.5 * (squares + flat_size(self.shape) * math.log(2 * math.pi))
 
     def sample(self, count: int, temperature: float = 1.0) -> State:

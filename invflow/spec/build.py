@@ -104,7 +104,7 @@ class _Builder:
             layers.append(layer)
         top = self.spec.top
         chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
-        chain.declared_shape = self.spec.input_shape
+        chain.declared_shape, chain.declared_output_shape = self.spec.input_shape, shape
         chain.declared_context_shape = self.spec.context_shape
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):
             if document is not None:
