@@ -6,6 +6,7 @@ A JSON spec becomes a checked chain of bijections that trains, runs backwards, a
 from importlib.metadata import version
 
 from . import bijections, models, nets, numerics
+from ._torch import Constants
 from .bijection import Bijection, Injection
 from .bijections import Inverse
 from .errors import CheckpointError, InvflowError, NumericsError, ShapeError, SpecError
@@ -20,6 +21,7 @@ __all__ = [
     "Bijection",
     "CheckpointError",
     "Classifier",
+    "Constants",
     "Flow",
     "Injection",
     "Inverse",

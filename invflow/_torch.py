@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import math
 import operator
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -163,17 +165,111 @@ class Converted(nn.Module):
         return self
 
 
-class Proved(Converted):
-    """A module whose tensors must satisfy a condition, which is proved again whenever they are loaded or converted."""
+class Filled(nn.Module):
+    """A module whose weights are NaN after `to_empty` from the meta device, and not what the memory held."""
 
-    @abstractmethod
+    # There is no public hook for a conversion.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        without_values = {name for name, tensor in weights(self) if tensor.is_meta}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in weights(self) if without_values else ():
+            if name in without_values and not tensor.is_meta:
+                tensor.detach().fill_(math.nan if tensor.is_floating_point() else 0)
+        return self
+
+
+class Constants(nn.Module):
+    """A module with tensors that are no weights, such as an order: attributes named in `constants`.
+
+    They are in the state_dict and move with the module, but they are no buffers: what averages, shards or synchronises
+    weights does not see them. So every process must construct the same ones. They keep their values in `to_empty`, and
+    integers their dtype in a cast; a state_dict holds copies of them.
+    """
+
+    constants: ClassVar[tuple[str, ...]]
+    saved: ClassVar[bool] = True
+    """Whether they are in the state_dict; if not, they follow the weights that are loaded with them."""
+
+    def made(self, name: str) -> Tensor | None:
+        """A constant as the constructor made it; None if that cannot be made again."""
+        return None
+
     def prove(self) -> None:
-        """Raises an error if the tensors do not satisfy it."""
+        """Raises an error if the constants are not what they must be: called after they were loaded or converted."""
 
-    def converted(self) -> None:
-        self.prove()
+    def settle(self, like: Tensor) -> None:
+        """Gives constants that a load has left out the device and the dtype of a weight that was loaded."""
+        for name in self.constants:
+            if not self.saved or (getattr(self, name).is_meta and self.made(name) is not None):
+                self._place(name, like)
 
-    # For symmetry, loading uses no public hook either.
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.prove()
+    def _place(self, name: str, like: Tensor) -> None:
+        """Moves a constant to the device of a tensor, and a float to its dtype; one without values is made again."""
+        constant = getattr(self, name)
+        if constant.is_meta and not like.is_meta:
+            made = self.made(name)
+            constant = torch.full_like(like, math.nan if like.is_floating_point() else 0) if made is None else made
+        floats = constant.is_floating_point() and like.is_floating_point()
+        setattr(self, name, constant.to(like.device, like.dtype if floats else constant.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        have_values = not any(getattr(self, name).is_meta for name in self.constants)
+        for name in self.constants:
+            self._place(name, fn(getattr(self, name)))
+        if have_values:
+            self.prove()
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.saved:
+            destination.update({prefix + name: getattr(self, name).clone() for name in self.constants})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = self.constants if self.saved else ()
+        given = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        missing_keys += [prefix + name for name in names if name not in given]
+        before = {name: getattr(self, name) for name in given}
+        for name, constant in before.items():
+            loaded = given[name].detach()
+            if loaded.shape != constant.shape:
+                shapes = f"{tuple(loaded.shape)} in the state_dict, {tuple(constant.shape)} in the module"
+                error_msgs.append(f"size mismatch for {prefix + name}: {shapes}")
+                continue
+            if loaded.is_floating_point() and not constant.is_floating_point():
+                loaded = loaded.round()  # an average of integers
+            assign = local_metadata.get("assign_to_params_buffers", False)
+            place = loaded.device if assign else constant.device
+            dtype = loaded.dtype if assign and constant.is_floating_point() else constant.dtype
+            setattr(self, name, loaded.to(place, dtype, copy=True))
+        try:
+            self.prove()
+        except ValueError:
+            for name, constant in before.items():
+                setattr(self, name, constant)
+            raise
+
+
+def constants(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The constants of a module and of those inside it, by name."""
+    for prefix, part in module.named_modules():
+        for name in part.constants if isinstance(part, Constants) else ():
+            yield f"{prefix}.{name}".lstrip("."), getattr(part, name)
+
+
+def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a module and of those inside it, by name."""
+    return itertools.chain(module.named_parameters(), module.named_buffers())

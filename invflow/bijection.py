@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ._torch import Constants, Filled, constants, weights
 from .arguments import one_line
-from .errors import NumericsError, ShapeError
+from .errors import InvflowError, NumericsError, ShapeError
 from .numerics.modes import FLOAT, NONE, REAL_ARITHMETIC, Level, Limit, Mode, least
 from .state import Shape, State, require_tensor, shape_of, zero_log_det, zeros
 
@@ -24,7 +25,46 @@ def _is_abstract(cls: type) -> bool:
     return any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls))
 
 
-class Bijection(nn.Module, ABC):
+def _require_whole(module: nn.Module, keys: Any) -> None:
+    """The hook of `Handled`: gives constants that were left out their place, and refuses weights that were."""
+    tensors = dict(weights(module)) | dict(constants(module))
+    placed = [tensor for tensor in tensors.values() if not tensor.is_meta]
+    if not placed:
+        return
+    like = next((tensor for tensor in placed if tensor.is_floating_point()), placed[0])
+    for part in module.modules():
+        if isinstance(part, Constants):
+            part.settle(like)
+    tensors |= dict(constants(module))
+    left, place = [name for name, tensor in tensors.items() if tensor.is_meta], "on the meta device"
+    if not left and keys.missing_keys:  # named as the module that was loaded names them
+        missing = tuple(f".{key}" for key in keys.missing_keys)
+        absent = [name for name in tensors if any(key.endswith(f".{name}") for key in missing)]
+        left, place = [name for name in absent if bool(tensors[name].isnan().any())], "NaN"
+    if left:
+        raise InvflowError(
+            f"{type(module).__name__} expects a state_dict with all of its weights, because it was built on the meta "
+            f"device: without {left[0]!r}, which stays {place} ({len(left)} of {len(tensors)} tensors do), it is no "
+            "model; load a whole one"
+        )
+
+
+class Handled(Filled):
+    """A module that is never silently half loaded.
+
+    After `load_state_dict`, `assign=True` and `strict=False` included, all of its tensors are on the meta device or
+    none is, and none that was left out is what the memory held.
+
+    Raises:
+        InvflowError: `load_state_dict` left out a weight that has no value.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_post_hook(_require_whole)  # type: ignore[no-untyped-call]
+
+
+class Bijection(Handled, ABC):
     """An invertible map between states, with its log-determinant.
 
     A subclass overrides `forward` and `inverse`; then `forward_and_log_det` and `inverse_and_log_det`, both of them, or

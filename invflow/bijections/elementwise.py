@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._torch import transforms_active, version
 from ..bijection import Bijection
-from ..errors import NumericsError, ShapeError
+from ..errors import InvflowError, NumericsError, ShapeError
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
+
+_ALL = 0.999
+"""An average share of at least this is one of ones, which were rounded."""
 
 
 class _ScaleAndShift(Bijection):
@@ -100,11 +104,44 @@ class ActNorm(_ScaleAndShift):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
-        self.register_buffer("initialized", torch.tensor(False))
+        # A float, 0 or 1, and a boolean in the state_dict: an average with buffers tells which part of it was set.
+        self.register_buffer("initialized", torch.zeros(()))
+        self._was_set = False  # here, not by one who wrote into the tensors
+        self.register_state_dict_post_hook(_to_boolean)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_boolean)  # type: ignore[no-untyped-call]
 
     @property
     def awaits_data(self) -> bool:
-        return not self.initialized
+        return not (self._was_set or self._was_copied())
+
+    def train(self, mode: bool = True) -> Any:
+        """Sets the mode, and refuses an average that began before `initialize`."""
+        _ = self.awaits_data
+        return super().train(mode)
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        # Every call asks for this. To read a number of another device would take long: there, only `train` does it.
+        unknown = not self._was_set and self.initialized.is_cpu
+        if unknown and not (torch.compiler.is_compiling() or transforms_active()):
+            self._was_copied()
+        return super().output_shape(shape)
+
+    def _was_copied(self) -> bool:
+        """Whether scale and shift were copied from an initialized layer, as DDP does.
+
+        Raises:
+            InvflowError: they may be an average over layers before and after `initialize`.
+        """
+        share = 0.0 if self.initialized.is_meta else float(self.initialized)
+        if not share > 0:  # or NaN, after `to_empty`
+            return False
+        if share < _ALL or version(self.log_scale) > 1:
+            raise InvflowError(
+                f"{self.tag} is a copy made before initialize that was averaged with layers initialized since; begin "
+                "to average after initialize"
+            )
+        self._was_set = True
+        return True
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -118,7 +155,7 @@ class ActNorm(_ScaleAndShift):
             NumericsError: the batch is not finite. The layer stays uninitialised.
         """
         self.output_shape(shape_of(x))
-        if self.initialized:
+        if not self.awaits_data:
             return
         if not x.shape[0]:
             raise ShapeError("actnorm expects a batch of at least one sample to initialize from, got none")
@@ -138,7 +175,22 @@ class ActNorm(_ScaleAndShift):
         self.log_scale.copy_(torch.where(constant, 0.0, -(deviation * unit).log()))
         # By the scale as it was rounded: its error, times a large mean, would be a shift.
         self.shift.copy_(-mean * unit * self.log_scale.exp().to(mean))
-        self.initialized.fill_(True)
+        self.initialized.fill_(1)
+        self._was_set = True
+
+
+def _to_boolean(module: ActNorm, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """Runs when a state_dict is made."""
+    _ = module.awaits_data  # refuses a mixture
+    state_dict[f"{prefix}initialized"] = state_dict[f"{prefix}initialized"] > 0.5
+
+
+def _from_boolean(module: ActNorm, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Runs before a load. An average of booleans, a number, is a share too."""
+    if (key := f"{prefix}initialized") in state_dict:
+        share = state_dict[key]
+        module._was_set = not share.is_meta and float(share) > _ALL
+        state_dict[key] = share.to(state_dict.get(f"{prefix}log_scale", module.log_scale).dtype)
 
 
 @register("logit")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._torch import Constants
 from ..bijection import Bijection
+from ..errors import InvflowError
 from ..numerics.backend import own_precision
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
+from .permute import require_order
 
 
 @register("linear_1x1")
-class Linear1x1(Bijection):
+class Linear1x1(Constants, Bijection):
     """``y = W x`` across the channels at every position: an invertible 1x1 convolution.
 
     ``W = P L (U + diag(sign * exp(log_diagonal)))`` with a fixed permutation P, unit lower triangular L and strictly
     upper triangular U, so that it stays invertible while it is learned, its log-determinant is
-    ``height * width * sum(log_diagonal)``, and its inverse solves two triangular systems. It starts as a rotation.
+    ``height * width * sum(log_diagonal)``, and its inverse solves two triangular systems. It starts as a rotation,
+    with ``P = 1`` and positive signs; weights of earlier versions bring others.
 
     Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
 
@@ -32,20 +36,30 @@ class Linear1x1(Bijection):
     cheap_inverse = True
     examples = [({}, (3,)), ({}, (2, 3, 2)), ({}, (1, 2, 2))]
 
+    constants = ("sign", "order")
     order: Tensor
     sign: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        channels = require_channels("linear_1x1", shape)[0]
-        rotation, _ = torch.linalg.qr(torch.randn(channels, channels))
-        permutation, lower, upper = torch.linalg.lu(rotation)
+        self._channels = require_channels("linear_1x1", shape)[0]
+        rotation, _ = torch.linalg.qr(torch.randn(self._channels, self._channels))
+        _, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal()
         self.lower = nn.Parameter(lower.tril(-1))
-        self.upper = nn.Parameter(upper.triu(1))
+        self.upper = nn.Parameter(upper.triu(1) * diagonal.sign())  # columns of other signs: a rotation all the same
         self.log_diagonal = nn.Parameter(diagonal.abs().log())
-        self.register_buffer("sign", diagonal.sign())
-        self.register_buffer("order", permutation.argmax(1))  # (P x)[i] = x[order[i]]
+        # Constants cannot depend on the random weights: the processes of a parallel training share weights alone.
+        self.sign, self.order = self.made("sign"), self.made("order")  # (P x)[i] = x[order[i]]
+
+    def made(self, name: str) -> Tensor:
+        return torch.ones(self._channels) if name == "sign" else torch.arange(self._channels)
+
+    def prove(self) -> None:
+        """Raises InvflowError if the order is no permutation, or a sign is neither 1 nor -1."""
+        require_order(self.tag, self.order)
+        if not self.sign.is_meta and not bool((self.sign.abs() == 1).all()):
+            raise InvflowError(f"{self.tag} expects signs of 1 and -1, got {self.sign.tolist()}")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         columns = self._columns(x)

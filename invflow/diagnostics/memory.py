@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch import storage_of
+from .._torch import constants, storage_of
 from ..errors import InvflowError
 from ..reversible.chain import POLICIES, Kept, plan, run_group
 from ..sequential import Sequential
@@ -124,7 +124,8 @@ class _Chain:
         x = self.x
         sizes: list[int] = []
         alive: list[Any] = []
-        known = {storage_of(tensor) for tensor in (*self.chain.parameters(), *self.chain.buffers())}
+        held = (*self.chain.parameters(), *self.chain.buffers(), *dict(constants(self.chain)).values())
+        known = {storage_of(tensor) for tensor in held}
 
         def pack(tensor: Tensor) -> Tensor:
             if storage_of(tensor) not in known:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..arguments import one_line
+from ..bijection import Handled
 from ..errors import ShapeError
 from ..sequential import Sequential
 from ..state import State, leaves, shape_of
@@ -43,7 +44,7 @@ def _that_widen(chain: Sequential) -> str:
     return ", ".join(layer.tag for layer in chain if not layer.surjective)
 
 
-class _Model(nn.Module):
+class _Model(Handled):
     """A trunk with one module on top."""
 
     def __init__(self, bijection: Sequential) -> None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from .._torch import Constants
 from ..errors import ShapeError
 from ..registry import register_prior
 from ..state import Shape, State, TensorShape, flat_size, flatten, make_state, require_state
@@ -26,7 +27,7 @@ class Prior(nn.Module, ABC):
 
 
 @register_prior("standard_normal")
-class StandardNormal(Prior):
+class StandardNormal(Constants, Prior):
     """Independent standard normal numbers: ``log p(z) = -1/2 sum(z^2 + log 2 pi)``.
 
     Samples have the temperature as their standard deviation.
@@ -39,13 +40,18 @@ class StandardNormal(Prior):
         tensor([-1.8379])
     """
 
+    constants = ("origin",)
+    saved = False
     origin: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        # Samples take the device and the dtype of this buffer, which moves with the model.
-        self.register_buffer("origin", torch.zeros(()), persistent=False)
+        # Samples take the device and the dtype of this tensor, which moves with the model.
+        self.origin = self.made("origin")
+
+    def made(self, name: str) -> Tensor:
+        return torch.zeros(())
 
     def log_prob(self, z: State) -> Tensor:
         require_state("the standard_normal prior", self.shape, None, z)

@@ -69,6 +69,7 @@ class _Spectral(nn.Module, ABC):
         self.register_buffer("v", torch.zeros(in_shape))
         self.register_buffer("margin", torch.ones(()))
         self.register_buffer("fingerprint", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_without_the_pair)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -142,6 +143,12 @@ class _Spectral(nn.Module, ABC):
         else:
             factor = float(self.certified_norm() / largest) / norm
         return u.reshape(self.out_shape), v.reshape(self.in_shape), weight.new_tensor(factor)
+
+
+def _without_the_pair(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Runs before a load: the fingerprint of weights that come without their pair would make it that of the old one."""
+    if not all(f"{prefix}{name}" in state_dict for name in ("u", "v", "margin")):
+        state_dict.pop(f"{prefix}fingerprint", None)
 
 
 class SpectralLinear(_Spectral):

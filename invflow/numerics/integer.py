@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._torch import Proved
+from .._torch import Constants
 from ..errors import NumericsError
 from .backend import exact_kernels, trust
 from .grid import round_through, traced
@@ -44,7 +44,7 @@ _SLOPE_OVER = 64
 DTYPES = (torch.float32, torch.float64)
 
 
-class Quantize(Proved):
+class Quantize(Constants):
     """Real numbers to integers: ``clamp(round(scale * x), -limit, limit)``.
 
     Args:
@@ -52,12 +52,13 @@ class Quantize(Proved):
         limit: the largest magnitude.
     """
 
+    constants = ("scale",)
     scale: Tensor
 
     def __init__(self, scale: Tensor, limit: int) -> None:
         super().__init__()
         self.limit = limit
-        self.register_buffer("scale", scale)
+        self.scale = scale
         self.prove()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Requantize(nn.Module):
         return _clamp(round_through(s), self.low, self.limit)
 
 
-class Table(Proved):
+class Table(Constants):
     """Any function of one number: ``values[clamp(round(s), -limit, limit) + limit]``.
 
     Args:
@@ -99,13 +100,14 @@ class Table(Proved):
         largest: the largest magnitude that a value may have.
     """
 
+    constants = ("values",)
     values: Tensor
 
     def __init__(self, values: Tensor, largest: int) -> None:
         super().__init__()
         self.limit = len(values) // 2
         self.largest = largest
-        self.register_buffer("values", values)
+        self.values = values
         self.prove()
 
     def forward(self, s: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ class Table(Proved):
         _require_integers("a table of an order-free net", self.values, self.largest)
 
 
-class FixedPoint(Proved):
+class FixedPoint(Constants):
     """A convolution or a linear map of integers: weights and bias are integers times a power of two per output channel.
 
     Attributes:
@@ -142,6 +144,7 @@ class FixedPoint(Proved):
         like: the layer whose stride, padding, dilation and groups are used.
     """
 
+    constants = ("weight", "bias", "shift")
     weight: Tensor
     bias: Tensor
     shift: Tensor
@@ -151,8 +154,7 @@ class FixedPoint(Proved):
         self.limit = limit
         conv = like if isinstance(like, nn.Conv2d) else None
         self.geometry: Any = None if conv is None else (conv.stride, conv.padding, conv.dilation, conv.groups)
-        for name, buffer in (("weight", weight), ("bias", bias), ("shift", shift)):
-            self.register_buffer(name, buffer)
+        self.weight, self.bias, self.shift = weight, bias, shift
         self.prove()
 
     def forward(self, q: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 from torch import nn
 
+from .._torch import constants
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError, SpecError
 from ..fields import quoted, shortened
@@ -208,8 +209,7 @@ class _Builder:
             return  # checked in the pass that counts
         second, _ = self._layer(node, path, other, backwards)
         sizes, wanted = (
-            {name: tuple(tensor.shape) for name, tensor in itertools.chain(one.named_parameters(), one.named_buffers())}
-            for one in (layer, second)
+            {name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (layer, second)
         )
         name = next((name for name in {**sizes, **wanted} if sizes.get(name) != wanted.get(name)), None)
         if name is not None:
@@ -373,13 +373,13 @@ def _ships(cls: type) -> bool:
 
 
 def _numbers(module: nn.Module) -> int:
-    """The numbers in all weights and buffers."""
+    """The numbers in all weights, buffers and constants."""
     return sum(tensor.numel() for tensor in module.state_dict().values())
 
 
 def _objects(module: nn.Module) -> int:
-    """The number of modules, weights and buffers."""
-    return sum(1 for _ in itertools.chain(module.modules(), module.parameters(), module.buffers()))
+    """The number of modules, weights, buffers and constants."""
+    return sum(1 for _ in itertools.chain(module.modules(), module.parameters(), module.buffers(), constants(module)))
 
 
 def _is_shape(shape: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import CheckpointError, NumericsError
+from ..errors import CheckpointError, InvflowError
 from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..sequential import Sequential
@@ -92,10 +92,10 @@ def load(
         raise CheckpointError(f"{folder / block.weights}: {found}; save a finite model, or load it with allow_nan=True")
     try:
         model.load_state_dict(tensors, assign=True)  # keeps the dtype that was saved
-    except NumericsError as error:
-        raise CheckpointError(f"{folder / block.weights}: these weights are not exact: {error}") from None
+    except InvflowError as error:
+        raise CheckpointError(f"{folder / block.weights}: these weights are refused: {error}") from None
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
-    for name, buffer in model.named_buffers():  # those that no checkpoint holds, such as a prior's
+    for name, buffer in model.named_buffers():  # those that no checkpoint holds, such as another package's prior's
         if dtype is not None and name not in expected and buffer.is_floating_point():
             buffer.data = buffer.to(dtype)
     return model

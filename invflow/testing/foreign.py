@@ -53,8 +53,9 @@ class Foreign(Bijection):
         self.module = module
         self._calls = (forward, inverse)
         self._log_dets = (forward_log_det, inverse_log_det)
-        # Functions that are defined inside others do not pickle, which is not a fault of the layer.
-        self.unknown = {"pickles", *(() if all(self._log_dets) else _LOG_DETS)}
+        # Functions that are defined inside others do not pickle, and other libraries hold indices in buffers, which
+        # averages truncate: neither makes a map wrong.
+        self.unknown = {"pickles", "handling", *(() if all(self._log_dets) else _LOG_DETS)}
 
     def forward(self, x: Any, context: Tensor | None = None) -> Any:
         return self._call(self._calls[0], x, context)

@@ -122,7 +122,7 @@ def test_properties_are_chosen_by_name():
 
 def test_every_property_that_is_defined_is_checked():
     names = [prop.name for prop in PROPERTIES]
-    assert len(set(names)) == len(names) == 35
+    assert len(set(names)) == len(names) == 36
     assert names[0] == "round trip"
     assert names[-1] == "compiles"
 

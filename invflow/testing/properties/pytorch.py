@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -10,13 +11,15 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..._torch import untraced
 from ...bijection import Bijection
 from ...bijections import Residual
 from ...diagnostics.rounding import condition_number, in_double
 from ...diagnostics.roundtrip import in_dtype
+from ...errors import InvflowError
 from ...measures import difference, magnitude, same_bits
 from ...state import flatten, leaves, map_state, shape_of, unflatten
 from ..tolerances import AUTOCAST_ROUNDINGS, EXACT, HALF_ROUNDINGS, LARGEST_IN_HALF, SAME_ROUNDINGS, eps
@@ -37,6 +40,9 @@ from .base import (
     same_states,
 )
 from .mathematics import sample_jacobians
+
+_DECAY = 0.9
+"""The rate of averages. The rounding of its float32 turns 3, averaged with 3, to 2."""
 
 
 def _results(trial: Trial, bijection: Bijection | None = None) -> tuple[Any, ...]:
@@ -82,6 +88,49 @@ def meta_device(trial: Trial) -> None:
         expect(shape_of(found[0]) == shape_of(expected[0]), f"{name}: the same shapes as on the real device")
         devices = {leaf.device.type for leaf in leaves(found)}
         expect(devices == {"meta"}, f"{name}: meta tensors, got some on {sorted(devices)}")
+
+
+@promised(same_states, kinds=("normal",), trials=2)
+def handling(trial: Trial) -> float:
+    """Averages of equal models, casts to and fro and copies by way of the meta device return the same numbers."""
+    bijection = trial.bijection
+    begun = _Averaged(bijection, use_buffers=False) if bijection.awaits_data else None
+    expected = _results(trial)
+    averaged = bijection
+    for use_buffers in (False, True):
+        averaged = _Averaged(averaged, use_buffers=use_buffers).update()
+    found = list(zip(_results(trial, averaged), expected, strict=True))
+    weights = {key: value.clone() for key, value in bijection.state_dict().items()}
+    nowhere = copy.deepcopy(bijection).to("meta")
+    emptied = copy.deepcopy(nowhere).to_empty(device="cpu")
+    for how, other, assign in (("assign=True", nowhere, True), ("to_empty", emptied, False)):
+        other.load_state_dict(weights, assign=assign)
+        other.type(torch.float64).to(trial.setting.dtype)
+        same = same_bits(_results(trial, other), expected)
+        expect(same, f"the same bits after loading on the meta device, by {how}, and a cast to float64 and back")
+    if begun is not None:
+        bijection.initialize(trial.x, trial.context)
+        average = begun.update()
+        with contextlib.suppress(InvflowError):  # refused
+            right = same_bits(_results(trial, average), _results(trial))
+            expect(right, "an average that began before initialize to be refused")
+    return same_numbers(trial, found)
+
+
+class _Averaged:
+    """An exponential average of a bijection, begun with two equal ones."""
+
+    def __init__(self, bijection: Bijection, *, use_buffers: bool) -> None:
+        self.models = nn.ModuleList([bijection, nn.Linear(1, 1)])  # PyTorch averages nothing without a weight
+        rule: Any = get_ema_multi_avg_fn(_DECAY)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.models, multi_avg_fn=rule, use_buffers=use_buffers)
+        self.update()
+        self.update()
+
+    def update(self) -> Bijection:
+        """The average with the bijection as it is now."""
+        self.average.update_parameters(self.models)
+        return next(part for part in self.average.modules() if isinstance(part, Bijection))
 
 
 @differentiated(roundings(SAME_ROUNDINGS), kinds=("normal",), trials=2, dense=True)

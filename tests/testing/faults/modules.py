@@ -54,6 +54,62 @@ class NotInTheStateDict(Bijection):
         pass
 
 
+@fault("handling", (12,))
+class AverageLosesAChannel(Bijection):
+    """An order is a buffer of integers, which averages truncate."""
+
+    volume_preserving = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("order", torch.arange(12).flip(0))
+
+    def forward(self, x, context=None):
+        return x.index_select(1, self.order)
+
+    def inverse(self, y, context=None):
+        return y.index_select(1, self.order.argsort())
+
+
+@fault("handling")
+class LostOnMeta(Scale):
+    """A buffer that is not in the state_dict has no values after loading on the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("unit", torch.full((4,), 2.0), persistent=False)
+
+    def forward(self, x, context=None):
+        return super().forward(x / self.unit)
+
+    def inverse(self, y, context=None):
+        return super().inverse(y) * self.unit
+
+    def forward_and_log_det(self, x, context=None):
+        return self(x), super().forward_and_log_det(x / self.unit)[1] - self.unit.log().sum()
+
+    def inverse_and_log_det(self, y, context=None):
+        return self.inverse(y), super().inverse_and_log_det(y)[1] + self.unit.log().sum()
+
+
+@fault("handling")
+class AveragedBeforeItWasSet(Scale):
+    """A scale from data, and a flag that hides that an average began before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ready", torch.tensor(False))
+
+    @property
+    def awaits_data(self):
+        return not self.ready
+
+    @torch.no_grad()
+    def initialize(self, x, context=None):
+        self.log_scale.copy_(-x.std(0).log())
+        self.ready.fill_(True)
+
+
 @fault("meta device")
 class ReadsValues(Scale):
     """A branch reads the values of the weights, which the meta device does not have."""
