@@ -14,7 +14,7 @@ from ..state import Shape, State, shape_of, zero_log_det, zeros
 
 Call = Callable[..., Any]
 
-_LOG_DETS = ("log det", "inverse log det", "log det form")
+_LOG_DETS = ("log det", "inverse log det", "log det form", "log det everywhere")
 
 
 class Foreign(Bijection):
