@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 
 import pytest
@@ -235,7 +236,7 @@ def test_a_picture_has_the_size_of_its_figure(digits, tmp_path):
 @pytest.mark.parametrize("name", ["old.png", "old.gif"])
 def test_an_interrupted_write_leaves_the_old_picture_alone(walks, tmp_path, monkeypatch, name):
     def full_disk(descriptor):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     (tmp_path / name).write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", full_disk)

@@ -101,7 +101,7 @@ def some_settings(seed: int, count: int, *, perturb: bool = True, kinds: Sequenc
         training = number % 3 == 1
         kind = kinds[number] if number < len(kinds) else source.choice(kinds)
         batch = source.choice(TRAIN_BATCHES if training else BATCHES) if number else 3
-        large = number in (5, 7)  # ordinary and distinct samples, once in each mode
+        large = number == 7  # in train mode; the property "large batch" is of eval mode
         yield Setting(
             kind=kinds[0] if large else kind,
             layout=LAYOUTS[0 if large else number % len(LAYOUTS)],
@@ -307,7 +307,7 @@ def _stretched(shape: Shape, *, widen: bool) -> Shape:
     if len(shape) < 3:
         return shape
     *channels, height, width = shape
-    return (*channels, height, 2 * width) if widen else (*channels, 2 * height, width // 2)
+    return (*channels, height, 2 * width) if widen else (*channels, 2 * height, max(1, width // 2))
 
 
 def _spread(shape: tuple[int, ...], kind: Kind, generator: torch.Generator) -> Tensor:

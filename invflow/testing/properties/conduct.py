@@ -35,8 +35,8 @@ from .base import (
     same_states,
 )
 
-_LARGE = 2**18
-"""The most numbers in a large batch."""
+_LARGE = 2**16
+"""The most numbers in a large batch, or in its Jacobians if these cost most."""
 
 
 @promised(EXACT, needs={})
@@ -201,7 +201,8 @@ def batch_independence(trial: Trial) -> float:
 @promised(same_states, inverts_to_rounding, needs={"training": False, "batch": 5}, trials=2)
 def large_batch(trial: Trial) -> float:
     """In eval mode a sample's result is the same in a batch of hundreds."""
-    times = max(16, min(205, _LARGE // flat_size(trial.shape)))  # five samples: no power of two is a multiple
+    size = flat_size(trial.shape) ** (1 if trial.bijection.cheap_inverse else 2)
+    times = max(16, min(205, _LARGE // size))  # five samples: no power of two is a multiple
 
     def repeated(state: State | None) -> Any:
         return None if state is None else map_state(lambda leaf: torch.cat([leaf] * times), state)
