@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 import invflow
 from invflow import Inverse, Sequential
+from invflow._torch import DispatchMode
 from invflow.bijections import AdditiveCoupling, AffineCoupling, Each, Linear1x1, Merge, Psi, Split
 from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.errors import ReconstructionError, ReconstructionWarning
@@ -348,6 +350,29 @@ class Scaled(nn.Module):
         return self.gain * self.conv(x) + self.bias
 
 
+class Alive(DispatchMode):
+    """The largest number of bytes of tensors that were made inside and were alive at the same time."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive = self.peak = 0
+        self.sizes = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        results = made if isinstance(made, tuple | list) else [made]
+        for storage in (one.untyped_storage() for one in results if isinstance(one, torch.Tensor)):
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self.end, storage._cdata)
+        return made
+
+    def end(self, storage):
+        self.alive -= self.sizes.pop(storage, 0)
+
+
 class TestRepair:
     """No wrong gradient leaves backward, and nobody is told: warnings are errors."""
 
@@ -436,6 +461,19 @@ class TestRepair:
         layers = list(couplings(READERS["a ReLU"], 12))
         chain = Sequential(*layers[:position], Each(Unsound()), *layers[position:], monitor="repair")
         self.assert_right(chain, images())
+
+    def test_memory_is_at_most_that_of_checkpoint(self):
+        """If the last layer is wrong, the inputs of all layers are held."""
+        layers, x = list(couplings(READERS["a ReLU"], 32)), torch.randn(16, 16, 16, 16)
+        chain = Sequential(*layers[:32], Each(Unsound()), *layers[32:], monitor="repair")
+        repaired, peaks = chain.reconstruction.anchors, {}
+        for chain.backprop in ("reversible", "checkpoint"):
+            chain.zero_grad()
+            with Alive() as alive:
+                chain(x.clone().requires_grad_()).square().mean().backward()
+            peaks[chain.backprop] = alive.peak
+        assert repaired
+        assert peaks["reversible"] <= 1.05 * peaks["checkpoint"]
 
     def test_two_backwards_of_one_forward(self):
         chain = couplings(normalised, monitor="repair")
