@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ from PIL import Image
 import invflow
 from invflow.cli import app, main
 from invflow.cli.options import new_folder
+from invflow.errors import UnfinishedWarning
 from invflow.training.run import Run
 from tests.test_density_training import images, points
 from tests.test_injections import Pad
@@ -157,15 +159,18 @@ def flow(call, tmp_path):
         ),
     ],
 )
-def test_evaluate_says_that_a_run_is_unfinished(trained, entries, said):
+def test_whatever_reads_a_run_says_that_it_is_unfinished(trained, entries, said):
     run, _ = trained
     Run.open(run).update(**entries)
-    command = [sys.executable, "-c", "from invflow.cli import main; main()", "evaluate", str(run), "--json"]
     root = Path(__file__).parent.parent
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
-    assert ended.returncode == 0
-    assert json.loads(ended.stdout)["unfinished"] == said
-    assert ended.stderr == f"invflow: {run}: {said}\n"
+    for verb in ("evaluate", "check"):
+        command = [sys.executable, "-c", "from invflow.cli import main; main()", verb, str(run), "--json"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+        assert ended.returncode == 0
+        assert verb == "check" or json.loads(ended.stdout)["unfinished"] == said
+        assert ended.stderr == f"invflow: {run}: {said}\n"
+    with pytest.warns(UnfinishedWarning, match=re.escape(said)):
+        invflow.load(run)
 
 
 def test_compare_refuses_two_data_sets(call, tmp_path):

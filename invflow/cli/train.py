@@ -32,6 +32,7 @@ def train(
     Then evaluate it and draw pictures.
     """
     from ..spec import load_spec
+    from ..spec.record import RUN_FILE
     from ..training import run as runs
     from ..training.illustrate import illustrate
 
@@ -52,7 +53,7 @@ def train(
                 run = runs.train(document, folder, overrides=overrides, **options)
             found, pictures = illustrate(run, data_root, device)
         except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, a full disk
-            if folder is not None and (folder / runs.RUN_FILE).is_file():
+            if folder is not None and (folder / RUN_FILE).is_file():
                 plugins = "".join(f" --plugin {path}" for path in plugin or ())
                 err.print(f"interrupted; resume with: invflow train --resume {folder}{plugins}")
                 if isinstance(error, KeyboardInterrupt):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import CheckpointError, InvflowError
+from ..errors import CheckpointError, InvflowError, UnfinishedWarning
 from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..sequential import Sequential
@@ -26,6 +27,7 @@ from .build import build, build_model
 from .document import CheckpointBlock, Spec, load_spec
 from .dump import to_spec
 from .limits import DEFAULT_LIMITS, Limits
+from .record import read_record, unfinished
 
 SPEC_FILE = "spec.json"
 _WEIGHTS = "weights-{}.safetensors"
@@ -63,6 +65,8 @@ def load(
 ) -> Sequential | Classifier | Flow:
     """The chain, the classifier or the flow that `save` wrote, in the dtype that it had.
 
+    Warns if the folder is that of a run whose training did not reach its end.
+
     Args:
         folder: where it was saved.
         limits: as in `build`.
@@ -75,6 +79,7 @@ def load(
     folder = Path(folder)
     try:
         spec, block, file = _open(folder, limits)
+        left = unfinished(read_record(folder), spec.training)
         with file:
             model = _build(spec, limits)
             expected = model.state_dict()
@@ -84,6 +89,8 @@ def load(
         raise CheckpointError(f"{error.filename or folder}: the weights cannot be read: {error.strerror}") from None
     if len(payload) > most:
         raise CheckpointError(f"{folder / block.weights}: larger than the weights of its spec can be")
+    if left:
+        warnings.warn(f"{folder}: {left}", UnfinishedWarning, stacklevel=2)
     tensors = _unpacked(payload, folder / block.weights, block.digest)
     _check_fit(folder / block.weights, tensors, expected)
     damaged = [] if allow_nan else [name for name, tensor in tensors.items() if not tensor.isfinite().all()]

@@ -35,7 +35,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichPro
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ..errors import DivergedError, InvflowError, RunError, UnfinishedWarning
+from ..errors import DivergedError, InvflowError, RunError
 from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..models.freezing import freeze
@@ -43,17 +43,16 @@ from ..numerics import Exact
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec
+from ..spec.record import RUN_FILE, read_record, unfinished
 from ..spec.training import Training
 from .data import DataSet, load_data, test_loader
 from .module import ModelTraining
 from .tasks import CPU, Score, Task, task_of
 
-RUN_FILE = "run.json"
 BEST = "best"
 FLOAT = "float"
 PICTURES = "pictures"
 _OWNER = ".training"
-_LARGEST_RECORD = 2**20
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,10 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> Run:
         """Open a folder that `train` wrote. Raise RunError if there is no run in it."""
-        path = folder / RUN_FILE
-        try:
-            with path.open("rb") as file:
-                record = json.loads(file.read(_LARGEST_RECORD))
-            if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
-        except (FileNotFoundError, NotADirectoryError):
+        record = read_record(folder)
+        if record is None:
             expected = f"expected a folder with {RUN_FILE}, as 'invflow train' writes it"
-            raise RunError(f"{folder}: no run here: {expected}") from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: cannot be read: {error}") from None
+            raise RunError(f"{folder}: no run here: {expected}")
         return cls(folder, read_checkpoint_spec(folder)[0], record)
 
     @property
@@ -94,17 +86,10 @@ class Run:
     @property
     def unfinished(self) -> str | None:
         """Why the training of the model did not reach its end, in words; None if it did."""
-        if self.record.get("status") == "finished":
-            return None
-        done = f"the weights are those after {self.record.get('epochs_done', 0)} of {self.training.epochs} epochs"
-        if self.record.get("status") == "diverged":
-            return f"{self.record.get('why', 'training diverged')}; {done}"
-        return f"training was interrupted, or goes on; {done}"
+        return unfinished(self.record, self.spec.training)
 
     def load(self) -> Classifier | Flow:
         """The trained model, with the weights of the last evaluation. Warn if its training did not reach its end."""
-        if self.unfinished:
-            warnings.warn(f"{self.folder}: {self.unfinished}", UnfinishedWarning, stacklevel=2)
         model = load(self.folder)
         if not isinstance(model, Classifier | Flow):
             raise RunError(f"{self.folder}: a chain without a head or a prior: nothing to evaluate")
