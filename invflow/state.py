@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeGuard, Union
 import torch
 from torch import Tensor, nn
 
+from ._torch import constants
 from .errors import ShapeError
 
 State: TypeAlias = Union[Tensor, tuple["State", ...]]
@@ -247,13 +248,13 @@ def require_state(who: str, shape: Shape | None, dtype: torch.dtype | None, stat
 
 
 def common_dtype(module: nn.Module) -> torch.dtype | None:
-    """The floating-point dtype of all weights, or of all buffers if there are none; None if they have several or none.
+    """The floating-point dtype of all weights; without weights that of the buffers or constants; None if not unique.
 
     Examples:
         >>> common_dtype(torch.nn.Linear(2, 2))
         torch.float32
     """
-    for tensors in (module.parameters(), module.buffers()):
+    for tensors in (module.parameters(), module.buffers(), dict(constants(module)).values()):
         found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if found:
             return found.pop() if len(found) == 1 else None

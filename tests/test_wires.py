@@ -191,7 +191,7 @@ def test_a_monitor_names_the_step_inside_a_wrapper():
     chain = Sequential(
         Each(Sequential(Affine((3,)), Unsound())), Each(Affine((3,))), backprop="reversible", monitor="warn"
     )
-    x = (torch.randn(9, 3), torch.randn(9, 3))
+    x = (torch.randn(99, 3), torch.randn(99, 3))
     with pytest.warns(invflow.errors.ReconstructionWarning, match=r"layers.0.layer@1.layers.1, Unsound\(\)"):
         sum(leaf.square().sum() for leaf in chain(x)).backward()
     assert chain.reconstruction.errors["layers.0.layer@0.layers.1"] > 0.1
