@@ -35,16 +35,16 @@ CHANNELS = NUMBERS // LEAST
 """The most channels that numbers are kept of, evenly spaced."""
 GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
 """Their multiples, modulo 1, are spread evenly, however many there are: no stride coincides with a row."""
-DIGITS_TO_KEEP = 3 / 5
-"""The part of a dtype's digits that a reconstruction must keep: 4.2 of float32's 7 (7e-5), 9.4 of float64's 16 (4e-10).
-A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32), and so do 64 that normalise; one that
+DIGITS_TO_KEEP, OF_DOUBLES = 3 / 5, 2 / 3
+"""The part of a dtype's digits that a reconstruction must keep: 4.2 of float32's 7 (7e-5); float64 has digits to spare,
+and must keep 10.4 of 16 (3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one that
 keeps less has gradients with about the same error, which will grow."""
 
 
 @functools.cache
 def tolerance(dtype: torch.dtype) -> float:
     """The largest relative error of a reconstruction in a dtype that the monitor accepts."""
-    return float(torch.finfo(dtype).eps ** DIGITS_TO_KEEP)
+    return float(torch.finfo(dtype).eps ** (OF_DOUBLES if dtype == torch.float64 else DIGITS_TO_KEEP))
 
 
 class Reconstruction:
