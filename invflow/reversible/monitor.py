@@ -37,8 +37,8 @@ GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
 """Their multiples, modulo 1, are spread evenly, however many there are: no stride coincides with a row."""
 DIGITS_TO_KEEP, OF_DOUBLES = 3 / 5, 2 / 3
 """The part of a dtype's digits that a reconstruction must keep: 4.2 of float32's 7 (7e-5); float64 has digits to spare,
-and must keep 10.4 of 16 (3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one that
-keeps less has gradients with about the same error, which will grow."""
+and must keep 10.4 of 16 (3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one
+that keeps less has gradients with about the same error, which will grow."""
 
 
 @functools.cache
