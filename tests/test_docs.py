@@ -11,6 +11,7 @@ import pytest
 import invflow
 from invflow import registry
 from invflow.spec.training import Augmentation, Data, Elastic, RandomAffine, Stroke, Training
+from invflow.testing.properties import PROPERTIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/spec.md"]
@@ -54,3 +55,9 @@ def test_the_spec_page_names_every_training_option(options):
     section = (ROOT / "docs" / "spec.md").read_text().split("## Training")[1]
     missing = [name for name in options.model_fields if f"`{name}`" not in section and f".{name}`" not in section]
     assert not missing, f"docs/spec.md says nothing of {missing}"
+
+
+def test_the_proof_names_every_property():
+    text = (ROOT / "docs" / "proof.md").read_text()
+    said = "\n".join(f"- **{prop.name}**: {prop.promise}" for prop in PROPERTIES)
+    assert said in text, "write it again with make proof"
