@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._torch import Constants, Filled, constants, weights
+from ._torch import Constants, Converted, Filled, constants, weights
 from .arguments import one_line
 from .errors import InvflowError, NumericsError, ShapeError
 from .numerics.modes import FLOAT, NONE, REAL_ARITHMETIC, Level, Limit, Mode, least
@@ -27,6 +27,8 @@ def _is_abstract(cls: type) -> bool:
 
 def _require_whole(module: nn.Module, keys: Any) -> None:
     """The hook of `Handled`: gives constants that were left out their place, and refuses weights that were."""
+    if isinstance(module, Converted):
+        module.converted()  # with assign=True, a load converts too
     tensors = dict(weights(module)) | dict(constants(module))
     placed = [tensor for tensor in tensors.values() if not tensor.is_meta]
     if not placed:

@@ -152,6 +152,17 @@ def test_an_exact_chain_knows_the_dtype_of_its_constants():
     assert double(x.double()).dtype == torch.float64
 
 
+def test_a_load_that_assigns_other_dtypes_is_known(tmp_path):
+    single = copy.deepcopy(built("realnvp_moons.json"))
+    model = copy.deepcopy(single).double()
+    invflow.save(model, tmp_path)
+    x, _, _ = batches(model)
+    for chain in (invflow.load(tmp_path).bijection, single.bijection):
+        chain.load_state_dict(model.bijection.state_dict(), assign=True)
+        refused(chain, x.float(), match="expects torch.float64, which its weights have, got torch.float32")
+        assert chain(x.double()).dtype == torch.float64
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_contexts(name):
     model = built(name)
