@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
 
 import pytest
 import torch
@@ -368,10 +366,9 @@ class TestCompiled:
         assert kept(8, "stored")[0] > 4 * deep
 
 
-def train_in_a_process(rank, port, path):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def train_in_a_process(rank, path):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/group", rank=rank, world_size=2)
     for policy in ("stored", "reversible", "checkpoint"):
         chain = make_chain(policy, dropout=0.2)
         parallel = nn.parallel.DistributedDataParallel(chain)
@@ -385,10 +382,7 @@ def train_in_a_process(rank, port, path):
 
 def test_two_processes(tmp_path):
     """DistributedDataParallel averages the same gradients whatever the policy."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train_in_a_process, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(train_in_a_process, (str(tmp_path),), nprocs=2)
     right = torch.load(tmp_path / "stored.pt")
     for policy in ("reversible", "checkpoint"):
         assert_close(torch.load(tmp_path / f"{policy}.pt"), right)
