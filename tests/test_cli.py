@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import subprocess
@@ -21,7 +20,7 @@ from invflow.errors import UnfinishedWarning
 from invflow.training.run import Run
 from tests.test_density_training import images, points
 from tests.test_injections import Pad
-from tests.test_training import tiny
+from tests.test_training import fill_the_disk, tiny
 
 SPECS = Path(__file__).parent.parent / "specs"
 DIGITS = str(SPECS / "irevnet_digits.json")
@@ -93,14 +92,7 @@ def test_overrides_are_recorded(call, spec_file, tmp_path):
 
 
 def test_a_full_disk_is_one_line_with_the_way_to_resume(call, spec_file, monkeypatch):
-    replace = Path.replace
-
-    def full(temporary, target):
-        if target.name == "last.ckpt":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return replace(temporary, target)
-
-    monkeypatch.setattr(Path, "replace", full)
+    fill_the_disk(monkeypatch, "last.ckpt")
     status, out, err = call("train", spec_file, "--out", "run")
     assert (status, out) == (2, "")
     assert err.splitlines()[-2:] == [

@@ -172,6 +172,19 @@ class TestOptimisers:
         assert all(later < earlier for earlier, later in itertools.pairwise(cosine))
 
 
+def fill_the_disk(patch, name, at=1):
+    """From the given time on that a file of this name is to be replaced, there is no space for it."""
+    replace, left = Path.replace, [at]
+
+    def full(temporary, target):
+        left[0] -= target.name == name
+        if target.name == name and left[0] < 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(temporary, target)
+
+    patch.setattr(Path, "replace", full)
+
+
 class TestRuns:
     def test_a_run_folder_holds_everything(self, tmp_path):
         run = runs.train(tiny(), tmp_path / "run", overrides={"epochs": 2, "lr": 0.01, "seed": 3}, progress=False)
@@ -256,16 +269,9 @@ class TestRuns:
     @pytest.mark.parametrize("name", ["run.json", "spec.json", "last.ckpt", "metrics.csv"])
     def test_a_full_disk_leaves_a_run_to_resume(self, tmp_path, monkeypatch, name):
         whole = runs.train(tiny(epochs=2), tmp_path / "whole", progress=False)
-        folder, replace, seen = tmp_path / "run", Path.replace, []
-
-        def full(temporary, target):
-            seen.append(target.name)
-            if target.name == name and seen.count(name) == 2:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return replace(temporary, target)
-
+        folder = tmp_path / "run"
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", full)
+            fill_the_disk(patch, name, at=2)
             with pytest.raises(OSError, match="No space left on device") as error:
                 runs.train(tiny(epochs=2), folder, progress=False)
         assert Path(error.value.filename).name == name
@@ -279,15 +285,8 @@ class TestRuns:
         assert run.metrics() == whole.metrics()
 
     def test_a_run_that_cannot_begin_leaves_nothing(self, tmp_path, monkeypatch):
-        replace = Path.replace
-
-        def full(temporary, target):
-            if target.name == "run.json":
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return replace(temporary, target)
-
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", full)
+            fill_the_disk(patch, "run.json")
             with pytest.raises(OSError, match=r"No space left on device: .*run\.json"):
                 runs.train(tiny(epochs=1), tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
