@@ -1,8 +1,10 @@
 """The bijections, one family a file."""
 
-from .coupling import AdditiveCoupling, AffineCoupling
+from .actnorm import ActNorm, Affine
+from .affine_coupling import AffineCoupling
+from .coupling import AdditiveCoupling
 from .each import Each
-from .elementwise import ActNorm, Affine, Logit
+from .elementwise import Logit
 from .inverse import Inverse
 from .linear import Linear1x1
 from .permute import Permute

@@ -1,4 +1,4 @@
-"""Couplings: one half is changed by a function of the other."""
+"""Couplings: one half is changed by a function of the other. The base of all, and the additive one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, cast
 
-import torch
-from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from ..bijection import Bijection
@@ -24,22 +22,34 @@ from ..state import Shape, require_channels, require_pair, zero_log_det
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-class _Coupling(Conditioned, Bijection, Retraces):
+class Coupling(Conditioned, Bijection, Retraces):
     """``(a, b) -> (g(b; net(a)), a)``: the base of couplings. The halves change places and may differ in size.
 
-    A subclass defines g, its inverse and its derivative: `_transform` and `_untransform`.
+    A subclass defines g, its inverse and its derivative, `_transform` and `_untransform`, and `outputs` if g takes more
+    than one number of the conditioner for each number of b.
+
+    Args:
+        net: the conditioner, any module.
+        outputs: the number of its outputs for each number of b.
     """
 
     cheap_inverse = True
     _is_stack = False
-    outputs: ClassVar[int] = 1
-    """The number of outputs of the conditioner for each number of b, stacked along the channels."""
     shifts: ClassVar[bool] = False
     """Whether ``g(b; made)`` is ``b + made``, so that the gradient of b is that of u."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, outputs: int = 1) -> None:
         super().__init__()
         self.net = net
+        self._outputs = outputs
+
+    @classmethod
+    def outputs(cls, fields: Mapping[str, Any]) -> int:
+        """The number of outputs of the conditioner for each number of b, given the layer's own plain fields.
+
+        They are stacked along the channels: first one output for all channels of b, then the next.
+        """
+        return 1
 
     @abstractmethod
     def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -62,14 +72,14 @@ class _Coupling(Conditioned, Bijection, Retraces):
     def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
         a, b = x if type(x) is tuple and len(x) == 2 else self._pair(x)
         u, log_scale = self._transform(b, self._condition(a, b, context))
-        return (u, a), _summed(log_scale, b)
+        return (u, a), summed(log_scale, b)
 
     def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
         u, v = y if type(y) is tuple and len(y) == 2 else self._pair(y)
         if self.training:
             self.numerics.require_same_function(self.tag, self.net)
         b, log_scale = self._untransform(u, self._condition(v, u, context))
-        return (v, b), -_summed(log_scale, u)
+        return (v, b), -summed(log_scale, u)
 
     def retrace(self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
         first, second = self._pair(y)
@@ -81,19 +91,19 @@ class _Coupling(Conditioned, Bijection, Retraces):
         before, _ = undo(changed, made.detach())
         passed = (0, 1) if backwards else (1, 0)
         if self.shifts and not backwards and not self.numerics.integer_nets:  # integer nets return grid steps
-            return Retraced((given, before), (made, None), _summed(None, before) if log_det else None, ((0, 1), passed))
+            return Retraced((given, before), (made, None), summed(None, before) if log_det else None, ((0, 1), passed))
         before.requires_grad_()
         after, log_scale = again(before, made)
-        total = _summed(log_scale, before) if log_det else None
+        total = summed(log_scale, before) if log_det else None
         if backwards:
             return Retraced((before, given), (None, after), None if total is None else -total, (passed,))
         return Retraced((given, before), (after, None), total, (passed,))
 
     @classmethod
     def net_shapes(cls, shape: Shape, fields: Mapping[str, Any]) -> Mapping[str, tuple[Shape, Shape]]:
-        """The conditioner maps the first half to ``outputs`` numbers for each number of the second."""
+        """The conditioner maps the first half to `outputs` numbers for each number of the second."""
         first, second = (require_channels(cls.tag, half) for half in require_pair(cls.tag, shape))
-        return {"net": (first, (cls.outputs * second[0], *second[1:]))}
+        return {"net": (first, (cls.outputs(fields) * second[0], *second[1:]))}
 
     def output_shape(self, shape: Shape) -> Shape:
         first, second = require_pair(self.tag, shape)
@@ -112,7 +122,7 @@ class _Coupling(Conditioned, Bijection, Retraces):
         """The conditioner's output for a, checked to fit b."""
         made = self.numerics.condition(self.net, a, context if self.net_takes_context else None, self._is_stack)
         # Arithmetic would broadcast a wrong shape, and the map would still look like a bijection.
-        expected = b.shape if self.outputs == 1 else (b.shape[0], self.outputs * b.shape[1], *b.shape[2:])
+        expected = b.shape if self._outputs == 1 else (b.shape[0], self._outputs * b.shape[1], *b.shape[2:])
         if made.shape != expected:
             raise ShapeError(
                 f"{self.tag} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}"
@@ -120,13 +130,13 @@ class _Coupling(Conditioned, Bijection, Retraces):
         return made
 
 
-def _summed(log_scale: Tensor | None, like: Tensor) -> Tensor:
+def summed(log_scale: Tensor | None, like: Tensor) -> Tensor:
     """The log-determinant, ``(batch,)``."""
     return zero_log_det(like) if log_scale is None else log_scale.flatten(1).sum(1)
 
 
 @register("additive_coupling")
-class AdditiveCoupling(_Coupling):
+class AdditiveCoupling(Coupling):
     """``(a, b) -> (net(a) + b, a)``; its inverse is ``(u, v) -> (v, u - net(v))``. Log-determinant 0.
 
     The halves change places, as in i-RevNet, so that a chain of couplings changes both; they may differ in size.
@@ -191,56 +201,3 @@ class AdditiveCoupling(_Coupling):
 
     def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, None]:
         return self.numerics.subtract("additive_coupling", u, made), None
-
-
-@register("affine_coupling")
-class AffineCoupling(_Coupling):
-    """``(a, b) -> (exp(s) * b + t, a)`` with ``s = clamp * tanh(r / clamp)`` and ``(r, t) = net(a)``.
-
-    Its inverse is ``(u, v) -> (v, exp(-s) * (u - t))``, its log-determinant ``sum(s)``. The log-scale is bounded, so
-    that no coupling stretches or shrinks by more than ``exp(clamp)``.
-
-    Reference: Dinh, Sohl-Dickstein, Bengio: Real NVP, 2016, https://arxiv.org/abs/1605.08803
-
-    Args:
-        net: the conditioner, any module: called with ``a``, or with ``a`` and the context if there is one; it returns
-            b's shape with twice the channels, first r and then t.
-        clamp: the bound of the log-scale.
-
-    Examples:
-        >>> import torch
-        >>> coupling = AffineCoupling(torch.nn.Linear(2, 6))
-        >>> y, log_det = coupling.forward_and_log_det((torch.ones(5, 2), torch.zeros(5, 3)))
-        >>> log_det.shape
-        torch.Size([5])
-    """
-
-    outputs = 2
-    examples = [
-        ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
-        ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}, "clamp": 0.5}, ((1, 3, 2), (3, 3, 2))),
-        ({"net": {"type": "mlp", "hidden": [4], "activation": "tanh"}}, ((2,), (3,))),
-    ]
-
-    def __init__(self, net: nn.Module, clamp: PositiveFloat = 2.0) -> None:
-        super().__init__(net)
-        self.clamp = clamp
-
-    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._scale_and_shift(made)
-        return torch.addcmul(shift, log_scale.exp(), b), log_scale
-
-    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._scale_and_shift(made)
-        return torch.exp(-log_scale) * (u - shift), log_scale
-
-    def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
-        # Under autocast the net may return bfloat16, in which exp and sums would lose digits.
-        return super()._condition(a, b, context).to(b.dtype)
-
-    def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = made.chunk(2, dim=1)
-        # Of a view that is not contiguous, tanh takes several times as long.
-        if self.clamp == 1:
-            return torch.tanh(raw.contiguous()), shift
-        return self.clamp * torch.tanh(raw / self.clamp), shift

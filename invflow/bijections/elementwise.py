@@ -1,196 +1,17 @@
-"""Elementwise maps: scales and shifts per channel, learned or set from data; the logit."""
+"""Fixed maps of single numbers."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from .._torch import transforms_active, version
 from ..bijection import Bijection
-from ..errors import InvflowError, NumericsError, ShapeError
 from ..registry import register
-from ..state import Shape, TensorShape, require_channels, shape_of
-
-_ALL = 0.999
-"""An average share of at least this is one of ones, which were rounded."""
-
-
-class _ScaleAndShift(Bijection):
-    """``y = exp(log_scale) * x + shift`` per channel; the log-determinant is ``sum(log_scale)`` times the positions."""
-
-    cheap_inverse = True
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.channels = require_channels(self.tag, shape)[0]
-        self.log_scale = nn.Parameter(torch.zeros(self.channels))
-        self.shift = nn.Parameter(torch.zeros(self.channels))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(x))
-        return x * _spread(self.log_scale.exp(), x) + _spread(self.shift, x)
-
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(y))
-        return (y - _spread(self.shift, y)) * _spread(torch.exp(-self.log_scale), y)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, context), self._log_det(x)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, context), -self._log_det(y)
-
-    def output_shape(self, shape: Shape) -> TensorShape:
-        return require_channels(self.tag, shape, self.channels)
-
-    def input_shape(self, shape: Shape) -> TensorShape:
-        return self.output_shape(shape)
-
-    @torch.no_grad()
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        """The largest scale, and 1 over the smallest."""
-        return float(self.log_scale.max().exp()), float(torch.exp(-self.log_scale.min()))
-
-    def _log_det(self, x: Tensor) -> Tensor:
-        positions = x.shape[2:].numel()
-        return (positions * self.log_scale.sum()).to(x.dtype).repeat(x.shape[0])
-
-
-@register("affine")
-class Affine(_ScaleAndShift):
-    """``y = exp(log_scale) * x + shift``, both learned, one pair per channel.
-
-    The log-determinant is ``height * width * sum(log_scale)``. It starts as the identity.
-
-    Args:
-        shape: the incoming shape, channels first.
-
-    Examples:
-        >>> Affine(shape=(3, 4, 4)).forward_and_log_det(torch.ones(1, 3, 4, 4))[1].tolist()
-        [0.0]
-    """
-
-    examples = [({}, (3,)), ({}, (2, 3, 2))]
-
-
-@register("actnorm")
-class ActNorm(_ScaleAndShift):
-    """``y = exp(log_scale) * x + shift`` per channel, set by `initialize` so that y has mean 0 and variance 1.
-
-    It is the identity before `initialize`, and learned afterwards. The log-determinant is
-    ``height * width * sum(log_scale)``.
-
-    Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
-
-    Args:
-        shape: the incoming shape, channels first.
-
-    Examples:
-        >>> norm = ActNorm(shape=(2,))
-        >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-        >>> norm.initialize(x)
-        >>> norm(x).tolist()
-        [[-1.0, 0.0], [1.0, 0.0]]
-    """
-
-    examples = [({}, (3,)), ({}, (2, 3, 2))]
-
-    initialized: Tensor
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        # A float, 0 or 1, and a boolean in the state_dict: an average with buffers tells which part of it was set.
-        self.register_buffer("initialized", torch.zeros(()))
-        self._was_set = False  # here, not by one who wrote into the tensors
-        self.register_state_dict_post_hook(_to_boolean)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_from_boolean)  # type: ignore[no-untyped-call]
-
-    @property
-    def awaits_data(self) -> bool:
-        return not (self._was_set or self._was_copied())
-
-    def train(self, mode: bool = True) -> Any:
-        """Sets the mode, and refuses an average that began before `initialize`."""
-        _ = self.awaits_data
-        return super().train(mode)
-
-    def output_shape(self, shape: Shape) -> TensorShape:
-        # Every call asks for this. To read a number of another device would take long: there, only `train` does it.
-        unknown = not self._was_set and self.initialized.is_cpu
-        if unknown and not (torch.compiler.is_compiling() or transforms_active()):
-            self._was_copied()
-        return super().output_shape(shape)
-
-    def _was_copied(self) -> bool:
-        """Whether scale and shift were copied from an initialized layer, as DDP does.
-
-        Raises:
-            InvflowError: they may be an average over layers before and after `initialize`.
-        """
-        share = 0.0 if self.initialized.is_meta else float(self.initialized)
-        if not share > 0:  # or NaN, after `to_empty`
-            return False
-        if share < _ALL or version(self.log_scale) > 1:
-            raise InvflowError(
-                f"{self.tag} is a copy made before initialize that was averaged with layers initialized since; begin "
-                "to average after initialize"
-            )
-        self._was_set = True
-        return True
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Sets scale and shift from a batch, once: a second call changes nothing, after loading either.
-
-        A channel that is constant in the batch is only shifted; in a batch of one vector every channel is. Constant is
-        what differs by no more than rounding: a standard deviation of at most eps times the mean, or a subnormal one.
-
-        Raises:
-            ShapeError: the batch is empty or has another number of channels.
-            NumericsError: the batch is not finite. The layer stays uninitialised.
-        """
-        self.output_shape(shape_of(x))
-        if not self.awaits_data:
-            return
-        if not x.shape[0]:
-            raise ShapeError("actnorm expects a batch of at least one sample to initialize from, got none")
-        values = x.movedim(1, 0).flatten(1).cpu().double()  # a device may have no float64
-        if spoilt := (~values.isfinite().all(1)).nonzero().flatten().tolist():
-            raise NumericsError(
-                f"actnorm expects finite numbers to initialize from, got NaN or Inf in {len(spoilt)} of "
-                f"{self.channels} channels, first in channel {spoilt[0]}; remove those samples"
-            )
-        # In units of the largest number no square over- or underflows, and a channel of equal numbers is one of ones.
-        unit = values.abs().amax(1).clamp(min=torch.finfo(torch.float64).tiny)
-        scaled = values / unit[:, None]
-        mean = scaled.mean(1)
-        deviation = (scaled - mean[:, None]).square().mean(1).sqrt()
-        rounding = torch.finfo(x.dtype)
-        constant = (deviation <= rounding.eps * mean.abs()) | (deviation * unit < rounding.tiny)
-        self.log_scale.copy_(torch.where(constant, 0.0, -(deviation * unit).log()))
-        # By the scale as it was rounded: its error, times a large mean, would be a shift.
-        self.shift.copy_(-mean * unit * self.log_scale.exp().to(mean))
-        self.initialized.fill_(1)
-        self._was_set = True
-
-
-def _to_boolean(module: ActNorm, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    """Runs when a state_dict is made."""
-    _ = module.awaits_data  # refuses a mixture
-    state_dict[f"{prefix}initialized"] = state_dict[f"{prefix}initialized"] > 0.5
-
-
-def _from_boolean(module: ActNorm, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Runs before a load. An average of booleans, a number, is a share too."""
-    if (key := f"{prefix}initialized") in state_dict:
-        share = state_dict[key]
-        module._was_set = not share.is_meta and float(share) > _ALL
-        state_dict[key] = share.to(state_dict.get(f"{prefix}log_scale", module.log_scale).dtype)
 
 
 @register("logit")
@@ -266,8 +87,3 @@ def _floor(value: float, dtype: torch.dtype, *, inside: bool = False) -> float:
     """The largest number of this dtype that is at most a positive value, or below it if ``inside``."""
     unit = math.ldexp(torch.finfo(dtype).eps, math.frexp(value)[1] - 1)
     return (math.ceil(value / unit) - 1 if inside else math.floor(value / unit)) * unit
-
-
-def _spread(per_channel: Tensor, x: Tensor) -> Tensor:
-    """One number per channel, reshaped to broadcast over the positions of x."""
-    return per_channel.reshape(-1, *(1,) * (x.dim() - 2))
