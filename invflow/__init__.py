@@ -11,7 +11,8 @@ from .bijection import Bijection, Injection
 from .bijections import Inverse
 from .errors import CheckpointError, InvflowError, NumericsError, ShapeError, SpecError
 from .models import Classifier, Flow
-from .registry import register, register_head, register_net, register_prior, registered
+from .part import Part
+from .registry import register, register_head, register_net, register_part, register_prior, registered
 from .sequential import Sequential
 from .spec import Limits, Spec, build, build_model, load, load_spec, save, to_spec
 
@@ -28,6 +29,7 @@ __all__ = [
     "InvflowError",
     "Limits",
     "NumericsError",
+    "Part",
     "Sequential",
     "ShapeError",
     "Spec",
@@ -44,6 +46,7 @@ __all__ = [
     "register",
     "register_head",
     "register_net",
+    "register_part",
     "register_prior",
     "registered",
     "save",

@@ -7,7 +7,21 @@ from typing import TypedDict
 
 
 class InvflowError(ValueError):
-    """The base of all errors that a user's input can cause; the command line prints one line for it."""
+    """The base of all errors that a user's input can cause; the command line prints one line for it.
+
+    Attributes:
+        place: where in the arguments of the constructor that raises it the fault is: ``("parts", 3)``.
+    """
+
+    place: tuple[int | str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """The text without the place."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return ": ".join([".".join(map(str, self.place)), self.message] if self.place else [self.message])
 
 
 class ShapeError(InvflowError):

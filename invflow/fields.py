@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, ValidationError, create_model
@@ -20,12 +20,17 @@ from torch import nn
 
 from .bijection import Bijection
 from .errors import InvflowError
+from .part import Part
 
 FILLED_BY_BUILDER = frozenset({"shape", "in_shape", "out_shape", "context_shape"})
 """Parameters that are not JSON fields: the builder fills them, Python users pass them."""
 
 REQUIRED = inspect.Parameter.empty
-Kind = Literal["value", "layer", "layers", "net"]
+Kind = Literal["value", "layer", "layers", "net", "parts"]
+
+LISTS: Mapping[Kind, type] = {"layers": Bijection, "parts": Part}
+"""The kinds of fields that are lists of documents, and the class of what they hold."""
+_CLASSES: Mapping[Kind, type] = {"layer": Bijection, "net": nn.Module}
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class JsonField:
 
     Attributes:
         kind: ``"value"`` is plain JSON, validated by pydantic; ``"layer"`` and ``"net"`` are documents of their own,
-            ``"layers"`` is a list of them.
+            ``"layers"`` and ``"parts"`` are lists of them.
     """
 
     name: str
@@ -81,8 +86,8 @@ class FieldSet:
                 continue
             variadic = parameter.kind is parameter.VAR_POSITIONAL
             kind = _kind(hints[name], variadic)
-            if variadic and kind != "layers":
-                raise TypeError(f"{self.cls.__name__}: only layers (*{name}: Bijection) can be variadic")
+            if variadic and kind not in LISTS:
+                raise TypeError(f"{self.cls.__name__}: only *{name}: Bijection or *{name}: Part can be variadic")
             default = () if variadic else parameter.default
             found[name] = JsonField(name, kind, hints[name], default, descriptions.get(name, ""))
         return types.MappingProxyType(found)
@@ -144,17 +149,17 @@ def checked_constructor(cls: type, fields: FieldSet) -> Any:
         parts = {name: given[name] for name, field in fields.fields.items() if field.kind != "value" and name in given}
         for name, part in parts.items():
             field = fields.fields[name]
-            base = nn.Module if field.kind == "net" else Bijection
+            base = LISTS[field.kind] if field.kind in LISTS else _CLASSES[field.kind]
             optional = part is None and field.default is None
-            if not (optional or field.kind == "layers" or isinstance(part, base)):
-                raise InvflowError(f"{cls.__name__}: {name}: expected a {base.__name__}, got {type(part).__name__}")
+            for one in part if field.kind in LISTS else () if optional else (part,):
+                if not isinstance(one, base):
+                    raise InvflowError(f"{cls.__name__}: {name}: expected a {base.__name__}, got {type(one).__name__}")
         # A constructor may change its arguments; the record and the defaults must not change with them.
         recorded = {name: value if name in parts else copy.deepcopy(value) for name, value in list(given.items())[1:]}
         construct(*bound.args, **bound.kwargs)
         if type(self) is cls:
-            module = cast(nn.Module, self)
-            module.__dict__["_arguments"] = recorded
-            module.__dict__["_kept"] = frozenset(name for name, part in parts.items() if _is_kept(module, name, part))
+            kept = frozenset(name for name, part in parts.items() if _is_kept(self, name, part))
+            vars(self).update(_arguments=recorded, _kept=kept)
 
     init.__signature__ = signature  # type: ignore[attr-defined]  # for a subclass without its own constructor
     return init
@@ -164,14 +169,14 @@ def _signature(cls: type) -> inspect.Signature:
     """The signature of the constructor itself: a class that overrides ``__new__`` hides it."""
     owner = next(one for one in cls.__mro__ if "__init__" in vars(one))
     # Without its own constructor, a class has Module's, which accepts anything and which torch.compile replaces.
-    return inspect.signature(_no_arguments if owner is nn.Module else cls.__init__)  # type: ignore[misc]
+    return inspect.signature(_no_arguments if owner in (nn.Module, object) else cls.__init__)  # type: ignore[misc]
 
 
 def _no_arguments(self: Any) -> None:
     """The constructor of a class that does not define one."""
 
 
-def _is_kept(module: nn.Module, name: str, part: Any) -> bool:
+def _is_kept(module: object, name: str, part: Any) -> bool:
     """Whether the module holds this part, unwrapped, under its parameter's name."""
     held = getattr(module, name, None)
     if isinstance(part, tuple) and isinstance(held, nn.ModuleList):
@@ -232,6 +237,8 @@ def argument_descriptions(docstring: str) -> dict[str, str]:
 def _kind(annotation: Any, variadic: bool) -> Kind:
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     for option in typing.get_args(annotation) if is_union else [annotation]:
+        if isinstance(option, type) and issubclass(option, Part):
+            return "parts"
         if isinstance(option, type) and issubclass(option, nn.Module):
             return "net" if not issubclass(option, Bijection) else "layers" if variadic else "layer"
     return "value"

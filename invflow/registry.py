@@ -1,7 +1,7 @@
 """Tags and the classes that they name.
 
-Four registries, because their promises differ: bijections (invertible, all property-tested), nets (conditioners, any
-function), heads and priors (which complete a chain to a model).
+Five registries, because their promises differ: bijections (invertible, all property-tested), nets (conditioners, any
+function) and the parts of nets, heads and priors (which complete a chain to a model).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from torch import nn
 
 from .bijection import Bijection
 from .errors import InvflowError
-from .fields import FieldSet, checked_constructor, quoted
+from .fields import FieldSet, Kind, checked_constructor, quoted
+from .part import Part
 
-M = TypeVar("M", bound=nn.Module)
-C = TypeVar("C", bound=type[nn.Module])
+M = TypeVar("M")
+C = TypeVar("C", bound=type)
 
 _TAG = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 MACROS = ("repeat",)
@@ -82,15 +83,15 @@ class Registry(Generic[M]):
                 json.dumps(fields.values.model_json_schema(), allow_nan=False)
             except (PydanticInvalidForJsonSchema, ValueError) as error:
                 raise TypeError(f"{_name(cls)} cannot be registered: a field has no JSON schema: {error}") from None
-            parts = [name for name, field in fields.fields.items() if field.kind != "value"]
-            if parts and self.noun != "layer":
-                raise TypeError(f"{_name(cls)}: a {self.noun} has plain fields only; {parts[0]!r} is a layer or a net")
+            others = [name for name, field in fields.fields.items() if field.kind not in ("value", "parts")]
+            if others and self.noun != "layer":
+                raise TypeError(f"{_name(cls)}: a {self.noun} has no layers or nets of its own, as {others[0]!r} is")
             cls.__init__ = checked_constructor(cls, fields)  # type: ignore[method-assign]
             if held is not None:
                 del self._fields[held]
             self._classes[tag] = cls
             self._fields[cls] = fields
-            if issubclass(cls, Bijection):
+            if issubclass(cls, Bijection | Part):
                 cls.tag = tag
             return cls  # type: ignore[return-value]  # mypy narrows it to the base
 
@@ -174,13 +175,18 @@ def _name(cls: type) -> str:
 
 bijections: Registry[Bijection] = Registry("layer", Bijection, "invflow.bijections")  # type: ignore[type-abstract]
 nets: Registry[nn.Module] = Registry("net", nn.Module, "invflow.nets")
+parts: Registry[Part] = Registry("part", Part, "invflow.parts")  # type: ignore[type-abstract]
 heads: Registry[nn.Module] = Registry("head", nn.Module, "invflow.heads")
 priors: Registry[nn.Module] = Registry("prior", nn.Module, "invflow.priors")
 
-REGISTRIES: tuple[Registry[Any], ...] = (bijections, nets, heads, priors)
+REGISTRIES: tuple[Registry[Any], ...] = (bijections, nets, parts, heads, priors)
+
+REGISTRY_OF: Mapping[Kind, Registry[Any]] = {"layer": bijections, "layers": bijections, "net": nets, "parts": parts}
+"""What the documents in a field of each kind are."""
 
 register = bijections.register
 register_net = nets.register
+register_part = parts.register
 register_head = heads.register
 register_prior = priors.register
 registered = bijections.registered

@@ -189,5 +189,7 @@ class TestNets:
         assert net(x).abs().sum() > 0
 
     def test_zeros_before_an_activation_are_refused(self):
-        with pytest.raises(ValueError, match="mlp with zero_last expects final_activation false"):
+        with pytest.raises(
+            ValueError, match=r"zero_last expects a convolution or a linear layer at the end .* got relu"
+        ):
             MLP((2,), (2,), final_activation=True, zero_last=True)

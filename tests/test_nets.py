@@ -40,7 +40,7 @@ def test_context_enters_both_nets(context_shape):
     ("call", "message"),
     [
         (lambda: Conv((4, 5, 5), (4, 5, 5), kernel_size=2), "kernel_size: input should be odd"),
-        (lambda: Conv((4, 5, 5), (4, 4, 4)), "keep height and width"),
+        (lambda: Conv((4, 5, 5), (4, 4, 4)), r"must map \(4, 5, 5\) to \(4, 4, 4\), but returns \(4, 5, 5\)"),
         (lambda: Conv((4,), (4,)), r"expects a shape \(channels, height, width\)"),
         (lambda: Conv((4, 5, 5), (4, 5, 5), (1, 3, 3)), "expects a context"),
         (lambda: Conv((4, 5, 5), (4, 5, 5), hidden=[0]), "hidden.0: input should be greater than 0"),

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .._torch import transforms_active, version
 from ..bijection import Bijection
 from ..errors import InvflowError, NumericsError, ShapeError
-from ..registry import register
+from ..part import Made, Part
+from ..registry import register, register_part
 from ..state import Shape, TensorShape, require_channels, shape_of
 
 _ALL = 0.999
@@ -188,6 +189,14 @@ def _from_boolean(module: ActNorm, state_dict: dict[str, Any], prefix: str, *_: 
         share = state_dict[key]
         module._was_set = not share.is_meta and float(share) > _ALL
         state_dict[key] = share.to(state_dict.get(f"{prefix}log_scale", module.log_scale).dtype)
+
+
+@register_part("actnorm")
+class ActNormPart(Part):
+    """`ActNorm` within a net, such as those of Glow: scales and shifts each channel, initialised from data."""
+
+    def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
+        return ActNorm(shape), shape
 
 
 def _spread(per_channel: Tensor, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Coupling(Conditioned, Bijection, Retraces):
     shifts: ClassVar[bool] = False
     """Whether ``g(b; made)`` is ``b + made``, so that the gradient of b is that of u."""
 
-    def __init__(self, net: nn.Module, outputs: int = 1) -> None:
+    def __init__(self, net: nn.Module, outputs: int) -> None:
         super().__init__()
         self.net = net
         self._outputs = outputs
@@ -166,6 +166,9 @@ class AdditiveCoupling(Coupling):
         ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp"}}, ((2,), (3,))),
     ]
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net, outputs=1)
 
     @property
     def limit(self) -> Limit:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..bijection import Rearrangement
 from ..errors import ShapeError
-from ..registry import register
+from ..part import Made, Part
+from ..registry import register, register_part
 from ..state import Shape, TensorShape, require_tensor, shape_of
+from .inverse import Inverse
 
 # Orders of (batch, channel, row, row in block, column, column in block): the batch first, then the three dimensions
 # that become the new channel, slowest first, then row and column.
@@ -78,3 +80,28 @@ class Psi(Rearrangement):
                 f"the inverse of psi with block_size {side} expects channels that {side**2} divides, got {channels}"
             )
         return channels // side**2, height * side, width * side
+
+
+@register_part("psi")
+class PsiPart(Part):
+    """`Psi` within a net: blocks of positions become channels; or its inverse, which undoes it.
+
+    Args:
+        block_size: the side of a block.
+        layout: the order of the new channels, as in the layer.
+        inverse: whether channels become blocks of positions instead.
+
+    Raises:
+        ShapeError: the block's side does not divide the positions, or its size the channels.
+    """
+
+    def __init__(
+        self, block_size: PositiveInt = 4, layout: Literal["block", "channel"] = "block", inverse: bool = False
+    ) -> None:
+        self.block_size = block_size
+        self.layout = layout
+        self.inverse = inverse
+
+    def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
+        psi = Psi(self.block_size, self.layout)
+        return (Inverse(psi), psi.input_shape(shape)) if self.inverse else (psi, psi.output_shape(shape))

@@ -9,12 +9,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..nets.parts import Activation, OddInt, Widths, make_layers
+from ..nets.activations import Activation
+from ..nets.layers import Convolution
+from ..nets.plain import plain_parts
+from ..nets.sizes import OddInt, Probability, Widths
+from ..nets.stack import make_all
 from ..registry import register_head
 from ..state import Shape, State, TensorShape, common_dtype, flat_size, flatten, is_tensor_shape, require_state
 
 Classes = Annotated[int, Field(ge=2)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Head(nn.Module):
@@ -89,9 +92,14 @@ class ConvNetHead(Head):
     ) -> None:
         super().__init__()
         self.shape = shape
-        channels, height, width = _image_shape(shape)
-        self.convs = nn.Sequential(*make_layers([channels, *hidden], kernel_size, activation, None, True))
-        self.linear = nn.Linear(hidden[-1] * height * width, classes)
+
+        def layer(width: int | None) -> Convolution:
+            return Convolution(width, kernel_size)
+
+        parts = plain_parts(hidden, layer, activation, final=False, final_activation=True)
+        modules, reached = make_all(parts, _image_shape(shape), None)
+        self.convs = nn.Sequential(*modules)
+        self.linear = nn.Linear(flat_size(reached), classes)
 
     def forward(self, state: State) -> Tensor:
         require_state("the convnet head", self.shape, common_dtype(self), state)

@@ -1,19 +1,30 @@
 """Conditioners: the functions inside couplings and residual blocks, which need no inverse."""
 
-from .contract import Conditioned, Lipschitz, Stack, takes_context
+from . import activations, attention, blocks, layers, norms
+from .contract import Conditioned, Lipschitz, takes_context
+from .deep import DenseNet, ResNet, Transformer
 from .lipschitz import LipschitzConv, LipschitzMLP
 from .plain import MLP, Conv
 from .spectral import SpectralConv2d, SpectralLinear
+from .stack import Stack
 
 __all__ = [
     "MLP",
     "Conditioned",
     "Conv",
+    "DenseNet",
     "Lipschitz",
     "LipschitzConv",
     "LipschitzMLP",
+    "ResNet",
     "SpectralConv2d",
     "SpectralLinear",
     "Stack",
+    "Transformer",
+    "activations",
+    "attention",
+    "blocks",
+    "layers",
+    "norms",
     "takes_context",
 ]

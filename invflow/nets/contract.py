@@ -11,9 +11,11 @@ from __future__ import annotations
 import inspect
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from .._torch import unwrapped
+from ..bijection import Bijection
 from ..errors import InvflowError
 
 
@@ -23,18 +25,6 @@ class Lipschitz(Protocol):
 
     def lipschitz_bound(self) -> float:
         """An upper bound of the net's Lipschitz constant for its current weights."""
-
-
-class Stack(nn.Sequential):
-    """A net that applies its layers one after the other to the input, concatenated with the context.
-
-    Attributes:
-        context_features: the number of channels at the end of the first layer's input that belong to the context.
-    """
-
-    def __init__(self, *layers: nn.Module, context_features: int = 0) -> None:
-        super().__init__(*layers)
-        self.context_features = context_features
 
 
 def takes_context(net: nn.Module) -> bool:
@@ -66,6 +56,16 @@ def takes_context(net: nn.Module) -> bool:
     return "context_shape" in constructor or named or any_number or len(needed) > 1
 
 
+def _awaiting(net: nn.Module | None) -> list[Bijection]:
+    """The bijections among the modules of a net that still have to be initialised."""
+    modules = () if net is None else net.modules()
+    return [layer for layer in modules if isinstance(layer, Bijection) and layer.awaits_data]
+
+
+def _initialize_first(layer: Bijection, given: tuple[Any, ...]) -> None:
+    layer.initialize(*given)
+
+
 class Conditioned:
     """The base class, listed before `Bijection`, of bijections with a net in the attribute ``net``.
 
@@ -81,6 +81,23 @@ class Conditioned:
         super().__init_subclass__(**options)
         if cls.__setattr__ is not Conditioned.__setattr__:
             raise TypeError(f"{cls.__name__}: put Conditioned before the other base classes")
+
+    @property
+    def awaits_data(self) -> bool:
+        """Whether the layer itself, or an actnorm in its net, still has to be initialised."""
+        return super().awaits_data or bool(_awaiting(self.net))  # type: ignore[misc]
+
+    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+        """Initialises the layer, and the actnorms in its net from the numbers that reach them."""
+        super().initialize(x, context)  # type: ignore[misc]
+        if awaiting := _awaiting(self.net):
+            hooks = [layer.register_forward_pre_hook(_initialize_first) for layer in awaiting]
+            try:
+                with torch.no_grad():
+                    self(x, context)  # type: ignore[operator]
+            finally:
+                for hook in hooks:
+                    hook.remove()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -15,7 +15,8 @@ from torch.nn import functional
 from ..errors import InvflowError, ShapeError
 from ..registry import register_net
 from ..state import Shape, TensorShape, flat_size, require_tensor, shape_of
-from .parts import ACTIVATIONS, OddInt, Widths, image_sizes, start_at_zero, with_context
+from .activations import ACTIVATIONS
+from .sizes import OddInt, Widths, set_to_zero, shape_with_context, with_context
 from .spectral import SpectralConv2d, SpectralLinear
 
 Contraction: TypeAlias = Literal[
@@ -72,7 +73,13 @@ class MaxMin(nn.Module):
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b), rest], dim=1)
 
 
-_CONTRACTIONS = {**ACTIVATIONS, "gelu": Gelu, "silu": Silu, "lipswish": LipSwish, "maxmin": MaxMin}
+_CONTRACTIONS: dict[str, type[nn.Module]] = {
+    **{str(name): part.module for name, part in ACTIVATIONS.items()},
+    "gelu": Gelu,
+    "silu": Silu,
+    "lipswish": LipSwish,
+    "maxmin": MaxMin,
+}
 
 
 class LipschitzNet(nn.Module):
@@ -141,19 +148,22 @@ class LipschitzConv(LipschitzNet):
         input_activation: bool = True,
         zero_last: bool = False,
     ) -> None:
-        size, channels, more, out_channels = image_sizes("lipschitz_conv", in_shape, out_shape, context_shape)
-        pairs = [*itertools.pairwise([channels + more, *hidden, out_channels])]
+        start, end = (require_tensor("lipschitz_conv", shape, dims=3) for shape in (in_shape, out_shape))
+        if start[1:] != end[1:]:
+            raise ShapeError(f"lipschitz_conv expects to keep height and width, got {in_shape} in and {out_shape} out")
+        channels, height, width = shape_with_context("lipschitz_conv", start, context_shape)
+        pairs = [*itertools.pairwise([channels, *hidden, end[0]])]
         sides = kernel_sizes or [3, *[1] * (len(pairs) - 2), 3][: len(pairs)]
         if len(sides) != len(pairs):
             raise InvflowError(
                 f"lipschitz_conv with {len(hidden)} hidden widths has {len(pairs)} convolutions; it expects as many "
                 f"kernel_sizes, got {len(sides)}"
             )
-        maps = [SpectralConv2d(*pair, side, size) for pair, side in zip(pairs, sides, strict=True)]
+        maps = [SpectralConv2d(*pair, side, (height, width)) for pair, side in zip(pairs, sides, strict=True)]
         super().__init__(maps, activation, input_activation)
         self.context_shape = context_shape
         if zero_last:
-            start_at_zero("lipschitz_conv", maps[-1])
+            set_to_zero(maps[-1])
 
     def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
         return super()._evaluate(weights, with_context("lipschitz_conv", x, context, self.context_shape))
@@ -197,7 +207,7 @@ class LipschitzMLP(LipschitzNet):
         self.out_shape = out_shape
         self.context_shape = context_shape
         if zero_last:
-            start_at_zero("lipschitz_mlp", self.maps[-1])
+            set_to_zero(self.maps[-1])
 
     def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
         if shape_of(x) != self.in_shape:

@@ -13,7 +13,7 @@ from .._torch import BatchNorm, Dropout
 from ..errors import NumericsError
 from ..numerics.integer import MOST_SHIFT, SUM_BITS, FixedPoint, Quantize, Requantize, Table, powers_of_two
 from ..numerics.modes import Exact
-from .contract import Stack
+from .stack import Stack
 
 ASSUMED_RANGE = 8.0
 """The assumed magnitude of inputs and activations for which no data were seen."""
@@ -102,6 +102,8 @@ def _blocks(net: nn.Module) -> list[_Block]:
     """The layers of a net, in blocks. Raises NumericsError if one of them is not order-free."""
     if not (type(net) is nn.Sequential or isinstance(net, Stack)):
         raise NumericsError(f"its net, a {type(net).__name__}, is not a plain stack of convolutions or linear layers")
+    if isinstance(net, Stack) and net.obstacle is not None:
+        raise NumericsError(net.obstacle)
     blocks: list[_Block] = []
     for part in net:
         name = type(part).__name__

@@ -1,26 +1,55 @@
-"""Plain conditioners: convolutions or linear layers with activations between them."""
+"""Plain conditioners, short forms of `stack`: convolutions or linear layers with activations between them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 from torch import Tensor
 
+from ..part import Part
 from ..registry import register_net
 from ..state import Shape, TensorShape, flat_size, require_tensor
-from .contract import Stack
-from .parts import Activation, Norm, OddInt, Widths, image_sizes, make_layers, start_at_zero, with_context
+from .activations import ACTIVATIONS, Activation
+from .layers import Convolution, Linear
+from .norms import BatchNorm
+from .sizes import OddInt, Widths
+from .stack import Stack
+
+
+def plain_parts(
+    hidden: Sequence[int],
+    layer: Callable[[int | None], Part],
+    activation: Activation,
+    norm: Literal["batch"] | None = None,
+    *,
+    final: bool = True,
+    final_activation: bool = False,
+) -> list[Part]:
+    """The parts of layers to ``hidden`` channels and, if ``final``, to those that a net must return.
+
+    Each is followed by norm and activation, the last one of all only with ``final_activation``.
+    """
+    widths = [*hidden, *([None] if final else [])]
+    parts: list[Part] = []
+    for position, width in enumerate(widths, start=1):
+        parts.append(layer(width))
+        if position < len(widths) or final_activation:
+            parts += [*([BatchNorm()] if norm == "batch" else []), ACTIVATIONS[activation]()]
+    return parts
 
 
 @register_net("conv")
 class Conv(Stack):
-    """Convolutions from ``in_shape`` to ``out_shape``, which agree in height and width.
+    """Convolutions from ``in_shape`` to ``out_shape``, which agree in their positions.
 
     Each convolution has zero padding that keeps the size; each but the last is followed by norm and activation. The
     context becomes further input channels; a vector is spread over all positions.
 
     Args:
-        in_shape: (channels, height, width) of the input, without the batch.
+        in_shape: (channels, height, width) of the input, without the batch; or that of a sequence or a volume.
         out_shape: likewise for the output.
-        context_shape: (features,), or (channels, height, width) with the input's height and width.
+        context_shape: (features,), or (channels, ...) with the input's positions.
         hidden: the channels between the convolutions; an empty list makes one convolution.
         kernel_size: the side of every kernel, odd.
         activation: the function after each convolution but the last.
@@ -43,19 +72,20 @@ class Conv(Stack):
         hidden: Widths = [],  # noqa: B006 -- a JSON default, never changed
         kernel_size: OddInt = 3,
         activation: Activation = "relu",
-        norm: Norm | None = None,
+        norm: Literal["batch"] | None = None,
         final_activation: bool = False,
         zero_last: bool = False,
     ) -> None:
-        _, channels, more, out_channels = image_sizes("conv", in_shape, out_shape, context_shape)
-        layers = make_layers([channels + more, *hidden, out_channels], kernel_size, activation, norm, final_activation)
-        super().__init__(*layers, context_features=more)
-        self.context_shape = context_shape
-        if zero_last:
-            start_at_zero("conv", self[-1], final_activation)
+        def layer(width: int | None) -> Part:
+            return Convolution(width, kernel_size)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return super().forward(with_context("conv", x, context, self.context_shape))  # type: ignore[no-any-return, no-untyped-call]
+        super().__init__(
+            *plain_parts(hidden, layer, activation, norm, final_activation=final_activation),
+            in_shape=in_shape,
+            out_shape=out_shape,
+            context_shape=context_shape,
+            zero_last=zero_last,
+        )
 
 
 @register_net("mlp")
@@ -87,19 +117,17 @@ class MLP(Stack):
         context_shape: TensorShape | None = None,
         hidden: Widths = [],  # noqa: B006 -- a JSON default, never changed
         activation: Activation = "relu",
-        norm: Norm | None = None,
+        norm: Literal["batch"] | None = None,
         final_activation: bool = False,
         zero_last: bool = False,
     ) -> None:
-        more = flat_size(context_shape) if context_shape else 0
-        features = flat_size(require_tensor("mlp", in_shape)) + more
-        widths = [features, *hidden, flat_size(require_tensor("mlp", out_shape))]
-        super().__init__(*make_layers(widths, None, activation, norm, final_activation), context_features=more)
-        self.out_shape = out_shape
-        self.context_shape = context_shape
-        if zero_last:
-            start_at_zero("mlp", self[-1], final_activation)
+        super().__init__(
+            *plain_parts(hidden, Linear, activation, norm, final_activation=final_activation),
+            in_shape=(flat_size(require_tensor("mlp", in_shape)),),
+            out_shape=out_shape,
+            context_shape=context_shape,
+            zero_last=zero_last,
+        )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        flat = with_context("mlp", x.flatten(1), context, self.context_shape)
-        return super().forward(flat).reshape(x.shape[0], *self.out_shape)  # type: ignore[no-any-return, no-untyped-call]
+        return super().forward(x.flatten(1), context)

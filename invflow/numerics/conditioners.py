@@ -89,11 +89,16 @@ def changing_part(net: nn.Module) -> str | None:
         name = type(part).__name__
         if isinstance(part, BatchNorm) and (part.training or part.running_mean is None):
             return f"its {name} uses the statistics of the batch"
-        if part.training and ((isinstance(part, Dropout) and part.p > 0) or isinstance(part, nn.RReLU)):
+        if part.training and draws(part):
             return f"its {name} draws random numbers"
         if part.training and isinstance(part, SpectralNorm):
             return "its spectral norm moves with every call"
     return None
+
+
+def draws(part: nn.Module) -> bool:
+    """Whether a module draws random numbers in train mode."""
+    return (isinstance(part, Dropout) and part.p > 0) or isinstance(part, nn.RReLU)
 
 
 def batch_norm_without_statistics(net: nn.Module) -> bool:

@@ -14,10 +14,11 @@ from torch import nn
 from .._torch import constants
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError, SpecError
-from ..fields import quoted, shortened
+from ..fields import LISTS, quoted, shortened
 from ..models import Classifier, Flow, Prior
 from ..nets.contract import takes_context
 from ..numerics.modes import FLOAT
+from ..part import Part
 from ..registry import bijections
 from ..sequential import Sequential
 from ..state import Path, Shape, TensorShape, flat_size, leaf_paths, make_state, part_of, shape_of, with_part
@@ -244,7 +245,7 @@ class _Builder:
 
     def _check_net(self, node: Node, path: JsonPath, net: nn.Module, shape_in: Shape, shape_out: Shape) -> None:
         """Refuses a foreign net that returns another shape, because arithmetic would broadcast its result."""
-        if torch.empty(0).is_meta or _ships(type(net)):
+        if torch.empty(0).is_meta or all(_ships(type(one)) for one in net.modules()):
             return
         context_shape = self.spec.context_shape if takes_context(net) else None
         given = [make_state(_middling, one) for one in (shape_in, context_shape) if one is not None]
@@ -302,18 +303,20 @@ class _Builder:
             raise self.error((*path, "numerics"), message)
         return own
 
-    def _construct(self, node: Node, path: JsonPath, filled: dict[str, Any], children: dict[str, Any]) -> nn.Module:
+    def _construct(self, node: Node, path: JsonPath, filled: dict[str, Any], children: dict[str, Any]) -> Any:
+        """The object of a document; its parts, which depend on no shape, are constructed with it."""
         field_set = node.field_set
-        arguments = {**node.values, **children}
+        parts = {name: self._parts(node, path, name) for name, f in field_set.fields.items() if f.kind == "parts"}
+        arguments = {**node.values, **children, **parts}
         arguments.update({name: value for name, value in filled.items() if name in field_set.signature.parameters})
-        lists = [name for name, field in field_set.fields.items() if field.kind == "layers"]
-        variadic = [layer for name in lists for layer in arguments.pop(name, ())]
+        lists = [name for name, field in field_set.fields.items() if field.kind in LISTS]
+        variadic = [one for name in lists for one in arguments.pop(name, ())]
         try:
             made = node.cls(*variadic, **arguments)
         except SpecError:
             raise
         except InvflowError as error:
-            raise self.error(path, error) from error
+            raise self.error((*path, *error.place), error.message) from error
         except _REFUSALS as error:
             raise self.error(path, f"{node.tag} cannot be made from these fields: {error}") from error
         except Exception as error:
@@ -324,9 +327,13 @@ class _Builder:
             inside = itertools.chain.from_iterable(
                 child if isinstance(child, list) else [child] for child in children.values()
             )
-            objects = _objects(made) - sum(map(_objects, inside))
+            objects = _objects(made) - sum(map(_objects, inside)) if isinstance(made, nn.Module) else 1
             self._spend(OBJECT * objects + getattr(made, "building_cost", 0), path)
         return made
+
+    def _parts(self, node: Node, path: JsonPath, name: str) -> list[Part]:
+        placed = enumerate(cast(tuple[Node, ...], node.children.get(name, ())))
+        return [self._construct(child, (*path, name, i), {}, {}) for i, child in placed]
 
     def _ask(self, find: Callable[..., T], path: JsonPath, *arguments: Any) -> T:
         """Calls a method; refusals, and errors of foreign classes, get their place, but not bugs of this library."""

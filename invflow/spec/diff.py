@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..fields import shortened
+from ..fields import LISTS, shortened
 from .document import Node, SpecSource, load_spec
 from .training import Training
 
@@ -76,7 +76,7 @@ def _documents(path: str, old: Node | None, new: Node | None) -> Iterator[str]:
         inner = f"{path}.{name}"
         if field.kind == "value":
             yield from _values(inner, old.plain()[name], new.plain()[name])
-        elif field.kind == "layers":
+        elif field.kind in LISTS:
             yield from _layers(inner, old.children.get(name, ()), new.children.get(name, ()))  # type: ignore[arg-type]
         else:
             yield from _documents(inner, old.children.get(name), new.children.get(name))  # type: ignore[arg-type]

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias, Union
 
 from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError
-from torch import nn
 
 from ..errors import SpecError
-from ..fields import FieldSet, counted, describe, quoted, shortened
+from ..fields import LISTS, FieldSet, counted, describe, quoted, shortened
 from ..numerics.modes import FLOAT, Numerics
 from ..options import Options
-from ..registry import MACROS, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
+from ..registry import MACROS, REGISTRY_OF, Registry, UnknownTag, bijections, did_you_mean, heads, priors
 from ..reversible import Backprop, Monitor
 from ..state import Shape, TensorShape
 from .expand import Expanded, expand, key_faults
@@ -101,7 +100,7 @@ class Node:
     """
 
     registry: Registry[Any]
-    cls: type[nn.Module]
+    cls: type
     tag: str
     values: Mapping[str, Any]
     children: Mapping[str, Node | tuple[Node, ...]]
@@ -237,7 +236,7 @@ class _Validator:
             top = TopLevel.model_validate_json(json.dumps(_without_layers(data)))
         except ValidationError as error:
             self._add(error, (), data, TopLevel, "a spec")
-        layers = self._layers(data["layers"], ("layers",)) if isinstance(data.get("layers"), list) else ()
+        layers = self._nodes(data["layers"], ("layers",), bijections) if isinstance(data.get("layers"), list) else ()
         above = {
             name: self._node(data[name], (name,), registry)
             for name, registry in (("head", heads), ("prior", priors))
@@ -249,8 +248,8 @@ class _Validator:
             raise self.problems.error()
         return Spec(self.expanded, self.version_1, top, layers, **above)
 
-    def _layers(self, raw: list[Any], path: JsonPath) -> tuple[Node, ...]:
-        nodes = [self._node(child, (*path, i), bijections) for i, child in enumerate(raw)]
+    def _nodes(self, raw: list[Any], path: JsonPath, registry: Registry[Any]) -> tuple[Node, ...]:
+        nodes = [self._node(child, (*path, i), registry) for i, child in enumerate(raw)]
         return tuple(node for node in nodes if node is not None)
 
     def _node(self, raw: Any, path: JsonPath, registry: Registry[Any]) -> Node | None:
@@ -287,17 +286,17 @@ class _Validator:
         for name, field in field_set.fields.items():
             if field.kind == "value" or (raw.get(name) is None and field.default is None):
                 continue
-            place = (*path, name)
+            place, inside = (*path, name), REGISTRY_OF[field.kind]
             child: Node | tuple[Node, ...] | None = None
             if name not in raw:
                 if field.required:
                     self._problem(path, f"{tag} needs {name!r}")
-            elif field.kind != "layers":
-                child = self._node(raw[name], place, bijections if field.kind == "layer" else nets)
+            elif field.kind not in LISTS:
+                child = self._node(raw[name], place, inside)
             elif isinstance(raw[name], list):
-                child = self._layers(raw[name], place)
+                child = self._nodes(raw[name], place, inside)
             else:
-                self._problem(place, f"expected a list of layers, got {shortened(raw[name])}")
+                self._problem(place, f"expected a list of {field.kind}, got {shortened(raw[name])}")
             if child is not None:
                 children[name] = child
         return Node(registry, cls, tag, values, children)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from torch import nn
-
 from ..arguments import arguments_of
-from ..bijection import Bijection
+from ..fields import LISTS
 from ..models import Classifier, Flow
-from ..registry import Registry, bijections, heads, nets, priors
+from ..registry import REGISTRY_OF, Registry, bijections, heads, priors
 from ..sequential import Sequential
 from ..state import Shape
 from .document import TopLevel
@@ -54,7 +52,7 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     return document
 
 
-def _document(module: nn.Module, registry: Registry[Any]) -> dict[str, Any]:
+def _document(module: object, registry: Registry[Any]) -> dict[str, Any]:
     tag = registry.tag_of(type(module))
     arguments = arguments_of(module)
     if tag is None or arguments is None:
@@ -67,8 +65,11 @@ def _document(module: nn.Module, registry: Registry[Any]) -> dict[str, Any]:
     document = {"type": tag, **field_set.canonical({n: arguments[n] for n in field_set.plain if n in arguments})}
     for name, field in field_set.fields.items():
         current = arguments.get(name)
-        if field.kind == "layers" and current is not None:
-            document[name] = [_document(layer, bijections) for layer in current]
-        elif field.kind != "value" and current is not None:
-            document[name] = _document(current, bijections if isinstance(current, Bijection) else nets)
+        if field.kind == "value" or current is None:
+            continue
+        inside = REGISTRY_OF[field.kind]
+        if field.kind in LISTS:
+            document[name] = [_document(one, inside) for one in current]
+        else:
+            document[name] = _document(current, inside)
     return document

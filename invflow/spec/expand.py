@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from ..fields import counted, quoted, shortened
+from ..fields import LISTS, counted, quoted, shortened
 from ..registry import did_you_mean
 from .limits import Limits
 from .text import JsonPath, Place, Problems, Source, deeper
 
 Object: TypeAlias = dict[str, Any]
-REPEAT_KEYS = frozenset({"type", "times", "layers", "with", "note"})
+REPEAT_KEYS = frozenset({"type", "times", "with", "note"})
 _STRING_PER_VALUE = 16
 _REFERENCE = 2  # the values that a reference counts as besides its own, because its origin is noted
 _UNKNOWN = object()
@@ -118,7 +118,7 @@ class _Expander:
     def value(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope) -> Any:
         """``raw`` with its macros expanded; the same object if it has none."""
         size, plain = self._measure(raw)
-        if isinstance(raw, list) and out[-1] == "layers":
+        if isinstance(raw, list) and out[-1] in LISTS:
             layers: list[Any] = []
             for i, child in enumerate(raw):
                 self._layer(child, (*at, i), out, scope, layers)
@@ -137,7 +137,7 @@ class _Expander:
         return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
 
     def _layer(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
-        """Appends the layers of one entry of a list of layers, which may be a repeat."""
+        """Appends the layers, or the parts, of one entry of a list of such, which may be a repeat."""
         if _repeats(raw):
             self._repeat(raw, at, out, scope, layers)
             return
@@ -151,7 +151,8 @@ class _Expander:
 
     def _repeat(self, raw: Object, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
         before = self.problems.noted
-        for key, message, side in key_faults(raw, REPEAT_KEYS, "repeat"):
+        kind = str(out[-1])
+        for key, message, side in key_faults(raw, {*REPEAT_KEYS, kind}, "repeat"):
             self.problems.note((*at, key), message, side)
         times, iteration = self._resolve(raw.get("times"), (*at, "times"), scope)
         if "times" not in raw:
@@ -162,10 +163,10 @@ class _Expander:
         elif times is not _UNKNOWN and (type(times) is not int or times < 1):
             message = f"repeat expects a whole number of times, 1 or more, got {shortened(times)}{iteration}"
             self.problems.note((*at, "times"), message)
-        body = raw.get("layers")
+        body = raw.get(kind)
         if not isinstance(body, list) or not body:
-            place = (*at, "layers") if "layers" in raw else at
-            self.problems.note(place, "repeat needs 'layers', a list of at least one layer")
+            place = (*at, kind) if kind in raw else at
+            self.problems.note(place, f"repeat needs {kind!r}, a list of at least one {kind[:-1]}")
         columns = self._columns(raw, at, scope, times, iteration)
         if self.problems.noted > before:
             return
@@ -174,7 +175,7 @@ class _Expander:
             self._count(1 + len(items), at)  # an iteration counts, even if it makes no layer
             inner = _Scope(items, (*scope.iterations, (number + 1, times)))
             for i, child in enumerate(body or []):
-                self._layer(child, (*at, "layers", i), out, inner, layers)
+                self._layer(child, (*at, kind, i), out, inner, layers)
 
     def _columns(self, raw: Object, at: JsonPath, scope: _Scope, times: Any, iteration: str) -> dict[str, list[Any]]:
         """The lists of a repeat's ``with``, each with one item per iteration."""

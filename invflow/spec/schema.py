@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
-from ..fields import FieldSet, JsonField
-from ..registry import REGISTRIES, Registry, bijections
+from ..fields import LISTS, FieldSet, JsonField
+from ..registry import REGISTRIES, REGISTRY_OF, Registry
 from .document import MOST_DIMENSIONS, TopLevel
 
 Schema: TypeAlias = dict[str, Any]
@@ -41,10 +41,14 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
     definitions: dict[str, Schema] = {
         "reference": _REFERENCE,
         "shape": _SHAPE,
-        "repeat": _REPEAT,
-        "layers": {"type": "array", "items": _ref("entry")},
-        "entry": _tagged("layer", {**_members(bijections), "repeat": ("repeat", _REPEAT["description"])}),
     }
+    for kind in LISTS:
+        registry, entry, repeat = REGISTRY_OF[kind], f"entry.{kind}", f"repeat.{kind}"
+        definitions[kind] = {"type": "array", "items": _ref(entry)}
+        definitions[repeat] = _repeat(kind, entry)
+        definitions[entry] = _tagged(
+            registry.noun, {**_members(registry), "repeat": (repeat, definitions[repeat]["description"])}
+        )
     for registry in REGISTRIES:
         definitions[registry.noun] = _tagged(registry.noun, _members(registry))
         for tag, cls in sorted(registry.registered().items()):
@@ -90,26 +94,30 @@ _SHAPE: Schema = {
         {"items": {"anyOf": [_ref("shape"), _ref("reference")]}},
     ],
 }
-_REPEAT: Schema = {
-    "description": "The layers several times, inserted into the enclosing list.",
-    "type": "object",
-    "properties": {
-        "type": {"const": "repeat"},
-        "times": {
-            "description": "the number of repetitions, 1 or more",
-            "anyOf": [{"type": "integer", "minimum": 1}, _ref("reference")],
+
+
+def _repeat(kind: str, entry: str) -> Schema:
+    """The macro in a list of this kind, whose entries have a definition of that name."""
+    return {
+        "description": f"The {kind} several times, inserted into the enclosing list.",
+        "type": "object",
+        "properties": {
+            "type": {"const": "repeat"},
+            "times": {
+                "description": "the number of repetitions, 1 or more",
+                "anyOf": [{"type": "integer", "minimum": 1}, _ref("reference")],
+            },
+            kind: {"description": f"the repeated {kind}", "type": "array", "minItems": 1, "items": _ref(entry)},
+            "with": {
+                "description": 'lists with one item per iteration, referred to as {"$item": "name"}',
+                "type": "object",
+                "additionalProperties": {"anyOf": [{"type": "array"}, _ref("reference")]},
+            },
+            "note": _NOTE,
         },
-        "layers": {"description": "the repeated layers", "type": "array", "minItems": 1, "items": _ref("entry")},
-        "with": {
-            "description": 'lists with one item per iteration, referred to as {"$item": "name"}',
-            "type": "object",
-            "additionalProperties": {"anyOf": [{"type": "array"}, _ref("reference")]},
-        },
-        "note": _NOTE,
-    },
-    "required": ["type", "times", "layers"],
-    "additionalProperties": False,
-}
+        "required": ["type", "times", kind],
+        "additionalProperties": False,
+    }
 
 
 def _members(registry: Registry[Any]) -> Members:
@@ -155,8 +163,8 @@ def _document(tag: str, cls: type, field_set: FieldSet, definitions: dict[str, S
 
 def _nested(field: JsonField) -> Schema:
     described: Schema = {"description": field.description} if field.description else {}
-    if field.kind == "layers":
-        return _referable(_ref("layers"), described)
+    if field.kind in LISTS:
+        return _referable(_ref(field.kind), described)
     if field.default is None:
         return {**described, "default": None, "anyOf": [_ref(field.kind), {"type": "null"}]}
     return described | _ref(field.kind)

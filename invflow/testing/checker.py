@@ -19,6 +19,7 @@ from ..arguments import one_line
 from ..bijection import Bijection
 from ..errors import ReconstructionWarning
 from ..numerics import same_batch
+from ..numerics.conditioners import draws
 from ..state import Shape, State, TensorShape, leaf_paths, map_state, part_of, sample, shape_of, with_part
 from .properties import PROPERTIES, Broken, Property
 from .report import Finding, Report
@@ -83,7 +84,9 @@ def check_bijection(
 def examine(subject: Subject, settings: Iterable[Setting], properties: Iterable[Property], seed: int = 0) -> Report:
     """Try each property that applies in each setting, until it fails; the seed is only reported."""
     results: dict[Property, list[Finding]] = {prop: [] for prop in properties if prop.applies_to(subject)}
-    for setting in settings:
+    # Dropout makes a forward and its inverse two functions in train mode, in which only gradients are promised.
+    is_random = any(map(draws, subject.bijection.modules()))
+    for setting in (dataclasses.replace(one, training=one.training and not is_random) for one in settings):
         trials = functools.cache(subject.trial)  # properties that need the same setting share one copy of the module
         for prop, before in results.items():
             adapted = prop.adapt(setting)

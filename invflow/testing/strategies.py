@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ..bijection import Bijection
 from ..errors import SpecError
 from ..fields import FieldSet
-from ..registry import bijections, nets
+from ..registry import Registry, bijections, nets, parts
 from ..sequential import Sequential
 from ..spec import build
 from ..state import Shape, State, is_tensor_shape
@@ -28,6 +28,7 @@ from .trial import BATCHES, DOMAINS, DTYPES, KINDS, LAYOUTS, Setting
 
 LARGEST_EXTENT = 6
 LARGEST_INT = 5  # above a field's own minimum: small tensors find the same faults as large ones
+DEEPEST = 2  # of parts within parts
 RESTRICTING = frozenset({"numerics"})
 """Fields that restrict the inputs: a test that draws them must draw the inputs to match."""
 
@@ -173,7 +174,21 @@ def net_documents(draw: Draw, layer: type) -> dict[str, Any]:
     """The document of a registered net of this library or of the layer's own package; others are not trusted."""
     packages = {_package(Bijection), _package(layer)}
     tag = draw(st.sampled_from(sorted(tag for tag, net in nets.registered().items() if _package(net) in packages)))
-    return {"type": tag, **draw(plain_fields(nets.fields(nets.find(tag))))}
+    document: dict[str, Any] = draw(_documents(nets, tag))
+    return document
+
+
+@st.composite
+def _documents(draw: Draw, registry: Registry[Any], tag: str, depth: int = 0) -> dict[str, Any]:
+    """The document of a net or a part, with a few parts inside, the last of which chooses its channels."""
+    fields = registry.fields(registry.find(tag))
+    document = {"type": tag, **draw(plain_fields(fields))}
+    for name in (name for name, one in fields.fields.items() if one.kind == "parts"):
+        known = sorted(tag for tag, part in parts.registered().items() if _package(part) == _package(Bijection))
+        last = [draw(_documents(parts, draw(st.sampled_from([tag for tag in known if parts.find(tag).chooses]))))]
+        tags = draw(st.lists(st.sampled_from(known), max_size=2)) if depth < DEEPEST else []
+        document[name] = [draw(_documents(parts, tag, depth + 1)) for tag in tags] + last
+    return document
 
 
 def _package(cls: type) -> str:

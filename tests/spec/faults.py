@@ -441,7 +441,7 @@ SHAPES = {
     "conv on vectors": Fault(
         document('{"type": "split"}', '{"type": "additive_coupling", "net": §{"type": "conv"}}', shape="[4]"),
         "layers.1.net",
-        "conv expects a shape (channels, height, width) besides the batch, got (2,)",
+        "conv expects a shape (channels, height, width), or one of a sequence or a volume, besides the batch, got (2,)",
         in_schema=False,
     ),
     "each on a tensor": Fault(

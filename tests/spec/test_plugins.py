@@ -172,7 +172,7 @@ def test_a_plug_in_is_loaded_when_its_tag_asks_and_not_before(run):
         shown = json_schema()["$defs"]
         print(shown["layer.acme.scale"]["properties"]["factor"]["description"])
         print(shown["net.acme.times"]["required"], shown["head.acme.sum"]["required"])
-        print("acme.scale" in shown["entry"]["properties"]["type"]["enum"])
+        print("acme.scale" in shown["entry.layers"]["properties"]["type"]["enum"])
     """) == [
         "nothing so far False False",
         "acme is loaded",

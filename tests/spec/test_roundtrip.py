@@ -19,7 +19,7 @@ from invflow.fields import REQUIRED
 from invflow.log_det import Estimator
 from invflow.nets import MLP
 from invflow.numerics import Numerics
-from invflow.registry import bijections, heads, nets, priors
+from invflow.registry import REGISTRIES, bijections, nets
 from invflow.spec.document import _UNDECISIVE
 from invflow.spec.training import Training
 from invflow.state import leaves, make_state
@@ -302,7 +302,7 @@ def current_defaults():
             }
             for tag, cls in sorted(registry.registered().items())
         }
-        for registry in (bijections, nets, heads, priors)
+        for registry in REGISTRIES
     }
     schema = Training.model_json_schema()
     options = {"training": {"Training": schema, **schema["$defs"]}}

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 import invflow
-from invflow.registry import bijections, heads, nets, priors
+from invflow.registry import REGISTRIES
 from invflow.spec.schema import json_schema
 from invflow.spec.training import Training
 from invflow.testing.strategies import chain_cases
@@ -94,7 +94,7 @@ def test_references_stand_wherever_a_value_stands(layer, validator):
     assert list(validator.iter_errors(spec)) == []
 
 
-@pytest.mark.parametrize("registry", [bijections, nets, heads, priors], ids=lambda registry: registry.noun)
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.noun)
 def test_every_field_is_explained_with_its_default(registry):
     definitions = json_schema()["$defs"]
     for tag, cls in registry.registered().items():
@@ -124,5 +124,5 @@ def test_ranges_and_choices_come_from_the_code():
     psi = definitions["layer.psi"]["properties"]
     assert psi["block_size"]["anyOf"][0] == {"type": "integer", "exclusiveMinimum": 0}
     assert psi["layout"]["anyOf"][0]["enum"] == ["block", "channel"]
-    assert "repeat" in definitions["entry"]["properties"]["type"]["enum"]
+    assert "repeat" in definitions["entry.layers"]["properties"]["type"]["enum"]
     assert "repeat" not in definitions["layer"]["properties"]["type"]["enum"]
