@@ -1,7 +1,7 @@
 """The bijections, one family a file."""
 
 from .actnorm import ActNorm, Affine
-from .affine_coupling import AffineCoupling
+from .affine_coupling import AffineCoupling, GinCoupling
 from .coupling import AdditiveCoupling
 from .each import Each
 from .elementwise import Logit
@@ -20,6 +20,7 @@ __all__ = [
     "AffineCoupling",
     "Each",
     "Exchange",
+    "GinCoupling",
     "Inverse",
     "Linear1x1",
     "Logit",

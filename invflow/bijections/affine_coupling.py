@@ -2,30 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
+from torch.nn import functional
 
+from ..errors import InvflowError
 from ..registry import register
 from .coupling import Coupling
+
+Scale: TypeAlias = Literal["tanh", "soft_clip", "sigmoid", "twice_sigmoid", "exp"]
+
+_CLAMP = 2.0
+"""The default bound of log-scales, also if the scale has a bound of its own."""
+
+_FARTHEST = 20.0
+"""Where log-scales end if their function does not bound them. Within it neither the scale, 5e8, nor its inverse
+overflows; beyond it float32 would drop all digits of the smaller one of two numbers, one scaled and one not."""
+
+_FARTHEST_IN_FLOAT16 = 9.0
+"""Likewise in float16, whose numbers end at exp(11), and have all of their digits from exp(-9.7) on."""
+
+
+def _farthest(raw: Tensor) -> float:
+    return _FARTHEST_IN_FLOAT16 if raw.dtype == torch.float16 else _FARTHEST
+
+
+# Each gives the log-scale, from r, the clamp and the floor.
+
+
+def _tanh(raw: Tensor, clamp: float, floor: float) -> Tensor:
+    # Of a view that is not contiguous, tanh takes several times as long.
+    return torch.tanh(raw.contiguous()) if clamp == 1 else clamp * torch.tanh(raw / clamp)
+
+
+def _soft_clip(raw: Tensor, clamp: float, floor: float) -> Tensor:
+    return raw / (clamp + raw.abs()) * clamp  # in this form nothing overflows
+
+
+def _sigmoid(raw: Tensor, clamp: float, floor: float) -> Tensor:
+    raw = (raw + 2).clamp(min=-_farthest(raw))
+    return torch.log(torch.sigmoid(raw) + floor) if floor else functional.logsigmoid(raw)
+
+
+def _twice_sigmoid(raw: Tensor, clamp: float, floor: float) -> Tensor:
+    return functional.logsigmoid(raw.clamp(min=-_farthest(raw))) + math.log(2)
+
+
+def _exp(raw: Tensor, clamp: float, floor: float) -> Tensor:
+    farthest = _farthest(raw)
+    return raw.clamp(-farthest, farthest)
+
+
+_LOG_SCALES: Mapping[Scale, Callable[[Tensor, float, float], Tensor]] = {
+    "tanh": _tanh,
+    "soft_clip": _soft_clip,
+    "sigmoid": _sigmoid,
+    "twice_sigmoid": _twice_sigmoid,
+    "exp": _exp,
+}
 
 
 @register("affine_coupling")
 class AffineCoupling(Coupling):
-    """``(a, b) -> (exp(s) * b + t, a)`` with ``s = clamp * tanh(r / clamp)`` and ``(r, t) = net(a)``.
+    """``(a, b) -> (scale * b + t, a)``, where the scale is computed from r, and ``(r, t) = net(a)``.
 
-    Its inverse is ``(u, v) -> (v, exp(-s) * (u - t))``, its log-determinant ``sum(s)``. The log-scale is bounded, so
-    that no coupling stretches or shrinks by more than ``exp(clamp)``.
+    Its inverse is ``(u, v) -> (v, (u - t) / scale)``, its log-determinant ``sum(log(scale))``. The scale is positive
+    and bounded:
 
-    Reference: Dinh, Sohl-Dickstein, Bengio: Real NVP, 2016, https://arxiv.org/abs/1605.08803
+    - "tanh": ``exp(clamp * tanh(r / clamp))``, as in RealNVP;
+    - "soft_clip": ``exp(r / (1 + |r / clamp|))``, as in zuko;
+    - "sigmoid": ``sigmoid(r + 2) + floor``, as in Glow, and with a floor of 0.001 as in neural spline flows;
+    - "twice_sigmoid": ``2 * sigmoid(r)``, as in Jet;
+    - "exp": ``exp(r)``.
+
+    A sigmoid's scale ends at ``exp(-20)``, before the floor is added, and "exp" ends at ``exp(-20)`` and ``exp(20)``,
+    so that no weights make it overflow (in float16: at 9 instead of 20). Of the others, a float32 ``exp(clamp)``
+    overflows with a clamp above 88.
+
+    Reference: Dinh, Sohl-Dickstein, Bengio: Real NVP, 2016, https://arxiv.org/abs/1605.08803; Kingma, Dhariwal: Glow,
+    2018, https://arxiv.org/abs/1807.03039; Kolesnikov, Pinto, Tschannen: Jet, 2024, https://arxiv.org/abs/2412.15129
 
     Args:
         net: the conditioner, any module: called with ``a``, or with ``a`` and the context if there is one; it returns
             b's shape with twice the channels, first r and then t.
-        clamp: the bound of the log-scale.
+        clamp: the bound of the log-scale, for "tanh" and "soft_clip".
+        scale: the function of r.
+        floor: what "sigmoid" adds to the scale.
+        shift_first: whether the output is ``(b + t) * scale``, as in Glow and Jet, instead of ``scale * b + t``.
+
+    Raises:
+        InvflowError: a clamp or a floor for a scale that has none.
 
     Examples:
         >>> import torch
@@ -39,22 +110,45 @@ class AffineCoupling(Coupling):
         ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
         ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}, "clamp": 0.5}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp", "hidden": [4], "activation": "tanh"}}, ((2,), (3,))),
+        ({"net": {"type": "mlp", "hidden": [4]}, "scale": "soft_clip", "shift_first": True}, ((3,), (2,))),
+        ({"net": {"type": "conv", "hidden": [3]}, "scale": "sigmoid", "floor": 0.001}, ((2, 3, 2), (2, 3, 2))),
+        ({"net": {"type": "mlp"}, "scale": "twice_sigmoid", "shift_first": True}, ((2,), (2,))),
+        ({"net": {"type": "mlp", "hidden": [4]}, "scale": "exp"}, ((2,), (3,))),
     ]
 
-    def __init__(self, net: nn.Module, clamp: PositiveFloat = 2.0) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        clamp: PositiveFloat = _CLAMP,
+        scale: Scale = "tanh",
+        floor: NonNegativeFloat = 0.0,
+        shift_first: bool = False,
+    ) -> None:
         super().__init__(net, outputs=2)
+        if clamp != _CLAMP and scale not in ("tanh", "soft_clip"):
+            raise InvflowError(f'{self.tag} has a clamp with "tanh" and "soft_clip" only, got {clamp} with "{scale}"')
+        if floor and scale != "sigmoid":
+            raise InvflowError(f'{self.tag} has a floor with the scale "sigmoid" only, got {floor} with "{scale}"')
         self.clamp = clamp
+        self.scale = scale
+        self.floor = floor
+        self.shift_first = shift_first
+        self._log_scale = _LOG_SCALES[scale]
 
     @classmethod
     def outputs(cls, fields: Mapping[str, Any]) -> int:
         return 2
 
-    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
         log_scale, shift = self._scale_and_shift(made)
+        if self.shift_first:
+            return (b + shift) * log_scale.exp(), log_scale
         return torch.addcmul(shift, log_scale.exp(), b), log_scale
 
-    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
         log_scale, shift = self._scale_and_shift(made)
+        if self.shift_first:
+            return torch.exp(-log_scale) * u - shift, log_scale
         return torch.exp(-log_scale) * (u - shift), log_scale
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
@@ -62,8 +156,51 @@ class AffineCoupling(Coupling):
         return super()._condition(a, b, context).to(b.dtype)
 
     def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-scale, and t."""
         raw, shift = made.chunk(2, dim=1)
-        # Of a view that is not contiguous, tanh takes several times as long.
-        if self.clamp == 1:
-            return torch.tanh(raw.contiguous()), shift
-        return self.clamp * torch.tanh(raw / self.clamp), shift
+        return self._log_scale(raw, self.clamp, self.floor), shift
+
+
+@register("gin_coupling")
+class GinCoupling(AffineCoupling):
+    """``(a, b) -> (exp(s) * b + t, a)`` with log-scales s that add up to 0: it changes shapes, and keeps volumes.
+
+    ``s = z - mean(z)`` over the channels of b, at each position, with ``z = clamp * tanh(r / clamp)`` and
+    ``(r, t) = net(a)``. Its inverse is ``(u, v) -> (v, exp(-s) * (u - t))``, its log-determinant exactly 0. If b has
+    one channel, s is 0, and only t acts.
+
+    Reference: Sorrenson, Rother, Koethe: Disentanglement by Nonlinear ICA with General Incompressible-flow Networks
+    (GIN), 2020, https://arxiv.org/abs/2001.04872
+
+    Args:
+        net: the conditioner, any module: called with ``a``, or with ``a`` and the context if there is one; it returns
+            b's shape with twice the channels, first r and then t.
+        clamp: the bound of z, so that ``|s|`` is below twice the clamp.
+
+    Examples:
+        >>> import torch
+        >>> coupling = GinCoupling(torch.nn.Linear(2, 6))
+        >>> y, log_det = coupling.forward_and_log_det((torch.ones(1, 2), torch.zeros(1, 3)))
+        >>> log_det
+        tensor([0.])
+    """
+
+    volume_preserving = True
+    examples = [
+        ({"net": {"type": "conv", "hidden": [3]}}, ((2, 4, 4), (2, 4, 4))),
+        ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}, "clamp": 0.5}, ((1, 3, 2), (3, 3, 2))),
+        ({"net": {"type": "mlp", "hidden": [4]}}, ((2,), (3,))),
+    ]
+
+    def __init__(self, net: nn.Module, clamp: PositiveFloat = _CLAMP) -> None:
+        super().__init__(net, clamp)
+
+    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, None]:
+        return super()._transform(b, made)[0], None
+
+    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, None]:
+        return super()._untransform(u, made)[0], None
+
+    def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = super()._scale_and_shift(made)
+        return log_scale - log_scale.mean(1, keepdim=True), shift
