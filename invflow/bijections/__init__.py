@@ -5,6 +5,7 @@ from .affine_coupling import AffineCoupling, GinCoupling
 from .coupling import AdditiveCoupling
 from .each import Each
 from .elementwise import Logit
+from .factor_out import FactorOut
 from .inverse import Inverse
 from .linear import Linear1x1
 from .permute import Permute
@@ -20,6 +21,7 @@ __all__ = [
     "AffineCoupling",
     "Each",
     "Exchange",
+    "FactorOut",
     "GinCoupling",
     "Inverse",
     "Linear1x1",

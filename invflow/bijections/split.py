@@ -29,20 +29,20 @@ class _TwoParts(Rearrangement):
         """The sizes as given, or halves, the smaller first."""
         return self.sizes or (extent // 2, extent - extent // 2)
 
-    def _cut(self, who: str, x: Tensor) -> Pair:
-        # A quick test that the input fits, because this runs in every forward; if it fails, `_part_shapes` says why.
+    def cut(self, who: str, x: Tensor) -> Pair:
+        # A quick test that the input fits, because this runs in every forward; if it fails, `part_shapes` says why.
         if isinstance(x, Tensor) and x.dim() > self.dim:
             extent = x.shape[self.dim]
             parts = self._parts(extent)
             if extent > 1 and parts[0] + parts[1] == extent:
                 first, second = torch.split_with_sizes(x, parts, self.dim)
                 return first, second
-        self._part_shapes(who, shape_of(x))
+        self.part_shapes(who, shape_of(x))
         raise ShapeError(f"{who} expects one tensor, got {type(x).__name__}")
 
-    def _join(self, who: str, x: Pair) -> Tensor:
-        """The pair as one tensor. Raises ShapeError for a pair that `_cut` would not return."""
-        # Concatenated first, then checked, because this runs in every forward; if it fails, `_whole_shape` says why.
+    def join(self, who: str, x: Pair) -> Tensor:
+        """The pair as one tensor. Raises ShapeError for a pair that `cut` would not return."""
+        # Concatenated first, then checked, because this runs in every forward; if it fails, `whole_shape` says why.
         if isinstance(x, tuple):
             try:
                 whole = torch.cat(x, self.dim)
@@ -50,10 +50,10 @@ class _TwoParts(Rearrangement):
                     return whole
             except (RuntimeError, TypeError, IndexError):
                 pass
-        self._whole_shape(who, shape_of(x))
+        self.whole_shape(who, shape_of(x))
         raise ShapeError(f"{who} expects two tensors of one batch and dtype, got {[tuple(part.shape) for part in x]}")
 
-    def _part_shapes(self, who: str, shape: Shape) -> tuple[TensorShape, TensorShape]:
+    def part_shapes(self, who: str, shape: Shape) -> tuple[TensorShape, TensorShape]:
         """The shapes of the two parts of a tensor of this shape."""
         whole, dim = require_tensor(who, shape), self.dim
         if len(whole) < dim:
@@ -72,7 +72,7 @@ class _TwoParts(Rearrangement):
         before, after = whole[: dim - 1], whole[dim:]
         return (*before, first, *after), (*before, second, *after)
 
-    def _whole_shape(self, who: str, shape: Shape) -> TensorShape:
+    def whole_shape(self, who: str, shape: Shape) -> TensorShape:
         """The shape of the tensor that a pair of this shape was cut from."""
         first, second = (require_tensor(who, part) for part in require_pair(who, shape))
         dim = self.dim
@@ -81,7 +81,7 @@ class _TwoParts(Rearrangement):
             raise ShapeError(f"{who} expects two tensors that differ along dim {dim} only, got {shape}")
         parts = [first[dim - 1], second[dim - 1]]
         whole = (*first[: dim - 1], sum(parts), *first[dim:])
-        if self._part_shapes(who, whole) != (first, second):
+        if self.part_shapes(who, whole) != (first, second):
             expected = "halves, the smaller first" if self.sizes is None else f"sizes {list(self.sizes)}"
             raise ShapeError(f"{who} expects {expected} along dim {dim}, got {parts}; pass sizes={parts}")
         return whole
@@ -104,16 +104,16 @@ class Split(_TwoParts):
     examples = [({}, (2,)), ({}, (5, 2, 2)), ({"sizes": [1, 3]}, (4, 3)), ({"dim": 2}, (1, 3, 2))]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        return self._cut("split", x)
+        return self.cut("split", x)
 
     def inverse(self, y: Pair, context: Tensor | None = None) -> Tensor:
-        return self._join("the inverse of split", y)
+        return self.join("the inverse of split", y)
 
     def output_shape(self, shape: Shape) -> Shape:
-        return self._part_shapes("split", shape)
+        return self.part_shapes("split", shape)
 
     def input_shape(self, shape: Shape) -> Shape:
-        return self._whole_shape("the inverse of split", shape)
+        return self.whole_shape("the inverse of split", shape)
 
 
 @register("merge")
@@ -142,13 +142,13 @@ class Merge(_TwoParts):
         super().__init__(sizes, dim)
 
     def forward(self, x: Pair, context: Tensor | None = None) -> Tensor:
-        return self._join("merge", x)
+        return self.join("merge", x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Pair:
-        return self._cut("the inverse of merge", y)
+        return self.cut("the inverse of merge", y)
 
     def output_shape(self, shape: Shape) -> Shape:
-        return self._whole_shape("merge", shape)
+        return self.whole_shape("merge", shape)
 
     def input_shape(self, shape: Shape) -> Shape:
-        return self._part_shapes("the inverse of merge", shape)
+        return self.part_shapes("the inverse of merge", shape)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from ..errors import ShapeError
+from ..errors import InvflowError
 from ..part import Part
 from ..registry import register_net
 from ..state import Shape, TensorShape, require_channels
@@ -15,7 +15,7 @@ from .attention import Attention, Positions, TokenMLP
 from .blocks import DenseBlock, ResidualBlock
 from .layers import Convolution, Linear
 from .norms import BatchNorm, Dropout, LayerNorm, Norm
-from .sizes import OddInt, Probability, shape_with_context
+from .sizes import OddInt, Probability
 from .stack import Stack
 
 Depth = Annotated[int, Field(gt=0, le=1000)]
@@ -77,7 +77,7 @@ class ResNet(Stack):
 
 @register_net("densenet")
 class DenseNet(Stack):
-    """A dense net as in integer discrete flows: blocks that append channels until there are ``channels``, and a map.
+    """A dense net as in integer discrete flows: blocks that append ``channels`` in all, as evenly as possible, and a map.
 
     A block is ``act(map(act(map_1(x))))``: a map of kernel 1 that keeps the channels, and one to those that it appends.
     The maps are convolutions; on vectors all are linear.
@@ -89,14 +89,14 @@ class DenseNet(Stack):
         in_shape: (channels, ...) of the input, without the batch.
         out_shape: likewise for the output.
         context_shape: (features,), or (channels, ...) with the input's positions.
-        channels: the channels after the last block.
+        channels: the channels that all blocks together append to the input.
         blocks: the number of blocks.
         kernel_size: the side of the kernels, odd.
         activation: the function after each map of a block.
         zero_last: whether the last map starts at zero, so that the net is 0 until it is trained.
 
     Raises:
-        ShapeError: there are fewer channels left to append than blocks.
+        InvflowError: there are fewer channels to append than blocks.
 
     Examples:
         >>> import torch
@@ -115,21 +115,16 @@ class DenseNet(Stack):
         activation: Activation = "relu",
         zero_last: bool = False,
     ) -> None:
-        start = shape_with_context("densenet", require_channels("densenet", in_shape), context_shape)
-        if channels - start[0] < blocks:
-            raise ShapeError(
-                f"densenet expects at least {start[0] + blocks} channels, one more for each of {blocks} blocks, got "
-                f"{channels}"
-            )
+        if channels < blocks:
+            raise InvflowError(f"densenet expects a channel to append for each of {blocks} blocks, got {channels}")
+        vectors = len(require_channels("densenet", in_shape)) == 1
 
         def mapped(to: int | None) -> Part:
-            return Linear(to) if len(start) == 1 else Convolution(to, kernel_size)
+            return Linear(to) if vectors else Convolution(to, kernel_size)
 
-        act, parts, reached = ACTIVATIONS[activation](), [], start[0]
-        for left in range(blocks, 0, -1):
-            growth = (channels - reached) // left
-            parts.append(DenseBlock(Linear(), act, mapped(growth), act))
-            reached += growth
+        act = ACTIVATIONS[activation]()
+        growth = [(channels + block) // blocks for block in range(blocks)]  # the later ones append one more
+        parts = [DenseBlock(Linear(), act, mapped(more), act) for more in growth]
         super().__init__(
             *parts,
             mapped(None),
