@@ -94,7 +94,7 @@ class FactorOut(Bijection):
         if is_tensor_shape(shape) or len(shape) < 2:
             raise ShapeError(f"{who} expects a tuple of at least two states, got shape {shape}")
         *others, done, goes_on = shape
-        whole = self.split.whole_shape(who, self._ordered((goes_on, done)))  # type: ignore[arg-type]
+        whole = self.split.whole_shape(who, self._ordered((goes_on, done)))
         return (*others, whole) if others else whole
 
     @property

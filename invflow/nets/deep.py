@@ -77,7 +77,7 @@ class ResNet(Stack):
 
 @register_net("densenet")
 class DenseNet(Stack):
-    """A dense net as in integer discrete flows: blocks that append ``channels`` in all, as evenly as possible, and a map.
+    """A dense net as in integer discrete flows: blocks that append ``channels`` in all, evenly, and a map.
 
     A block is ``act(map(act(map_1(x))))``: a map of kernel 1 that keeps the channels, and one to those that it appends.
     The maps are convolutions; on vectors all are linear.

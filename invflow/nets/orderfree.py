@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from .._torch import BatchNorm, Dropout
 from ..errors import NumericsError
-from ..numerics.integer import MOST_SHIFT, SUM_BITS, FixedPoint, Quantize, Requantize, Table, powers_of_two
+from ..numerics.integer import (
+    CONVOLUTIONS,
+    MOST_SHIFT,
+    SUM_BITS,
+    Convolution,
+    FixedPoint,
+    Quantize,
+    Requantize,
+    Table,
+    powers_of_two,
+)
 from ..numerics.modes import Exact
 from .stack import Stack
 
@@ -30,7 +40,7 @@ first activation, and so on."""
 class _Block:
     """A linear layer with the norm and the activation that follow it."""
 
-    linear: nn.Conv2d | nn.Linear
+    linear: Convolution | nn.Linear
     norm: BatchNorm | None = None
     activation: nn.Module | None = None
 
@@ -108,8 +118,8 @@ def _blocks(net: nn.Module) -> list[_Block]:
     for part in net:
         name = type(part).__name__
         last = blocks[-1] if blocks else None
-        if type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros"):
-            blocks.append(_Block(part))
+        if type(part) is nn.Linear or (type(part) in CONVOLUTIONS and part.padding_mode == "zeros"):
+            blocks.append(_Block(cast(Convolution | nn.Linear, part)))
         elif isinstance(part, nn.Identity | Dropout):
             pass  # the identity in eval mode
         elif last is None or last.activation is not None:
@@ -135,12 +145,12 @@ def _scale(reached: float | None, limit: int) -> float:
     return 2.0 ** max(-MOST_SHIFT, min(MOST_SHIFT, exponent))
 
 
-def _input_scale(linear: nn.Conv2d | nn.Linear, context: int, reached: Ranges, limit: int) -> Tensor:
+def _input_scale(linear: Convolution | nn.Linear, context: int, reached: Ranges, limit: int) -> Tensor:
     """The scale of the input, a power of two; one for each channel if a context comes with the state."""
     weight, state = linear.weight, _scale(reached.get("state"), limit)
     if not context:
         return weight.new_tensor(state)
-    channels = weight.shape[1] * (linear.groups if isinstance(linear, nn.Conv2d) else 1)
+    channels = weight.shape[1] * (linear.groups if isinstance(linear, CONVOLUTIONS) else 1)
     scales = weight.new_tensor([state] * (channels - context) + [_scale(reached.get("context"), limit)] * context)
     return scales.reshape(-1, *(1,) * (weight.dim() - 2))
 
@@ -160,7 +170,7 @@ def _fixed_point(block: _Block, unit: Tensor, out: float, limit: int) -> FixedPo
     if block.norm is not None:
         weight, bias = _folded(weight, bias, block.norm)
     per_channel = unit.flatten().to(weight.device)
-    if per_channel.numel() > 1 and isinstance(linear, nn.Conv2d) and linear.groups > 1:
+    if per_channel.numel() > 1 and isinstance(linear, CONVOLUTIONS) and linear.groups > 1:
         raise NumericsError("its net's first convolution has groups, so a context cannot have a scale of its own")
     spread = per_channel.reshape(1, -1, *(1,) * (weight.dim() - 2))
     weight, bias = weight / spread * out, bias * out

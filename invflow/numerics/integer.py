@@ -21,7 +21,8 @@ L and the bound are checked in integers whenever weights are made, loaded or con
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +129,12 @@ class Table(Constants):
         _require_integers("a table of an order-free net", self.values, self.largest)
 
 
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
+"""By the number of dimensions of the weight."""
+
+
 class FixedPoint(Constants):
     """A convolution or a linear map of integers: weights and bias are integers times a power of two per output channel.
 
@@ -149,10 +156,10 @@ class FixedPoint(Constants):
     bias: Tensor
     shift: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, shift: Tensor, limit: int, like: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, shift: Tensor, limit: int, like: Convolution | nn.Linear) -> None:
         super().__init__()
         self.limit = limit
-        conv = like if isinstance(like, nn.Conv2d) else None
+        conv = like if isinstance(like, CONVOLUTIONS) else None
         self.geometry: Any = None if conv is None else (conv.stride, conv.padding, conv.dilation, conv.groups)
         self.weight, self.bias, self.shift = weight, bias, shift
         self.prove()
@@ -162,7 +169,7 @@ class FixedPoint(Constants):
         with exact_kernels(q):
             if self.geometry is None:
                 return functional.linear(q, self.weight, self.bias)
-            return functional.conv2d(q, self.weight, self.bias, *self.geometry)
+            return _CONVOLVE[self.weight.dim()](q, self.weight, self.bias, *self.geometry)
 
     def prove(self) -> None:
         """Proves the theorem's premise, in integers; raises NumericsError if it does not hold."""
