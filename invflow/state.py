@@ -266,7 +266,7 @@ def require_tensor(who: str, shape: Shape, dims: int | None = None) -> TensorSha
     if not is_tensor_shape(shape):
         raise ShapeError(f"{who} expects one tensor, got a tuple state of shape {shape}; put a merge or an each before")
     if dims is not None and len(shape) != dims:
-        kind = {1: "(features,)", 3: "(channels, height, width)"}.get(dims, f"{dims} dimensions")
+        kind = {1: "(features,)", 3: "(channels, height, width)"}.get(dims, f"of {dims} dimensions")
         raise ShapeError(f"{who} expects a shape {kind} besides the batch, got {shape}")
     return shape
 
@@ -279,6 +279,15 @@ def require_channels(who: str, shape: Shape, channels: int | None = None) -> Ten
     if channels not in (None, extents[0]):
         raise ShapeError(f"{who} expects {channels} channels, got {extents[0]} in {shape}")
     return extents
+
+
+def require_positions(who: str, shape: Shape, channels: int | None = None) -> TensorShape:
+    """``shape`` itself if it is a sequence's, an image's or a volume's (of ``channels``), else a ShapeError."""
+    extents = require_tensor(who, shape)
+    if not 2 <= len(extents) <= 4:
+        expected = "(channels, length), (channels, height, width) or (channels, depth, height, width)"
+        raise ShapeError(f"{who} expects a shape {expected} besides the batch, got {shape}")
+    return extents if channels is None else require_channels(who, extents, channels)
 
 
 def require_pair(who: str, shape: Shape) -> tuple[Shape, Shape]:

@@ -6,17 +6,15 @@ import copy
 
 import pytest
 import torch
-from pydantic import PositiveInt
 from torch import nn
 from torch.nn import functional
 
 import invflow
-from invflow import Flow, Injection, Inverse, Sequential, ShapeError, SpecError
-from invflow.bijections import Affine, Each, On, Parallel, Psi
+from invflow import Flow, Inverse, Sequential, ShapeError, SpecError
+from invflow.bijections import Affine, Each, On, Pad, Parallel, Psi
 from invflow.diagnostics.check import check
 from invflow.diagnostics.conditioning import conditioning
 from invflow.models import StandardNormal
-from invflow.numerics import NONE
 from invflow.testing import BijectionError, check_bijection, property_tests
 
 from .authors import Doubling, spec_of
@@ -24,39 +22,10 @@ from .authors import Doubling, spec_of
 pytestmark = pytest.mark.usefixtures("forget_what_a_test_registers")
 
 
-class Pad(Injection):
-    """Zeros as further channels.
-
-    Args:
-        channels: how many.
-    """
-
-    limit = NONE
-    cheap_inverse = True
-    examples = [({}, (3,)), ({"channels": 1}, (2, 3, 3))]
-
-    def __init__(self, channels: PositiveInt = 2) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, x, context=None):
-        return functional.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
-
-    def inverse(self, y, context=None):
-        return y[:, : y.shape[1] - self.channels]
-
-    def output_shape(self, shape):
-        return (shape[0] + self.channels, *shape[1:])
-
-
 class TestInjections:
-    @pytest.fixture(autouse=True)
-    def register(self, forget_what_a_test_registers):
-        invflow.register("acme.pad")(Pad)
-
     def document(self, **top):
         coupling = {"type": "additive_coupling", "net": {"type": "conv", "hidden": [3], "norm": "batch"}}
-        layers = [{"type": "acme.pad", "channels": 2}, {"type": "split"}, *[coupling] * 3, {"type": "merge"}]
+        layers = [{"type": "pad", "channels": 2}, {"type": "split"}, *[coupling] * 3, {"type": "merge"}]
         return spec_of(*layers, shape=(2, 4, 4), **top)
 
     def test_a_layer_that_adds_channels_has_to_say_so(self):
@@ -90,26 +59,26 @@ class TestInjections:
         assert again.input_shape((4, 4, 4)) == (2, 4, 4)
 
     def test_under_a_prior_it_is_refused(self):
-        with pytest.raises(SpecError, match=r"prior: a flow expects a chain that adds no dimensions, .* acme.pad"):
+        with pytest.raises(SpecError, match=r"prior: a flow expects a chain that adds no dimensions, .* pad"):
             invflow.build_model(self.document(prior={"type": "standard_normal"}))
         with pytest.raises(ShapeError, match="put a head on it"):
-            Flow(Sequential(Affine((2,)), Pad()), StandardNormal((4,)))
+            Flow(Sequential(Affine((2,)), Pad(2)), StandardNormal((4,)))
 
     @pytest.mark.parametrize("wrap", [lambda pad: pad, Sequential, lambda pad: Parallel(pad, Psi(2)), On, Each])
     def test_it_cannot_be_run_backwards(self, wrap):
-        layer = wrap(Pad())
+        layer = wrap(Pad(2))
         assert not layer.surjective
         with pytest.raises(ShapeError, match="cannot be run backwards: it adds dimensions"):
             Inverse(layer)
         with pytest.raises(ShapeError, match="cannot be run backwards"):
             _ = Sequential(Affine((2,)), layer)[::-1]
-        inverse = {"type": "inverse", "layer": {"type": "acme.pad"}}
-        with pytest.raises(SpecError, match=r"layers.0: acme.pad cannot be run backwards"):
+        inverse = {"type": "inverse", "layer": {"type": "pad", "channels": 2}}
+        with pytest.raises(SpecError, match=r"layers.0: pad cannot be run backwards"):
             invflow.build(spec_of(inverse))
 
     def test_it_has_no_log_determinant(self):
-        chain = Sequential(Pad(), Affine((4,)))
-        for call in (chain.forward_and_log_det, Pad().forward_and_log_det):
+        chain = Sequential(Pad(2), Affine((4,)))
+        for call in (chain.forward_and_log_det, Pad(2).forward_and_log_det):
             with pytest.raises(ShapeError, match="adds dimensions, so it has no log-determinant"):
                 call(torch.zeros(1, 2))
         with pytest.raises(ShapeError, match="adds dimensions, so it has no log-determinant"):
@@ -126,7 +95,7 @@ class TestInjections:
         coupling = {"type": "affine_coupling", "net": {"type": "mlp", "hidden": [4]}}
         part = [{"type": "split"}, *[coupling] * 2, {"type": "merge"}]
         torch.manual_seed(0)
-        chain = invflow.build(spec_of(*part, {"type": "acme.pad"}, *part)).double()
+        chain = invflow.build(spec_of(*part, {"type": "pad", "channels": 2}, *part)).double()
         z = torch.randn(5, 6, dtype=torch.float64)
 
         def gradients(policy):
@@ -148,7 +117,7 @@ class TestInjections:
                 return (1,)
 
         with pytest.raises(SpecError, match=r"layers.0: acme.lossy turns 4 numbers into 1"):
-            invflow.build(spec_of({"type": "acme.lossy"}))
+            invflow.build(spec_of({"type": "acme.lossy", "channels": 2}))
 
     def test_it_trains_in_constant_memory(self):
         chain = invflow.build(self.document()).double().train()
@@ -166,12 +135,12 @@ class TestInjections:
         assert (gradients("reversible") - right).abs().max() <= 1e-10 * right.abs().max()
 
     def test_its_properties_run_one_way(self):
-        report = check_bijection(Pad(), (3,))
+        report = check_bijection(Pad(2), (3,))
         assert report.ok
         names = {finding.name for finding in report.findings}
         assert "round trip" in names
         assert not names & {"inverse round trip", "log det", "inverse log det", "log det form"}
-        property_tests("acme.pad")
+        property_tests("pad")
 
     def test_a_left_inverse_that_is_none_is_found(self):
         class Lossy(Pad):
@@ -179,8 +148,8 @@ class TestInjections:
                 return y[:, self.channels :]
 
         with pytest.raises(BijectionError, match="round trip"):
-            check_bijection(Lossy(), (3,), skip=["compiles"])
+            check_bijection(Lossy(2), (3,), skip=["compiles"])
 
     def test_its_conditioning_is_measured(self):
-        found = conditioning(invflow.build(spec_of({"type": "acme.pad"}, {"type": "affine"})))
+        found = conditioning(invflow.build(spec_of({"type": "pad", "channels": 2}, {"type": "affine"})))
         assert [(layer.lipschitz, layer.inverse_lipschitz) for layer in found.layers] == [(1, 1), (1, 1)]

@@ -41,7 +41,7 @@ def test_context_enters_both_nets(context_shape):
     [
         (lambda: Conv((4, 5, 5), (4, 5, 5), kernel_size=2), "kernel_size: input should be odd"),
         (lambda: Conv((4, 5, 5), (4, 4, 4)), r"must map \(4, 5, 5\) to \(4, 4, 4\), but returns \(4, 5, 5\)"),
-        (lambda: Conv((4,), (4,)), r"expects a shape \(channels, height, width\)"),
+        (lambda: Conv((4,), (4,)), r"expects a shape \(channels, length\), \(channels, height, width\) or"),
         (lambda: Conv((4, 5, 5), (4, 5, 5), (1, 3, 3)), "expects a context"),
         (lambda: Conv((4, 5, 5), (4, 5, 5), hidden=[0]), "hidden.0: input should be greater than 0"),
         (lambda: ConvNetHead(10, [4], shape=(4,)), "convnet head expects"),

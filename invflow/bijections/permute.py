@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Discriminator, Field, NonNegativeInt, Tag
 from torch import Tensor
 
 from .._torch import Constants
@@ -19,41 +19,60 @@ _DRAW = 4_000  # the operations that one number of Python's generator takes
 _MOST_SHOWN = 32
 
 
+def _kind(order: Any) -> str:
+    return "name" if isinstance(order, str) else "list"
+
+
+Named: TypeAlias = Literal["reverse", "swap"]
+# By discriminator, because a wrong list is no wrong name: one message for one mistake.
+Order: TypeAlias = Annotated[
+    Annotated[list[NonNegativeInt], Field(min_length=1), Tag("list")] | Annotated[Named, Tag("name")],
+    Discriminator(_kind),
+]
+
+
 @register("permute")
 class Permute(Constants, Rearrangement):
     """Permutes the channels: ``y[:, i] = x[:, order[i]]``. Exact for every dtype, log-determinant 0.
 
     Args:
-        order: the input channel of each output channel, a permutation of ``0 .. channels - 1``.
+        order: the input channel of each output channel, a permutation of ``0 .. channels - 1``; or "reverse", the last
+            channel first; or "swap", the second half first, which is the larger one of an odd count.
         seed: draws a random order, the same on every machine; given instead of ``order``.
-        shape: the incoming shape, from which a seed takes the number of channels.
+        shape: the incoming shape, from which a seed or a named order takes the number of channels.
 
     Examples:
         >>> import torch
         >>> Permute(order=[2, 0, 1])(torch.tensor([[10, 11, 12]])).tolist()
         [[12, 10, 11]]
+        >>> Permute(order="swap", shape=(5,))(torch.tensor([[0, 1, 2, 3, 4]])).tolist()
+        [[2, 3, 4, 0, 1]]
     """
 
-    examples = [({"seed": 0}, (5,)), ({"seed": 1}, (4, 2, 3)), ({"order": [1, 2, 0]}, (3, 2))]
+    examples = [
+        ({"seed": 0}, (5,)),
+        ({"seed": 1}, (4, 2, 3)),
+        ({"order": [1, 2, 0]}, (3, 2)),
+        ({"order": "reverse"}, (3, 2, 2)),
+        ({"order": "swap"}, (5,)),
+    ]
 
     constants = ("order",)
     order: Tensor
 
     def __init__(
-        self,
-        order: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None,
-        seed: NonNegativeInt | None = None,
-        shape: Shape | None = None,
+        self, order: Order | None = None, seed: NonNegativeInt | None = None, shape: Shape | None = None
     ) -> None:
         super().__init__()
         if (order is None) == (seed is None):
             raise InvflowError("permute expects either an order or a seed, not both")
-        self._given = seed if order is None else list(order)
-        if order is not None:
+        self._given = seed if order is None else order
+        if isinstance(order, list):
             self._channels = len(order)
             require_order("permute", torch.tensor(order, device="cpu"))
         elif shape is None:
-            raise InvflowError("permute with a seed expects the incoming shape too: Permute(seed=0, shape=(8, 7, 7))")
+            how = f"order={order!r}" if seed is None else f"seed={seed}"
+            raise InvflowError(f"permute expects the incoming shape too: Permute({how}, shape=(8, 7, 7))")
         else:
             self._channels = require_channels("permute", shape)[0]
         self.order = self.made("order")
@@ -61,8 +80,11 @@ class Permute(Constants, Rearrangement):
     def made(self, name: str) -> Tensor:
         if isinstance(self._given, list):
             return torch.tensor(self._given)
-        if torch.empty(0).is_meta:  # where a size costs nothing
-            return torch.arange(self._channels)
+        order = torch.arange(self._channels)
+        if isinstance(self._given, str):
+            return order.flip(0) if self._given == "reverse" else order.roll(-(self._channels // 2))
+        if order.is_meta:  # where a size costs nothing
+            return order
         # Python's own generator: its sequence is the same on every machine and in every version of torch.
         return torch.tensor(random.Random(self._given).sample(range(self._channels), self._channels))
 
@@ -83,7 +105,7 @@ class Permute(Constants, Rearrangement):
 
     @property
     def building_cost(self) -> int:
-        return 0 if isinstance(self._given, list) else _DRAW * len(self.order)
+        return _DRAW * len(self.order) if isinstance(self._given, int) else 0
 
     def input_shape(self, shape: Shape) -> TensorShape:
         return self.output_shape(shape)

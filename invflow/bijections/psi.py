@@ -11,27 +11,38 @@ from ..bijection import Rearrangement
 from ..errors import ShapeError
 from ..part import Made, Part
 from ..registry import register, register_part
-from ..state import Shape, TensorShape, require_tensor, shape_of
+from ..state import Shape, TensorShape, require_positions, shape_of
 from .inverse import Inverse
 
-# Orders of (batch, channel, row, row in block, column, column in block): the batch first, then the three dimensions
-# that become the new channel, slowest first, then row and column.
-_TO_CHANNELS = {"block": (0, 3, 5, 1, 2, 4), "channel": (0, 1, 3, 5, 2, 4)}
-_FROM_CHANNELS = {"block": (0, 3, 4, 1, 5, 2), "channel": (0, 1, 4, 2, 5, 3)}
+
+def _orders(count: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of each layout, the orders of dimensions there and back, for this number of positions.
+
+    There: of (batch, channel, row, row in block, column, column in block), the batch first, then the three dimensions
+    that become the new channel, slowest first, then row and column.
+    """
+    inside, across = range(3, 2 * count + 2, 2), range(2, 2 * count + 2, 2)
+    there = {"block": (0, *inside, 1, *across), "channel": (0, 1, *inside, *across)}
+    return {layout: (order, tuple(map(order.index, range(len(order))))) for layout, order in there.items()}
+
+
+_ORDERS = tuple(map(_orders, range(4)))
 
 
 @register("psi")
 class Psi(Rearrangement):
-    """Moves each ``block_size`` x ``block_size`` block of pixels into the channels.
+    """Moves each block of neighbouring positions into the channels, of sequences, images and volumes.
 
-    ``y[(i * bl + j) * d + c, r, s] = x[c, r * bl + i, s * bl + j]`` in the block layout of i-RevNet,
+    On images, ``y[(i * bl + j) * d + c, r, s] = x[c, r * bl + i, s * bl + j]`` in the block layout of i-RevNet,
     ``y[c * bl**2 + i * bl + j, r, s]`` in the channel layout of `torch.nn.functional.pixel_unshuffle`; ``(d, h, w)``
-    becomes ``(d * bl**2, h / bl, w / bl)``. A permutation: exact for every dtype, log-determinant 0.
+    becomes ``(d * bl**2, h / bl, w / bl)``. Likewise ``(d, l)`` becomes ``(d * bl, l / bl)``, and a volume
+    ``(d, depth, h, w)`` becomes ``(d * bl**3, depth / bl, h / bl, w / bl)``, the positions in a block in row-major
+    order. A permutation: exact for every dtype, log-determinant 0.
 
     Reference: Jacobsen, Smeulders, Oyallon: i-RevNet: Deep Invertible Networks, 2018, https://arxiv.org/abs/1802.07088
 
     Args:
-        block_size: the side of a block, in pixels; it must divide height and width.
+        block_size: the side of a block; it must divide the length, or height and width, and the depth of a volume.
         layout: the order of the new channels: "block" or "channel".
 
     Examples:
@@ -44,6 +55,8 @@ class Psi(Rearrangement):
         ({}, (1, 8, 4)),
         ({"block_size": 2}, (3, 4, 6)),
         ({"block_size": 3, "layout": "channel"}, (2, 3, 6)),
+        ({"block_size": 2}, (2, 6)),
+        ({"block_size": 2, "layout": "channel"}, (2, 2, 4, 2)),
     ]
 
     def __init__(self, block_size: PositiveInt = 4, layout: Literal["block", "channel"] = "block") -> None:
@@ -52,34 +65,37 @@ class Psi(Rearrangement):
         self.layout = layout
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        channels, height, width = self.output_shape(shape_of(x))
-        blocks = x.reshape(*x.shape[:2], height, self.block_size, width, self.block_size)
-        return blocks.permute(_TO_CHANNELS[self.layout]).reshape(x.shape[0], channels, height, width)
+        channels, *sides = self.output_shape(shape_of(x))
+        there, _ = _ORDERS[len(sides)][self.layout]
+        split = [part for side in sides for part in (side, self.block_size)]
+        return x.reshape(*x.shape[:2], *split).permute(there).reshape(x.shape[0], channels, *sides)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        channels, height, width = self.input_shape(shape_of(y))
-        side = self.block_size
-        split = (side, side, channels) if self.layout == "block" else (channels, side, side)
-        blocks = y.reshape(y.shape[0], *split, *y.shape[2:])
-        return blocks.permute(_FROM_CHANNELS[self.layout]).reshape(y.shape[0], channels, height, width)
+        channels, *sides = self.input_shape(shape_of(y))
+        _, back = _ORDERS[len(sides)][self.layout]
+        inside = [self.block_size] * len(sides)
+        split = [*inside, channels] if self.layout == "block" else [channels, *inside]
+        return y.reshape(y.shape[0], *split, *y.shape[2:]).permute(back).reshape(y.shape[0], channels, *sides)
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        channels, height, width = require_tensor("psi", shape, dims=3)
-        side = self.block_size
-        if height % side or width % side:
+        channels, *sides = require_positions("psi", shape)
+        block = self.block_size
+        smaller = [side // block for side in sides]
+        if [side * block for side in smaller] != sides:
+            kind = ("a length", "a height and a width", "a depth, a height and a width")[len(sides) - 1]
             raise ShapeError(
-                f"psi with block_size {side} expects a height and a width that {side} divides, got {height} x {width}"
+                f"psi with block_size {block} expects {kind} that {block} divides, got {' x '.join(map(str, sides))}"
             )
-        return channels * side**2, height // side, width // side
+        return channels * block ** len(sides), *smaller
 
     def input_shape(self, shape: Shape) -> TensorShape:
-        channels, height, width = require_tensor("the inverse of psi", shape, dims=3)
-        side = self.block_size
-        if channels % side**2:
+        channels, *sides = require_positions("the inverse of psi", shape)
+        block, size = self.block_size, self.block_size ** len(sides)
+        if channels % size:
             raise ShapeError(
-                f"the inverse of psi with block_size {side} expects channels that {side**2} divides, got {channels}"
+                f"the inverse of psi with block_size {block} expects channels that {size} divides, got {channels}"
             )
-        return channels // side**2, height * side, width * side
+        return channels // size, *[side * block for side in sides]
 
 
 @register_part("psi")

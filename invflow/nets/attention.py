@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..part import Made, Part
 from ..registry import register_part
-from ..state import TensorShape
+from ..state import TensorShape, require_positions
 from .activations import ACTIVATIONS, Activation
 from .layers import Linear
-from .sizes import Probability, require_positions
+from .sizes import Probability
 from .stack import make_all
 
 

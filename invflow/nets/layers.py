@@ -13,8 +13,8 @@ from torch.nn import functional
 from ..errors import ShapeError
 from ..part import Made, Part
 from ..registry import register_part
-from ..state import TensorShape, flat_size
-from .sizes import OddInt, require_positions, set_to_zero
+from ..state import TensorShape, flat_size, require_positions
+from .sizes import OddInt, set_to_zero
 
 Border: TypeAlias = Literal["zeros", "reflect", "replicate", "circular", "marked"]
 Sides: TypeAlias = OddInt | Annotated[list[OddInt], Field(min_length=1, max_length=3)]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from ..state import Shape, TensorShape, flat_size, require_tensor
+from ..state import TensorShape, flat_size
 
 Widths: TypeAlias = Annotated[list[PositiveInt], Field(max_length=100)]
 Probability: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -22,17 +22,6 @@ def _odd(size: int) -> int:
 
 
 OddInt: TypeAlias = Annotated[int, Field(gt=0, json_schema_extra={"not": {"multipleOf": 2}}), AfterValidator(_odd)]
-
-
-def require_positions(who: str, shape: Shape) -> TensorShape:
-    """``shape`` itself if it is that of channels at 1, 2 or 3 dimensions of positions, else a ShapeError."""
-    extents = require_tensor(who, shape)
-    if not 2 <= len(extents) <= 4:
-        raise ShapeError(
-            f"{who} expects a shape (channels, height, width), or one of a sequence or a volume, besides the batch, "
-            f"got {shape}"
-        )
-    return extents
 
 
 def shape_with_context(who: str, shape: TensorShape, context_shape: TensorShape | None) -> TensorShape:

@@ -197,7 +197,7 @@ def _value(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
         members = {tag: (name, definitions[name].get("description", "")) for tag, name in names.items()}
         return {**_choice("one", members, key), "required": [key]}
     value = _without(schema, "title", "description", "default")
-    for key in ("anyOf", "prefixItems"):
+    for key in ("anyOf", "oneOf", "prefixItems"):
         if key in value:
             value[key] = [_value(inner, definitions) for inner in value[key]]
     if "prefixItems" in value:

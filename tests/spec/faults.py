@@ -405,7 +405,8 @@ SHAPES = {
     "psi on vectors": Fault(
         document(f"§{PSI}", shape="[4]"),
         "layers.0",
-        "psi expects a shape (channels, height, width) besides the batch, got (4,)",
+        "psi expects a shape (channels, length), (channels, height, width) or (channels, depth, height, width) besides "
+        "the batch, got (4,)",
         in_schema=False,
     ),
     "split of one channel": Fault(
@@ -441,7 +442,8 @@ SHAPES = {
     "conv on vectors": Fault(
         document('{"type": "split"}', '{"type": "additive_coupling", "net": §{"type": "conv"}}', shape="[4]"),
         "layers.1.net",
-        "conv expects a shape (channels, height, width), or one of a sequence or a volume, besides the batch, got (2,)",
+        "conv expects a shape (channels, length), (channels, height, width) or (channels, depth, height, width) "
+        "besides the batch, got (2,)",
         in_schema=False,
     ),
     "each on a tensor": Fault(
@@ -454,6 +456,65 @@ SHAPES = {
         document(f'{{"type": "inverse", "layer": §{PSI}}}', shape="[3, 4, 4]"),
         "layers.0.layer",
         "the inverse of psi with block_size 2 expects channels that 4 divides, got 3",
+        in_schema=False,
+    ),
+    "permute by an unknown name": Fault(
+        document('{"type": "permute", "order": §"revers"}'),
+        "layers.0.order",
+        "input should be 'reverse' or 'swap', got \"revers\"",
+    ),
+    "permute by a name and a seed": Fault(
+        document('§{"type": "permute", "order": "swap", "seed": 1}'),
+        "layers.0",
+        "permute expects either an order or a seed, not both",
+        in_schema=False,
+    ),
+    "stripes of one row": Fault(
+        document('§{"type": "stripes"}', shape="[4, 1, 4]"),
+        "layers.0",
+        "stripes along dim 2 expects at least 2 indices there, got (4, 1, 4)",
+        in_schema=False,
+    ),
+    "stripes of a vector": Fault(
+        document('§{"type": "stripes"}', shape="[4]"),
+        "layers.0",
+        "stripes along dim 2 expects at least 2 indices there, got (4,)",
+        in_schema=False,
+    ),
+    "checkerboard of an odd width": Fault(
+        document('§{"type": "checkerboard"}', shape="[1, 4, 3]"),
+        "layers.0",
+        "checkerboard expects an even number of positions along the last dim, got (1, 4, 3)",
+        in_schema=False,
+    ),
+    "halves of another split": Fault(
+        after_split('{"type": "inverse", "layer": §{"type": "checkerboard"}}', shape="[5, 4, 4]"),
+        "layers.1.layer",
+        "the inverse of checkerboard expects the halves of one tensor, that of even indices first, got "
+        "((2, 4, 4), (3, 4, 4))",
+        in_schema=False,
+    ),
+    "reshape to other numbers": Fault(
+        document('§{"type": "reshape", "to": [3, -1]}', shape="[4, 4, 4]"),
+        "layers.0",
+        "reshape to [3, -1] expects as many numbers in the state, got (4, 4, 4)",
+        in_schema=False,
+    ),
+    "reshape to an extent of zero": Fault(
+        document('§{"type": "reshape", "to": [0, 4]}'),
+        "layers.0",
+        "reshape expects positive extents, at most one of them -1, got [0, 4]",
+    ),
+    "transpose of other dimensions": Fault(
+        document('§{"type": "transpose", "order": [2, 1]}', shape="[4, 4, 4]"),
+        "layers.0",
+        "transpose expects a shape of 2 dimensions besides the batch, got (4, 4, 4)",
+        in_schema=False,
+    ),
+    "transpose without an order of dimensions": Fault(
+        document('§{"type": "transpose", "order": [1, 1]}', shape="[4, 4]"),
+        "layers.0",
+        "transpose expects an order that holds each of 1 .. 2 once, got [1, 1]",
         in_schema=False,
     ),
     "permute of other channels": Fault(
