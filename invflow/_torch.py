@@ -186,7 +186,8 @@ class Constants(nn.Module):
     integers their dtype in a cast; a state_dict holds copies of them.
     """
 
-    constants: ClassVar[tuple[str, ...]]
+    constants: tuple[str, ...]
+    """Their names: the class says them, or an instance whose fields decide it."""
     saved: ClassVar[bool] = True
     """Whether they are in the state_dict; if not, they follow the weights that are loaded with them."""
 

@@ -2,13 +2,16 @@
 
 from .actnorm import ActNorm, Affine
 from .affine_coupling import AffineCoupling, GinCoupling
+from .conv_exponential import ConvExponential
 from .coupling import AdditiveCoupling
 from .each import Each
 from .elementwise import Logit
 from .factor_out import FactorOut
+from .haar import Haar
 from .injections import Duplicate, Pad
 from .inverse import Inverse
 from .linear import Linear1x1
+from .orthogonal import Householder, Rotation
 from .permute import Permute
 from .psi import Psi
 from .reshape import Flatten, Reshape, Transpose
@@ -23,12 +26,15 @@ __all__ = [
     "Affine",
     "AffineCoupling",
     "Checkerboard",
+    "ConvExponential",
     "Duplicate",
     "Each",
     "Exchange",
     "FactorOut",
     "Flatten",
     "GinCoupling",
+    "Haar",
+    "Householder",
     "Inverse",
     "Linear1x1",
     "Logit",
@@ -40,6 +46,7 @@ __all__ = [
     "Psi",
     "Reshape",
     "Residual",
+    "Rotation",
     "Split",
     "Stripes",
     "Transpose",

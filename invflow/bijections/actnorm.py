@@ -8,55 +8,39 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import transforms_active, version
-from ..bijection import Bijection
 from ..errors import InvflowError, NumericsError, ShapeError
 from ..part import Made, Part
 from ..registry import register, register_part
-from ..state import Shape, TensorShape, require_channels, shape_of
+from ..state import Shape, TensorShape, shape_of
+from .channels import PerPosition, spread
 
 _ALL = 0.999
 """An average share of at least this is one of ones, which were rounded."""
 
 
-class _ScaleAndShift(Bijection):
+class _ScaleAndShift(PerPosition):
     """``y = exp(log_scale) * x + shift`` per channel; the log-determinant is ``sum(log_scale)`` times the positions."""
 
-    cheap_inverse = True
-
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.channels = require_channels(self.tag, shape)[0]
+        super().__init__(shape)
         self.log_scale = nn.Parameter(torch.zeros(self.channels))
         self.shift = nn.Parameter(torch.zeros(self.channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.output_shape(shape_of(x))
-        return x * _spread(self.log_scale.exp(), x) + _spread(self.shift, x)
+        return x * spread(self.log_scale.exp(), x) + spread(self.shift, x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         self.output_shape(shape_of(y))
-        return (y - _spread(self.shift, y)) * _spread(torch.exp(-self.log_scale), y)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, context), self._log_det(x)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, context), -self._log_det(y)
-
-    def output_shape(self, shape: Shape) -> TensorShape:
-        return require_channels(self.tag, shape, self.channels)
-
-    def input_shape(self, shape: Shape) -> TensorShape:
-        return self.output_shape(shape)
+        return (y - spread(self.shift, y)) * spread(torch.exp(-self.log_scale), y)
 
     @torch.no_grad()
     def lipschitz_bounds(self) -> tuple[float, float]:
         """The largest scale, and 1 over the smallest."""
         return float(self.log_scale.max().exp()), float(torch.exp(-self.log_scale.min()))
 
-    def _log_det(self, x: Tensor) -> Tensor:
-        positions = x.shape[2:].numel()
-        return (positions * self.log_scale.sum()).to(x.dtype).repeat(x.shape[0])
+    def log_abs_det(self) -> Tensor:
+        return self.log_scale.sum()
 
 
 @register("affine")
@@ -197,8 +181,3 @@ class ActNormPart(Part):
 
     def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
         return ActNorm(shape), shape
-
-
-def _spread(per_channel: Tensor, x: Tensor) -> Tensor:
-    """One number per channel, reshaped to broadcast over the positions of x."""
-    return per_channel.reshape(-1, *(1,) * (x.dim() - 2))

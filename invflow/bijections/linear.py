@@ -2,119 +2,184 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .._torch import Constants
-from ..bijection import Bijection
-from ..errors import InvflowError
+from ..errors import InvflowError, NumericsError
 from ..numerics.backend import own_precision
 from ..registry import register
-from ..state import Shape, TensorShape, require_channels, shape_of
+from ..state import Shape, shape_of
+from .channels import PerPosition, spread
 from .permute import require_order
+
+_SMALLEST_DIAGONAL = 1e-3
+"""Of U in the parametrisation "lu", as in nflows: far from 0, where a softplus is after a step too large."""
+
+
+def times(matrix: Tensor, x: Tensor) -> Tensor:
+    """A matrix times the channels of x, at every position."""
+    if x.dim() == 2:
+        return x @ matrix.mT
+    return (matrix @ x.flatten(2)).reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
 
 
 @register("linear_1x1")
-class Linear1x1(Constants, Bijection):
-    """``y = W x`` across the channels at every position: an invertible 1x1 convolution.
+class Linear1x1(Constants, PerPosition):
+    """``y = W x + b`` across the channels at every position: an invertible 1x1 convolution.
 
-    ``W = P L (U + diag(sign * exp(log_diagonal)))`` with a fixed permutation P, unit lower triangular L and strictly
-    upper triangular U, so that it stays invertible while it is learned, its log-determinant is
-    ``height * width * sum(log_diagonal)``, and its inverse solves two triangular systems. It starts as a rotation,
-    with ``P = 1`` and positive signs; weights of earlier versions bring others.
+    The log-determinant is ``log |det W|`` times the number of positions. W is one of
 
-    Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
+    - "plu": ``P L (U + diag(sign * exp(log_diagonal)))`` with a fixed permutation P, unit lower triangular L and
+      strictly upper triangular U, which stays invertible while it is learned: ``log |det W|`` is
+      ``sum(log_diagonal)``, and the inverse solves two triangular systems. It starts as a rotation, with ``P = 1`` and
+      positive signs; weights of earlier versions bring others.
+    - "lu": ``L (U + diag(softplus(diagonal) + 0.001))``, which starts as the identity and follows a `permute`, as in
+      neural spline flows.
+    - "plain": a matrix of free weights, which starts as a rotation. A determinant in float64 takes time, and nothing
+      keeps the weights from becoming singular: then the inverse is refused.
+
+    References: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039; Durkan et al.: Neural Spline Flows,
+    2019, https://arxiv.org/abs/1906.04032
 
     Args:
         shape: the incoming shape, channels first.
+        bias: whether b is learned, from 0; without it there is none.
+        parametrization: what W is made of: "plu", "lu" or "plain".
+
+    Raises:
+        NumericsError: `inverse` of a plain matrix that is singular.
 
     Examples:
         >>> Linear1x1(shape=(3, 4, 4))(torch.ones(2, 3, 4, 4)).shape
         torch.Size([2, 3, 4, 4])
     """
 
-    cheap_inverse = True
-    examples = [({}, (3,)), ({}, (2, 3, 2)), ({}, (1, 2, 2))]
+    examples = [
+        ({}, (3,)),
+        ({}, (2, 3, 2)),
+        ({}, (1, 2, 2)),
+        ({"bias": True}, (3, 4)),
+        ({"parametrization": "lu", "bias": True}, (3, 2, 2)),
+        ({"parametrization": "plain"}, (3,)),
+        ({"parametrization": "plain", "bias": True}, (2, 2, 1, 2)),
+    ]
 
-    constants = ("sign", "order")
+    constants: tuple[str, ...] = ("sign", "order")
+    bias: nn.Parameter | None
     order: Tensor
     sign: Tensor
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self._channels = require_channels("linear_1x1", shape)[0]
-        rotation, _ = torch.linalg.qr(torch.randn(self._channels, self._channels))
-        _, lower, upper = torch.linalg.lu(rotation)
-        diagonal = upper.diagonal()
-        self.lower = nn.Parameter(lower.tril(-1))
-        self.upper = nn.Parameter(upper.triu(1) * diagonal.sign())  # columns of other signs: a rotation all the same
-        self.log_diagonal = nn.Parameter(diagonal.abs().log())
+    def __init__(
+        self, shape: Shape, bias: bool = False, parametrization: Literal["plu", "lu", "plain"] = "plu"
+    ) -> None:
+        super().__init__(shape)
+        size = self.channels
+        self.parametrization = parametrization
+        if parametrization == "lu":
+            self.lower = nn.Parameter(torch.zeros(size, size))
+            self.upper = nn.Parameter(torch.zeros(size, size))
+            self.diagonal = nn.Parameter(torch.full((size,), math.log(math.expm1(1 - _SMALLEST_DIAGONAL))))
+        else:
+            rotation, _ = torch.linalg.qr(torch.randn(size, size))
+        if parametrization == "plain":
+            self.weight = nn.Parameter(rotation)
+        elif parametrization == "plu":
+            _, lower, upper = torch.linalg.lu(rotation)
+            diagonal = upper.diagonal()
+            self.lower = nn.Parameter(lower.tril(-1))
+            self.upper = nn.Parameter(upper.triu(1) * diagonal.sign())  # columns of other signs: still a rotation
+            self.log_diagonal = nn.Parameter(diagonal.abs().log())
+        self.register_parameter("bias", nn.Parameter(torch.zeros(size)) if bias else None)
         # Constants cannot depend on the random weights: the processes of a parallel training share weights alone.
-        self.sign, self.order = self.made("sign"), self.made("order")  # (P x)[i] = x[order[i]]
+        self.constants = ("sign", "order") if parametrization == "plu" else ()
+        for name in self.constants:  # (P x)[i] = x[order[i]]
+            setattr(self, name, self.made(name))
 
     def made(self, name: str) -> Tensor:
-        return torch.ones(self._channels) if name == "sign" else torch.arange(self._channels)
+        return torch.ones(self.channels) if name == "sign" else torch.arange(self.channels)
 
     def prove(self) -> None:
         """Raises InvflowError if the order is no permutation, or a sign is neither 1 nor -1."""
+        if not self.constants:
+            return
         require_order(self.tag, self.order)
         if not self.sign.is_meta and not bool((self.sign.abs() == 1).all()):
             raise InvflowError(f"{self.tag} expects signs of 1 and -1, got {self.sign.tolist()}")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        columns = self._columns(x)
-        lower, upper = self._factors()
+        self.output_shape(shape_of(x))
         with own_precision(x):
-            mixed = lower @ (upper @ columns)
-        return self._shaped(mixed.index_select(0, self.order), x)
+            y = times(self._matrix(), x)
+        return y if self.bias is None else y + spread(self.bias, x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        columns = self._columns(y).index_select(0, self.order.argsort())
-        lower, upper = self._factors()
-        if y.dtype in (torch.float16, torch.bfloat16):  # the solver does not support them
-            lower, upper, columns = lower.float(), upper.float(), columns.float()
-        columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-        return self._shaped(torch.linalg.solve_triangular(upper, columns, upper=True).to(y.dtype), y)
+        self.output_shape(shape_of(y))
+        shifted = y if self.bias is None else y - spread(self.bias, y)
+        # Every position of every sample is a column; the solvers do not support half precision.
+        columns = single(shifted.movedim(1, 0).flatten(1))
+        if self.parametrization == "plain":
+            columns = self._solved(columns)
+        else:
+            if self.constants:
+                columns = columns.index_select(0, self.order.argsort())
+            lower, upper = single(self.lower), single(self._upper())
+            columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
+            columns = torch.linalg.solve_triangular(upper, columns, upper=True)
+        return columns.to(y.dtype).reshape(shifted.movedim(1, 0).shape).movedim(0, 1)
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, context), self._log_det(x)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, context), -self._log_det(y)
-
-    def output_shape(self, shape: Shape) -> TensorShape:
-        return require_channels("linear_1x1", shape, len(self.order))
-
-    def input_shape(self, shape: Shape) -> TensorShape:
-        return self.output_shape(shape)
+    def log_abs_det(self) -> Tensor:
+        """``log |det W|``."""
+        if self.parametrization == "plu":
+            return self.log_diagonal.sum()
+        if self.parametrization == "lu":
+            return self._diagonal().log().sum()
+        return torch.linalg.slogdet(self.weight.double()).logabsdet  # type: ignore[no-any-return]
 
     @property
     def building_cost(self) -> int:
         """Two factorisations."""
-        return len(self.order) ** 3
+        return self.channels**3
 
     @torch.no_grad()
     def lipschitz_bounds(self) -> tuple[float, float]:
         """The largest singular value of W, and 1 over the smallest."""
-        lower, upper = self._factors()
-        values = torch.linalg.svdvals(lower @ upper)
+        values = torch.linalg.svdvals(single(self._matrix()))
         return float(values[0]), float(1 / values[-1])
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """L with its unit diagonal, and U with its own."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.order), dtype=self.lower.dtype, device=self.lower.device)
-        return lower, self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
+    def _matrix(self) -> Tensor:
+        """W."""
+        if self.parametrization == "plain":
+            return self.weight
+        upper = self._upper()
+        product = torch.addmm(upper, self.lower.tril(-1), upper)  # the unit diagonal of L is not stored
+        return product.index_select(0, self.order) if self.constants else product
 
-    def _log_det(self, x: Tensor) -> Tensor:
-        positions = x.shape[2:].numel()
-        return (positions * self.log_diagonal.sum()).to(x.dtype).repeat(x.shape[0])
+    def _diagonal(self) -> Tensor:
+        """The absolute values of the diagonal of U."""
+        if self.parametrization == "plu":
+            return self.log_diagonal.exp()
+        return functional.softplus(self.diagonal) + _SMALLEST_DIAGONAL
 
-    def _columns(self, x: Tensor) -> Tensor:
-        """Every position of every sample as a column, ``(channels, batch * positions)``."""
-        self.output_shape(shape_of(x))
-        return x.movedim(1, 0).flatten(1)
+    def _upper(self) -> Tensor:
+        """U with its diagonal."""
+        diagonal = self._diagonal()
+        return self.upper.triu(1) + torch.diag(self.sign * diagonal if self.constants else diagonal)
 
-    @staticmethod
-    def _shaped(columns: Tensor, like: Tensor) -> Tensor:
-        """The inverse of `_columns`."""
-        return columns.reshape(like.movedim(1, 0).shape).movedim(0, 1)
+    def _solved(self, columns: Tensor) -> Tensor:
+        try:
+            return torch.linalg.solve(single(self.weight), columns)  # type: ignore[no-any-return]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise NumericsError(
+                "the inverse of linear_1x1 expects a matrix that is not singular, got one that is, in the "
+                'parametrization "plain"; "plu" and "lu" never are'
+            ) from None
+
+
+def single(x: Tensor) -> Tensor:
+    """In float32 if it is in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -78,24 +78,30 @@ class Psi(Rearrangement):
         return y.reshape(y.shape[0], *split, *y.shape[2:]).permute(back).reshape(y.shape[0], channels, *sides)
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        channels, *sides = require_positions("psi", shape)
-        block = self.block_size
-        smaller = [side // block for side in sides]
-        if [side * block for side in smaller] != sides:
-            kind = ("a length", "a height and a width", "a depth, a height and a width")[len(sides) - 1]
-            raise ShapeError(
-                f"psi with block_size {block} expects {kind} that {block} divides, got {' x '.join(map(str, sides))}"
-            )
-        return channels * block ** len(sides), *smaller
+        return into_blocks(f"psi with block_size {self.block_size}", require_positions("psi", shape), self.block_size)
 
     def input_shape(self, shape: Shape) -> TensorShape:
-        channels, *sides = require_positions("the inverse of psi", shape)
-        block, size = self.block_size, self.block_size ** len(sides)
-        if channels % size:
-            raise ShapeError(
-                f"the inverse of psi with block_size {block} expects channels that {size} divides, got {channels}"
-            )
-        return channels // size, *[side * block for side in sides]
+        who = "the inverse of psi"
+        return from_blocks(f"{who} with block_size {self.block_size}", require_positions(who, shape), self.block_size)
+
+
+def into_blocks(who: str, shape: TensorShape, block: int) -> TensorShape:
+    """The shape after each block of positions has become a position with more channels, else a ShapeError."""
+    channels, *sides = shape
+    smaller = [side // block for side in sides]
+    if [side * block for side in smaller] != sides:
+        kind = ("a length", "a height and a width", "a depth, a height and a width")[len(sides) - 1]
+        raise ShapeError(f"{who} expects {kind} that {block} divides, got {' x '.join(map(str, sides))}")
+    return channels * block ** len(sides), *smaller
+
+
+def from_blocks(who: str, shape: TensorShape, block: int) -> TensorShape:
+    """The shape before `into_blocks`, else a ShapeError."""
+    channels, *sides = shape
+    size = block ** len(sides)
+    if channels % size:
+        raise ShapeError(f"{who} expects channels that {size} divides, got {channels}")
+    return channels // size, *[side * block for side in sides]
 
 
 @register_part("psi")

@@ -1,0 +1,55 @@
+"""What layers of a fixed number of channels share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from ..bijection import Bijection
+from ..state import Shape, TensorShape, require_channels
+
+
+class OfChannels(Bijection):
+    """A layer of a fixed number of channels that keeps the shape, at any positions.
+
+    Attributes:
+        channels: their number.
+
+    Args:
+        shape: the incoming shape, channels first.
+    """
+
+    cheap_inverse = True
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.channels = require_channels(self.tag, shape)[0]
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        return require_channels(self.tag, shape, self.channels)
+
+    def input_shape(self, shape: Shape) -> TensorShape:
+        return self.output_shape(shape)
+
+
+class PerPosition(OfChannels):
+    """One whose log-determinant depends on the weights alone and is the same at every position."""
+
+    @abstractmethod
+    def log_abs_det(self) -> Tensor:
+        """The log-determinant at one position, a single number."""
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self(x, context), self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inverse(y, context), -self._log_det(y)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return (x.shape[2:].numel() * self.log_abs_det()).to(x.dtype).repeat(x.shape[0])
+
+
+def spread(per_channel: Tensor, x: Tensor) -> Tensor:
+    """One number per channel, reshaped to broadcast over the positions of x."""
+    return per_channel.reshape(-1, *(1,) * (x.dim() - 2))
