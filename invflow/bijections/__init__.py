@@ -17,6 +17,7 @@ from .psi import Psi
 from .reshape import Flatten, Reshape, Transpose
 from .residual import Residual
 from .routing import Exchange, On, Parallel
+from .spline import Spline, SplineCoupling
 from .split import Merge, Split
 from .stripes import Checkerboard, Stripes
 
@@ -47,6 +48,8 @@ __all__ = [
     "Reshape",
     "Residual",
     "Rotation",
+    "Spline",
+    "SplineCoupling",
     "Split",
     "Stripes",
     "Transpose",
