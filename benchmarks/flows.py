@@ -1,12 +1,17 @@
-"""The cost of a density: one RealNVP in several libraries, relative to hand-written PyTorch.
+"""The cost of a density: one flow in several libraries, relative to the first of them.
 
-The model: eight affine couplings on halves of 16 numbers, each conditioner an MLP 8 -> 64 -> 64 -> 16 with ReLU, and a
-standard normal prior. invflow and FrEIA hold the weights of the hand-written one and are checked to compute the same
-densities and samples. The others bound the scale differently, so that only the number and the size of the
-conditioners are equal: nflows by a sigmoid, zuko by a soft clip, normflows not at all.
+The model: eight couplings on halves of 16 numbers, each conditioner an MLP 8 -> 64 -> 64 -> outputs with ReLU, and a
+standard normal prior.
 
-All are timed in turn, round after round; the table shows the median over the rounds of each round's ratio to
-hand-written PyTorch. Densities and samples are timed without gradients.
+affine: a RealNVP, relative to hand-written PyTorch. invflow and FrEIA hold the weights of the hand-written one and are
+checked to compute the same densities and samples. The others bound the scale differently, so that only the number and
+the size of the conditioners are equal: nflows by a sigmoid, zuko by a soft clip, normflows not at all.
+
+spline: a neural spline flow with 8 bins, relative to invflow. The number and the size of the conditioners are equal;
+nflows and normflows have the same splines, zuko clips their logits. FrEIA has none.
+
+All are timed in turn, round after round; the table shows the median over the rounds of each round's ratio to the first
+one. Densities and samples are timed without gradients.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,11 +35,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import invflow
-from invflow.bijections import AffineCoupling, Merge, Split
+from invflow.bijections import AffineCoupling, Merge, SplineCoupling, Split
 from invflow.models import StandardNormal
 
 FEATURES = 16
 HALF = FEATURES // 2
+BINS = 8
+BOUND = 3.0
+NUMBERS = 3 * BINS - 1  # that give a spline
 HIDDEN = (64, 64)
 COUPLINGS = 8
 LOG_NORMALIZER = FEATURES / 2 * math.log(2 * math.pi)
@@ -50,9 +58,21 @@ class Contender:
 
 
 def make_net(inputs: int = HALF, outputs: int = FEATURES) -> nn.Sequential:
-    """A conditioner: half of its outputs are raw log-scales, half are shifts."""
+    """A conditioner; of an affine coupling, half of its outputs are raw log-scales, half are shifts."""
     a, b = HIDDEN
     return nn.Sequential(nn.Linear(inputs, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, outputs))
+
+
+class Net(nn.Sequential):
+    """A conditioner that is called with a context too, which the peers' own MLPs refuse."""
+
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
+        return super().forward(x)
+
+
+def called_with_context(inputs: int, outputs: int) -> nn.Module:
+    """`make_net`, for the peers that call it so."""
+    return Net(*make_net(inputs, outputs))
 
 
 class HandWritten(nn.Module):
@@ -121,14 +141,7 @@ def nflows(nets: list[nn.Module]) -> Contender:
     from nflows.flows import Flow
     from nflows.transforms import AffineCouplingTransform, CompositeTransform
 
-    class Net(nn.Sequential):
-        """Called with the context too, which its own MLP refuses."""
-
-        def forward(self, x: Tensor, context: None = None) -> Tensor:
-            return super().forward(x)
-
-    masks = [(torch.arange(FEATURES) + position) % 2 for position in range(len(nets))]
-    couplings = [AffineCouplingTransform(mask, lambda *sizes: Net(*make_net(*sizes))) for mask in masks]
+    couplings = [AffineCouplingTransform(mask, called_with_context) for mask in masks(len(nets))]
     flow = Flow(CompositeTransform(couplings), StandardNormal([FEATURES]))
     return Contender(flow, flow.log_prob, flow.sample)
 
@@ -153,16 +166,94 @@ def zuko(nets: list[nn.Module]) -> Contender:
     return Contender(flow, lambda x: flow().log_prob(x), lambda count: flow().sample((count,)))
 
 
-OURS = {"hand-written": hand_written, "invflow": ours}
-PEERS = {"FrEIA": freia, "nflows": nflows, "normflows": normflows, "zuko": zuko}
+def masks(count: int) -> list[Tensor]:
+    """Which numbers are changed, 1, and which are not, in turn."""
+    return [(torch.arange(FEATURES) + position) % 2 for position in range(count)]
 
 
-def contenders(with_peers: bool) -> tuple[dict[str, Contender], list[str]]:
+def spline_ours(nets: list[nn.Module]) -> Contender:
+    """Ours."""
+    chain = invflow.Sequential(Split(), *(SplineCoupling(net, BINS, BOUND) for net in nets), Merge())
+    flow = invflow.Flow(chain, StandardNormal(shape=(FEATURES,)))
+    return Contender(flow, flow.log_prob, flow.sample)
+
+
+def spline_nflows(nets: list[nn.Module]) -> Contender:
+    """Nflows."""
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.transforms import CompositeTransform
+    from nflows.transforms import PiecewiseRationalQuadraticCouplingTransform as Spline
+
+    options: dict[str, Any] = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
+    couplings = [Spline(mask, called_with_context, **options) for mask in masks(len(nets))]
+    flow = Flow(CompositeTransform(couplings), StandardNormal([FEATURES]))
+    return Contender(flow, flow.log_prob, flow.sample)
+
+
+def spline_normflows(nets: list[nn.Module]) -> Contender:
+    """normflows, wrapped as in its CoupledRationalQuadraticSpline, which itself has residual conditioners."""
+    import normflows as nf
+    from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling as Spline
+
+    class Coupling(nf.flows.Flow):
+        """A coupling whose inverse is the map from data."""
+
+        def __init__(self, spline: nn.Module) -> None:
+            super().__init__()
+            self.spline = spline
+
+        def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+            z, log_det = self.spline.inverse(z)
+            return z, log_det.view(-1)
+
+        def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+            z, log_det = self.spline(z)
+            return z, log_det.view(-1)
+
+    options: dict[str, Any] = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
+    couplings = [Coupling(Spline(mask, called_with_context, **options)) for mask in masks(len(nets))]
+    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(FEATURES, trainable=False), couplings)
+    return Contender(flow, flow.log_prob, lambda count: flow.sample(count)[0])
+
+
+def spline_zuko(nets: list[nn.Module]) -> Contender:
+    """The couplings of zuko with the splines of its NSF, which itself is autoregressive."""
+    from zuko.distributions import DiagNormal
+    from zuko.flows import Flow, GeneralCouplingTransform, UnconditionalDistribution
+    from zuko.transforms import MonotonicRQSTransform
+
+    shapes = [(BINS,), (BINS,), (BINS - 1,)]
+    options: dict[str, Any] = {"univariate": MonotonicRQSTransform, "shapes": shapes, "hidden_features": HIDDEN}
+    couplings = [GeneralCouplingTransform(FEATURES, mask=mask == 0, **options) for mask in masks(len(nets))]
+    base = UnconditionalDistribution(DiagNormal, torch.zeros(FEATURES), torch.ones(FEATURES), buffer=True)
+    flow = Flow(couplings, base)
+    return Contender(flow, lambda x: flow().log_prob(x), lambda count: flow().sample((count,)))
+
+
+Builders = Mapping[str, Callable[[list[nn.Module]], Contender]]
+MODELS: dict[str, tuple[int, Builders, Builders]] = {
+    "affine": (
+        FEATURES,
+        {"hand-written": hand_written, "invflow": ours},
+        {"FrEIA": freia, "nflows": nflows, "normflows": normflows, "zuko": zuko},
+    ),
+    "spline": (
+        HALF * NUMBERS,
+        {"invflow": spline_ours},
+        {"nflows": spline_nflows, "normflows": spline_normflows, "zuko": spline_zuko},
+    ),
+}
+"""Model -> the outputs of its conditioners, our contenders, and the peers."""
+
+
+def contenders(model: str, with_peers: bool) -> tuple[dict[str, Contender], list[str]]:
     """Name -> density, the reference first; and the peers that are not installed."""
     torch.manual_seed(0)
-    nets: list[nn.Module] = [make_net() for _ in range(COUPLINGS)]
+    outputs, own, peers = MODELS[model]
+    nets: list[nn.Module] = [make_net(outputs=outputs) for _ in range(COUPLINGS)]
     made, absent = {}, []
-    for name, build in (OURS | PEERS if with_peers else OURS).items():
+    for name, build in {**own, **(peers if with_peers else {})}.items():
         try:
             made[name] = build(copy.deepcopy(nets))
         except ImportError:
@@ -172,12 +263,15 @@ def contenders(with_peers: bool) -> tuple[dict[str, Contender], list[str]]:
 
 def check(made: dict[str, Contender]) -> None:
     """Checks that all have the same size, and that those with the weights of the hand-written one compute the same."""
+    first = next(iter(made.values())).module
+    for name, contender in made.items():
+        size, expected = (parameters_to_vector(module.parameters()).numel() for module in (contender.module, first))
+        assert abs(size / expected - 1) < 0.05, f"{name} has {size} weights"
+    if "hand-written" not in made:
+        return
     hand = made["hand-written"].module
     x = torch.randn(64, FEATURES)
     orders: dict[str, Callable[[Tensor], Tensor]] = {"invflow": lambda state: state, "FrEIA": exchanged}
-    for name, contender in made.items():
-        size, expected = (parameters_to_vector(module.parameters()).numel() for module in (contender.module, hand))
-        assert abs(size / expected - 1) < 0.05, f"{name} has {size} weights"
     for name in orders.keys() & made.keys():
         order, contender = orders[name], made[name]
         torch.testing.assert_close(contender.log_prob(order(x)), hand.log_prob(x))
@@ -208,6 +302,7 @@ def ratios(made: dict[str, Contender], batch: int, rounds: int) -> dict[str, dic
 def main() -> None:
     """Prints the table, and writes it if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=list(MODELS), default="affine")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 256, 4096])
@@ -216,7 +311,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
-    made, absent = contenders(options.peers)
+    made, absent = contenders(options.model, options.peers)
     check(made)
     rows: list[dict[str, Any]] = []
     for batch in options.batches:
@@ -226,13 +321,15 @@ def main() -> None:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=120).print(table)
     for row in rows:
-        fastest = min(list(made)[1:], key=row.__getitem__)
+        fastest = min((name for name in made if name != "hand-written"), key=row.__getitem__)
         if fastest != "invflow":
             print(f"batch {row['batch']}, {row['what']}: {fastest} is faster, by {row['invflow'] / row[fastest]:.3f}")
     for name in absent:
         print(f"{name} is not installed: left out")
     if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"model": options.model, "threads": options.threads, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
