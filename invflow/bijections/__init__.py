@@ -1,14 +1,16 @@
 """The bijections, one family a file."""
 
-from .actnorm import ActNorm, Affine
+from .actnorm import ActNorm, Standardize
+from .affine import Affine
 from .affine_coupling import AffineCoupling, GinCoupling
 from .conv_exponential import ConvExponential
 from .coupling import AdditiveCoupling
 from .each import Each
-from .elementwise import Logit
+from .elementwise import LeakyRelu, Logit, Scale, SinhArcsinh
 from .factor_out import FactorOut
 from .haar import Haar
 from .injections import Duplicate, Pad
+from .intervals import Logit, Sigmoid, Softplus, Tanh
 from .inverse import Inverse
 from .linear import Linear1x1
 from .orthogonal import Householder, Rotation
@@ -37,6 +39,7 @@ __all__ = [
     "Haar",
     "Householder",
     "Inverse",
+    "LeakyRelu",
     "Linear1x1",
     "Logit",
     "Merge",
@@ -48,9 +51,15 @@ __all__ = [
     "Reshape",
     "Residual",
     "Rotation",
+    "Scale",
+    "Sigmoid",
+    "SinhArcsinh",
+    "Softplus",
     "Spline",
     "SplineCoupling",
     "Split",
+    "Standardize",
     "Stripes",
+    "Tanh",
     "Transpose",
 ]

@@ -1,86 +1,29 @@
-"""Scales and shifts per channel, learned or set from data."""
+"""Scales and shifts per channel that come from data: ActNorm, which is learned from there, and constants."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field, PositiveFloat
+from torch import Tensor
 
 from .._torch import transforms_active, version
 from ..errors import InvflowError, NumericsError, ShapeError
 from ..part import Made, Part
 from ..registry import register, register_part
 from ..state import Shape, TensorShape, shape_of
-from .channels import PerPosition, spread
+from .affine import ScaleAndShift
+
+Numbers: TypeAlias = Annotated[list[float], Field(min_length=1)]
+Positives: TypeAlias = Annotated[list[PositiveFloat], Field(min_length=1)]
 
 _ALL = 0.999
 """An average share of at least this is one of ones, which were rounded."""
 
 
-class _ScaleAndShift(PerPosition):
-    """``y = exp(log_scale) * x + shift`` per channel; the log-determinant is ``sum(log_scale)`` times the positions."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        self.log_scale = nn.Parameter(torch.zeros(self.channels))
-        self.shift = nn.Parameter(torch.zeros(self.channels))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(x))
-        return x * spread(self.log_scale.exp(), x) + spread(self.shift, x)
-
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(y))
-        return (y - spread(self.shift, y)) * spread(torch.exp(-self.log_scale), y)
-
-    @torch.no_grad()
-    def lipschitz_bounds(self) -> tuple[float, float]:
-        """The largest scale, and 1 over the smallest."""
-        return float(self.log_scale.max().exp()), float(torch.exp(-self.log_scale.min()))
-
-    def log_abs_det(self) -> Tensor:
-        return self.log_scale.sum()
-
-
-@register("affine")
-class Affine(_ScaleAndShift):
-    """``y = exp(log_scale) * x + shift``, both learned, one pair per channel.
-
-    The log-determinant is ``height * width * sum(log_scale)``. It starts as the identity.
-
-    Args:
-        shape: the incoming shape, channels first.
-
-    Examples:
-        >>> Affine(shape=(3, 4, 4)).forward_and_log_det(torch.ones(1, 3, 4, 4))[1].tolist()
-        [0.0]
-    """
-
-    examples = [({}, (3,)), ({}, (2, 3, 2))]
-
-
-@register("actnorm")
-class ActNorm(_ScaleAndShift):
-    """``y = exp(log_scale) * x + shift`` per channel, set by `initialize` so that y has mean 0 and variance 1.
-
-    It is the identity before `initialize`, and learned afterwards. The log-determinant is
-    ``height * width * sum(log_scale)``.
-
-    Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
-
-    Args:
-        shape: the incoming shape, channels first.
-
-    Examples:
-        >>> norm = ActNorm(shape=(2,))
-        >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-        >>> norm.initialize(x)
-        >>> norm(x).tolist()
-        [[-1.0, 0.0], [1.0, 0.0]]
-    """
-
-    examples = [({}, (3,)), ({}, (2, 3, 2))]
+class _FromData(ScaleAndShift):
+    """The base of layers whose scale and shift `initialize` sets so that y has mean 0 and variance 1."""
 
     initialized: Tensor
 
@@ -117,7 +60,7 @@ class ActNorm(_ScaleAndShift):
         share = 0.0 if self.initialized.is_meta else float(self.initialized)
         if not share > 0:  # or NaN, after `to_empty`
             return False
-        if share < _ALL or version(self.log_scale) > 1:
+        if share < _ALL or (self.learned and version(self.log_scale) > 1):  # buffers are averaged as the share is
             raise InvflowError(
                 f"{self.tag} is a copy made before initialize that was averaged with layers initialized since; begin "
                 "to average after initialize"
@@ -140,11 +83,11 @@ class ActNorm(_ScaleAndShift):
         if not self.awaits_data:
             return
         if not x.shape[0]:
-            raise ShapeError("actnorm expects a batch of at least one sample to initialize from, got none")
+            raise ShapeError(f"{self.tag} expects a batch of at least one sample to initialize from, got none")
         values = x.movedim(1, 0).flatten(1).cpu().double()  # a device may have no float64
         if spoilt := (~values.isfinite().all(1)).nonzero().flatten().tolist():
             raise NumericsError(
-                f"actnorm expects finite numbers to initialize from, got NaN or Inf in {len(spoilt)} of "
+                f"{self.tag} expects finite numbers to initialize from, got NaN or Inf in {len(spoilt)} of "
                 f"{self.channels} channels, first in channel {spoilt[0]}; remove those samples"
             )
         # In units of the largest number no square over- or underflows, and a channel of equal numbers is one of ones.
@@ -154,20 +97,88 @@ class ActNorm(_ScaleAndShift):
         deviation = (scaled - mean[:, None]).square().mean(1).sqrt()
         rounding = torch.finfo(x.dtype)
         constant = (deviation <= rounding.eps * mean.abs()) | (deviation * unit < rounding.tiny)
-        self.log_scale.copy_(torch.where(constant, 0.0, -(deviation * unit).log()))
+        self._set(mean * unit, (deviation * unit).masked_fill(constant, 1.0))
+
+    @torch.no_grad()
+    def _set(self, mean: Tensor, deviation: Tensor) -> None:
+        """Sets scale and shift from float64 numbers, one per channel."""
+        self.log_scale.copy_(-deviation.log())
         # By the scale as it was rounded: its error, times a large mean, would be a shift.
-        self.shift.copy_(-mean * unit * self.log_scale.exp().to(mean))
+        self.shift.copy_(-mean * self.log_scale.exp().to(mean))
         self.initialized.fill_(1)
         self._was_set = True
 
 
-def _to_boolean(module: ActNorm, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+@register("actnorm")
+class ActNorm(_FromData):
+    """``y = exp(log_scale) * x + shift`` per channel, set by `initialize` so that y has mean 0 and variance 1.
+
+    It is the identity before `initialize`, and learned afterwards. The log-determinant is
+    ``height * width * sum(log_scale)``.
+
+    Reference: Kingma, Dhariwal: Glow, 2018, https://arxiv.org/abs/1807.03039
+
+    Args:
+        shape: the incoming shape, channels first.
+
+    Examples:
+        >>> norm = ActNorm(shape=(2,))
+        >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+        >>> norm.initialize(x)
+        >>> norm(x).tolist()
+        [[-1.0, 0.0], [1.0, 0.0]]
+    """
+
+    examples = [({}, (3,)), ({}, (2, 3, 2))]
+
+
+@register("standardize")
+class Standardize(_FromData):
+    """``y = (x - mean) / std`` per channel, with constants that come from data: nothing is learned.
+
+    The constants are given, or set once by `initialize`, which is how ActNorm sets its own; before that it is the
+    identity. For a table, channels are its columns; of an image, all pixels of a channel have the same mean. The
+    log-determinant is ``-height * width * sum(log(std))``. It is stored as ``y = exp(log_scale) * x + shift``.
+
+    Args:
+        mean: one number for each channel, given together with ``std``; null if `initialize` shall set both.
+        std: likewise, positive.
+        shape: the incoming shape, channels first.
+
+    Raises:
+        InvflowError: the mean without the standard deviation, or the other way round.
+        ShapeError: their number is not that of the channels.
+
+    Examples:
+        >>> Standardize(mean=[5.0, 0.0], std=[2.0, 0.5], shape=(2,))(torch.tensor([[7.0, 1.0]])).tolist()
+        [[1.0, 2.0]]
+    """
+
+    learned = False
+    examples = [({}, (3,)), ({"mean": [0.5, -2.0, 100.0], "std": [0.25, 3.0, 10.0]}, (3, 4, 2))]
+
+    def __init__(self, mean: Numbers | None = None, std: Positives | None = None, *, shape: Shape) -> None:
+        super().__init__(shape)
+        if mean is None and std is None:
+            return
+        if mean is None or std is None:
+            given = "std" if mean is None else "mean"
+            raise InvflowError(f"{self.tag} expects both a mean and a std, or neither, got a {given} alone")
+        for name, numbers in (("mean", mean), ("std", std)):
+            if len(numbers) != self.channels:
+                raise ShapeError(
+                    f"{self.tag} expects a {name} for each of {self.channels} channels, got {len(numbers)}"
+                )
+        self._set(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
+
+
+def _to_boolean(module: _FromData, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
     """Runs when a state_dict is made."""
     _ = module.awaits_data  # refuses a mixture
     state_dict[f"{prefix}initialized"] = state_dict[f"{prefix}initialized"] > 0.5
 
 
-def _from_boolean(module: ActNorm, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _from_boolean(module: _FromData, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Runs before a load. An average of booleans, a number, is a share too."""
     if (key := f"{prefix}initialized") in state_dict:
         share = state_dict[key]

@@ -1,4 +1,4 @@
-"""Fixed maps of single numbers."""
+"""Maps of all real numbers, number by number."""
 
 from __future__ import annotations
 
@@ -7,83 +7,183 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bijection import Bijection
+from ..numerics.modes import NONE, Limit
 from ..registry import register
+from ..state import Shape, TensorShape, require_channels, shape_of
+from .affine import spread
 
 
-@register("logit")
-class Logit(Bijection):
-    """``y = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x``, elementwise: from pixels in [0, 1] to the reals.
+@register("leaky_relu")
+class LeakyRelu(Bijection):
+    """``y = x`` for positive x, else ``y = slope * x``, elementwise.
 
-    The log-determinant is ``sum(log(1 - 2 alpha) - log(p) - log(1 - p))``. Densities of images are easier to fit in
-    logits, because pixels crowd at both ends of their interval. Outside ``0 < p < 1`` y is NaN; with its
-    log-determinant, which is -inf there, y is 0, so that the density of a chain is 0.
-
-    Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
+    The log-determinant is log(slope) times the number of those that are not positive; at 0, where there is no
+    derivative, it is that of the left, as in PyTorch.
 
     Args:
-        alpha: keeps p away from 0 and 1, so that x may exceed [0, 1] by less than ``alpha / (1 - 2 alpha)``.
+        slope: the slope below 0.
 
     Examples:
-        >>> Logit()(torch.tensor([[0.5]])).tolist()
-        [[0.0]]
-        >>> Logit().forward_and_log_det(torch.tensor([[0.5], [1.5]]))[1]
-        tensor([1.2809,   -inf])
+        >>> y, log_det = LeakyRelu(slope=0.5).forward_and_log_det(torch.tensor([[-2.0, 3.0]]))
+        >>> y.tolist(), log_det
+        ([[-1.0, 3.0]], tensor([-0.6931]))
     """
 
-    domain = "unit"
     cheap_inverse = True
-    examples = [({}, (3,)), ({"alpha": 0.01}, (2, 3, 2))]
+    examples = [({}, (3,)), ({"slope": 3.0}, (2, 3, 2))]
 
-    def __init__(self, alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05) -> None:
+    def __init__(self, slope: Annotated[float, Field(ge=1e-4, le=1e4)] = 0.01) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.slope = slope
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        p, q = self._probabilities(x)
-        return torch.log(p / q)
+        return functional.leaky_relu(x, self.slope)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        # The half width is rounded down, so that no image lies outside, where it would have no density.
-        below, above = (_floor(end, y.dtype, inside=True) for end in self._ends)
-        return 0.5 + torch.tanh(y / 2) * _floor(min(above - 0.5, below + 0.5), y.dtype)
+        return functional.leaky_relu(y, 1 / self.slope)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        p, q = self._probabilities(x)
-        inverse_slope = p * q * sum(self._ends)
-        outside = inverse_slope <= 0
-        slope = -torch.log(inverse_slope.masked_fill(outside, math.inf))
-        return torch.log((p / q).masked_fill(outside, 1.0)), slope.flatten(1).sum(1)
+        return self(x), (x <= 0).flatten(1).sum(1).to(x.dtype) * math.log(self.slope)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        slope = functional.logsigmoid(y) + functional.logsigmoid(-y) + math.log(sum(self._ends))
-        return self.inverse(y, context), slope.flatten(1).sum(1)
+        return self.inverse(y), (y <= 0).flatten(1).sum(1).to(y.dtype) * -math.log(self.slope)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """Infinite for the map, arbitrarily steep near the ends of its domain; the slope at 0 for its inverse."""
-        return math.inf, sum(self._ends) / 4
+        """The larger slope of two, and 1 over the smaller."""
+        return max(1.0, self.slope), max(1.0, 1 / self.slope)
+
+
+@register("scale")
+class Scale(Bijection):
+    """``y = 2^exponent * x``, elementwise: exact, because only exponents change.
+
+    A round trip returns every bit of a float, if y neither overflows nor is subnormal. It is no bijection of a grid,
+    though: ``2 x`` leaves gaps, and ``x / 2`` is off the grid; so `grid` and `exact` numerics refuse it. The
+    log-determinant is ``exponent * log(2)`` for each number.
+
+    Args:
+        exponent: of 2; negative for a smaller y.
+
+    Examples:
+        >>> Scale(exponent=3)(torch.tensor([[0.5]])).tolist()
+        [[4.0]]
+    """
+
+    cheap_inverse = True
+    examples = [({"exponent": 3}, (3,)), ({"exponent": -2}, (2, 3, 2)), ({"exponent": 0}, (2,))]
+
+    def __init__(self, exponent: Annotated[int, Field(ge=-64, le=64)]) -> None:
+        super().__init__()
+        self.exponent = exponent
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return x * 2.0**self.exponent
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return y * 2.0**-self.exponent
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self(x), self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inverse(y), -self._log_det(y)
 
     @property
-    def _ends(self) -> tuple[float, float]:
-        """How far p = 0 is below, and p = 1 above, x = 0; together the width of the domain."""
-        margin = self.alpha / (1 - 2 * self.alpha)
-        return margin, 1 + margin
+    def limit(self) -> Limit:
+        reason = f"of a grid, 2^{self.exponent} x {'leaves gaps' if self.exponent > 0 else 'leads off it'}"
+        return Limit("float", reason) if self.exponent else NONE
 
-    def _probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """P and 1 - p. Next to an end a dtype shorter than float64 would lose one of them to the rounding of p."""
-        if x.dtype == torch.float64:
-            p = self.alpha + (1 - 2 * self.alpha) * x
-            return p, 1 - p
-        below, above = self._ends
-        # Each end is the sum of two numbers of the dtype, so that the distance of x from it is right to its last bits.
-        near, far = (_floor(end, x.dtype) for end in (below, above))
-        return ((x + near) + (below - near)) / (below + above), ((far - x) + (above - far)) / (below + above)
+    def lipschitz_bounds(self) -> tuple[float, float]:
+        """The factor, and 1 over it."""
+        return 2.0**self.exponent, 2.0**-self.exponent
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return x.new_full((x.shape[0],), x.shape[1:].numel() * self.exponent * math.log(2))
 
 
-def _floor(value: float, dtype: torch.dtype, *, inside: bool = False) -> float:
-    """The largest number of this dtype that is at most a positive value, or below it if ``inside``."""
-    unit = math.ldexp(torch.finfo(dtype).eps, math.frexp(value)[1] - 1)
-    return (math.ceil(value / unit) - 1 if inside else math.floor(value / unit)) * unit
+_LARGEST_LOG = 2.0
+"""The bound of the logarithm of a tailweight."""
+
+
+@register("sinh_arcsinh")
+class SinhArcsinh(Bijection):
+    """``y = sinh((arcsinh(x) + skewness) * tailweight)``, both learned, one pair per channel: other tails of a density.
+
+    A tailweight above 1 makes the tails of y heavier than those of x, one below 1 lighter, and a skewness moves their
+    weight to one side. The inverse is of the same form, ``x = sinh(arcsinh(y) / tailweight - skewness)``. The
+    log-determinant is ``sum(log(tailweight) + log(cosh(t)) - log(cosh(arcsinh(x))))`` with the argument t of the sinh.
+    It starts as the identity. The tailweight, ``exp(2 tanh(log_tailweight / 2))``, lies between exp(-2) and exp(2). A y
+    beyond an eighth of the dtype's largest number becomes that.
+
+    Reference: Jones, Pewsey: Sinh-arcsinh distributions, Biometrika 96, 2009, https://doi.org/10.1093/biomet/asp053
+
+    Args:
+        shape: the incoming shape, channels first.
+
+    Examples:
+        >>> layer = SinhArcsinh(shape=(1,))
+        >>> _ = layer.skewness.data.fill_(1.0)
+        >>> layer(torch.zeros(1, 1))
+        tensor([[1.1752]], grad_fn=<SinhBackward0>)
+    """
+
+    cheap_inverse = True
+    examples = [({}, (3,)), ({}, (2, 3, 2))]
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.channels = require_channels(self.tag, shape)[0]
+        self.skewness = nn.Parameter(torch.zeros(self.channels))
+        self.log_tailweight = nn.Parameter(torch.zeros(self.channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.sinh(self._stretched(torch.asinh(x)))
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.sinh(self._shrunk(torch.asinh(y)))
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        before = torch.asinh(x)
+        after = self._stretched(before)
+        return torch.sinh(after), self._log_det(before, after, 1)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        before = torch.asinh(y)
+        after = self._shrunk(before)
+        return torch.sinh(after), self._log_det(before, after, -1)
+
+    def output_shape(self, shape: Shape) -> TensorShape:
+        return require_channels(self.tag, shape, self.channels)
+
+    def input_shape(self, shape: Shape) -> TensorShape:
+        return self.output_shape(shape)
+
+    def _stretched(self, x: Tensor) -> Tensor:
+        self.output_shape(shape_of(x))
+        return _within((x + spread(self.skewness, x)) * spread(self._log_weight().exp(), x))
+
+    def _shrunk(self, y: Tensor) -> Tensor:
+        self.output_shape(shape_of(y))
+        return _within(y * spread(torch.exp(-self._log_weight()), y) - spread(self.skewness, y))
+
+    def _log_weight(self) -> Tensor:
+        return _LARGEST_LOG * torch.tanh(self.log_tailweight / _LARGEST_LOG)
+
+    def _log_det(self, before: Tensor, after: Tensor, sign: int) -> Tensor:
+        slope = _log_cosh(after) - _log_cosh(before) + sign * spread(self._log_weight(), before)
+        return slope.flatten(1).sum(1)
+
+
+def _within(t: Tensor) -> Tensor:
+    """Numbers whose sinh, and cosh times a tailweight, do not overflow."""
+    farthest = math.log(torch.finfo(t.dtype).max / 4)
+    return t.clamp(-farthest, farthest)
+
+
+def _log_cosh(t: Tensor) -> Tensor:
+    """``log(2 cosh(t))``."""
+    return -t - functional.logsigmoid(-2 * t)

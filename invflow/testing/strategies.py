@@ -120,14 +120,15 @@ def chain_cases(draw: Draw, max_depth: int = 12, numerics: dict[str, Any] | None
 def _shape_after(layer: str, shape: Shape, context_shape: tuple[int, ...] | None, options: str) -> Shape | None:
     """The shape after a layer in a chain with these options, both as JSON text, which can be cached.
 
-    None if the layer does not accept the shape before it or has a domain smaller than the reals: inside a chain, any
-    number may reach it.
+    None if the layer does not accept the shape before it, has a domain smaller than the reals, or maps them into an
+    interval: inside a chain any number may reach it, those too that round to the end of an interval.
     """
     try:
         chain = Case((json.loads(layer),), shape, context_shape, json.loads(options)).chain()
     except SpecError:
         return None
-    return chain.output_shape(shape) if chain.domain == "reals" else None
+    unbounded = chain.domain == "reals" and (chain.codomain == "reals" or not chain.surjective)
+    return chain.output_shape(shape) if unbounded else None
 
 
 def conditions() -> st.SearchStrategy[Setting]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
-from ..state import Shape, State, TensorShape, flat_size, is_tensor_shape, make_state, map_state, shape_of
+from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape, make_state, map_state, shape_of
 from .foreign import Foreign
 
 Kind = Literal["normal", "huge", "tiny", "zeros", "repeated"]
@@ -122,7 +123,7 @@ class Trial:
         bijection: the copy, in the setting's dtype and mode.
         shape: the shape of the input.
         setting: the setting.
-        x: an input.
+        x: an input, drawn in the domain, or from the codomain if that is the narrower one.
         y: a state drawn in the codomain, independently of x; the image of x if the codomain is unknown; None if the
             bijection raises.
         context: a context per sample, or None.
@@ -180,8 +181,8 @@ class Subject:
         if setting.spread:
             batch = max(_SPREAD_BATCHES[0], min(_SPREAD_BATCHES[1], _SPREAD_NUMBERS // max(1, flat_size(shape))))
             setting = dataclasses.replace(setting, batch=batch)
-        x = onto_grid(setting.draw(shape, self.domains[0]), bijection)
         context, other = (self._context(setting, salt) for salt in (1, 2))
+        x = onto_grid(self._input(setting, bijection, shape, context), bijection)
         return Trial(bijection, shape, setting, x, self._image(setting, bijection, x, context), context, other)
 
     @functools.cached_property
@@ -215,6 +216,23 @@ class Subject:
             return None
         generator = torch.Generator().manual_seed(setting.seed * 101 + salt)
         return torch.randn((setting.batch, *self.context_shape), generator=generator, dtype=setting.dtype)
+
+    def _input(self, setting: Setting, bijection: Bijection, shape: Shape, context: Tensor | None) -> State:
+        """A state drawn in the domain or, if that is wider than the codomain, computed from one drawn there.
+
+        A map of all reals into an interval rounds to its ends far from 0, and nothing could come back from there; what
+        it returns there is the business of `whole domain`.
+        """
+        domain, codomain = self.domains
+        x = setting.draw(shape, domain)
+        if codomain is None or _infinities(domain) <= _infinities(codomain):
+            return x
+        probe = copy.deepcopy(bijection)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.suppress(Exception):
+            before = probe.inverse(setting.draw(shape_of(probe(x, context)), codomain), context)
+            if bool(flatten(before).isfinite().all()):
+                return map_state(lambda leaf: _laid_out(leaf, setting.layout), before)
+        return x  # its faults are found from there
 
     def _image(self, setting: Setting, bijection: Bijection, x: State, context: Tensor | None) -> State | None:
         """A state drawn in the codomain, or computed; None if that fails, which the properties will report."""
@@ -283,6 +301,10 @@ def onto_grid(state: State, bijection: Bijection) -> State:
         return there if leaf.is_contiguous() else torch.empty_like(leaf).copy_(there)
 
     return map_state(move, state)
+
+
+def _infinities(domain: Interval) -> int:
+    return sum(map(isinf, domain))
 
 
 def _into(domain: Interval, values: Tensor, dtype: torch.dtype) -> Tensor:
