@@ -94,11 +94,9 @@ class ConvExponential(PerPosition):
         self.output_shape(shape_of(x))
         convolve, padding = _CONVOLUTIONS[x.dim() - 3], self.kernel.shape[-1] // 2
         with own_precision(x), exact_kernels(x):
-            kernel = self._bounded() * sign
-            made = term = x
-            for count in range(1, _terms(self.bound, x.dtype) + 1):
-                term = convolve(term, kernel, padding=padding) / count
-                made = made + term
+            kernel, made = self._bounded(), x
+            for count in range(_terms(self.bound, x.dtype), 0, -1):
+                made = torch.add(x, convolve(made, kernel, padding=padding), alpha=sign / count)
         return made
 
     def _bounded(self) -> Tensor:

@@ -61,22 +61,21 @@ class Haar(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         channels, *sides = self.output_shape(shape_of(x))
-        made = x
-        for dim in range(1, len(sides) + 1):  # the last dimension of positions first
-            evens, odds = evens_and_odds(made, made.dim() - dim)
-            made = torch.stack((evens + odds, evens - odds), self._band)
-        return (made * _scale(sides)).reshape(x.shape[0], channels, *sides)
+        parts = [x]
+        for dim in range(2, x.dim()):
+            parts = [half for part in parts for half in evens_and_odds(part, dim)]
+        bands = torch.stack(_hadamard(parts), self._band)
+        return (bands * _scale(len(sides))).reshape(x.shape[0], channels, *sides)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        channels, *_ = self.input_shape(shape_of(y))
-        sides = y.shape[2:]
-        bands = (2,) * len(sides)
-        split = (*bands, channels) if self.layout == "block" else (channels, *bands)
-        x = (y * _scale(sides)).reshape(y.shape[0], *split, *sides)
-        for dim in range(-len(sides), 0):
-            sums, differences = x.unbind(self._band)
-            x = interleaved(sums + differences, sums - differences, sums.dim() + dim)
-        return x
+        channels, *sides = self.input_shape(shape_of(y))
+        count = 2 ** len(sides)
+        split = (count, channels) if self.layout == "block" else (channels, count)
+        bands = (y * _scale(len(sides))).reshape(y.shape[0], *split, *y.shape[2:])
+        parts = _hadamard(bands.unbind(self._band))
+        for dim in reversed(range(2, y.dim())):
+            parts = [interleaved(*pair, dim) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
 
     def output_shape(self, shape: Shape) -> TensorShape:
         return into_blocks("haar", require_positions("haar", shape), 2)
@@ -89,6 +88,15 @@ class Haar(Bijection):
         return 1.0, 1.0
 
 
-def _scale(sides: Sequence[int]) -> float:
-    """What makes sums and differences along these dimensions orthonormal."""
-    return math.sqrt(0.5 ** len(sides))
+def _hadamard(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Of 2^n tensors, the sums ``sum_i (-1)^popcount(b & i) x_i``."""
+    if len(parts) == 1:
+        return list(parts)
+    half = len(parts) // 2
+    pairs = list(zip(_hadamard(parts[:half]), _hadamard(parts[half:]), strict=True))
+    return [a + b for a, b in pairs] + [a - b for a, b in pairs]
+
+
+def _scale(dims: int) -> float:
+    """What makes sums and differences along as many dimensions orthonormal."""
+    return math.sqrt(0.5**dims)
