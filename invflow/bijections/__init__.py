@@ -6,7 +6,7 @@ from .affine_coupling import AffineCoupling, GinCoupling
 from .conv_exponential import ConvExponential
 from .coupling import AdditiveCoupling
 from .each import Each
-from .elementwise import LeakyRelu, Logit, Scale, SinhArcsinh
+from .elementwise import LeakyRelu, Scale, SinhArcsinh
 from .factor_out import FactorOut
 from .haar import Haar
 from .injections import Duplicate, Pad

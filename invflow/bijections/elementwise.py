@@ -14,7 +14,7 @@ from ..bijection import Bijection
 from ..numerics.modes import NONE, Limit
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
-from .affine import spread
+from .channels import spread
 
 
 @register("leaky_relu")
