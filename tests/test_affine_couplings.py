@@ -102,7 +102,7 @@ def test_no_weights_make_a_number_that_is_not_finite(fields, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_ends_of_unbounded_scales_change_nothing_before(dtype):
-    raw = torch.linspace(-17.9, 17.9, 101, dtype=dtype)[None]
+    raw = torch.linspace(-9.9, 9.9, 101, dtype=dtype)[None]
     for scale in ("sigmoid", "twice_sigmoid", "exp"):
         coupling = AffineCoupling(Given(raw, torch.zeros_like(raw)), scale=scale)
         found = coupling((torch.ones_like(raw), torch.ones_like(raw)))[0]

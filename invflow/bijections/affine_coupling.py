@@ -20,16 +20,9 @@ Scale: TypeAlias = Literal["tanh", "soft_clip", "sigmoid", "twice_sigmoid", "exp
 _CLAMP = 2.0
 """The default bound of log-scales, also if the scale has a bound of its own."""
 
-_FARTHEST = 20.0
-"""Where log-scales end if their function does not bound them. Within it neither the scale, 5e8, nor its inverse
-overflows; beyond it float32 would drop all digits of the smaller one of two numbers, one scaled and one not."""
-
-_FARTHEST_IN_FLOAT16 = 9.0
-"""Likewise in float16, whose numbers end at exp(11), and have all of their digits from exp(-9.7) on."""
-
-
-def _farthest(raw: Tensor) -> float:
-    return _FARTHEST_IN_FLOAT16 if raw.dtype == torch.float16 else _FARTHEST
+_FARTHEST = 10.0
+"""Where log-scales end if their function does not bound them. No dtype overflows at a scale of exp(10), 22,026, or its
+inverse, and a number scaled by that keeps two decimal digits in float32 beside one that is not: enough to invert."""
 
 
 # Each gives the log-scale, from r, the clamp and the floor.
@@ -45,17 +38,16 @@ def _soft_clip(raw: Tensor, clamp: float, floor: float) -> Tensor:
 
 
 def _sigmoid(raw: Tensor, clamp: float, floor: float) -> Tensor:
-    raw = (raw + 2).clamp(min=-_farthest(raw))
+    raw = (raw + 2).clamp(min=-_FARTHEST)
     return torch.log(torch.sigmoid(raw) + floor) if floor else functional.logsigmoid(raw)
 
 
 def _twice_sigmoid(raw: Tensor, clamp: float, floor: float) -> Tensor:
-    return functional.logsigmoid(raw.clamp(min=-_farthest(raw))) + math.log(2)
+    return functional.logsigmoid(raw.clamp(min=-_FARTHEST)) + math.log(2)
 
 
 def _exp(raw: Tensor, clamp: float, floor: float) -> Tensor:
-    farthest = _farthest(raw)
-    return raw.clamp(-farthest, farthest)
+    return raw.clamp(-_FARTHEST, _FARTHEST)
 
 
 _LOG_SCALES: Mapping[Scale, Callable[[Tensor, float, float], Tensor]] = {
@@ -80,9 +72,9 @@ class AffineCoupling(Coupling):
     - "twice_sigmoid": ``2 * sigmoid(r)``, as in Jet;
     - "exp": ``exp(r)``.
 
-    A sigmoid's scale ends at ``exp(-20)``, before the floor is added, and "exp" ends at ``exp(-20)`` and ``exp(20)``,
-    so that no weights make it overflow (in float16: at 9 instead of 20). Of the others, a float32 ``exp(clamp)``
-    overflows with a clamp above 88.
+    A sigmoid's scale ends at ``exp(-10)``, before the floor is added, and "exp" ends at ``exp(-10)`` and ``exp(10)``,
+    so that no weights make it overflow, or drop all digits of b. Of the others, a float32 ``exp(clamp)`` overflows with
+    a clamp above 88.
 
     Reference: Dinh, Sohl-Dickstein, Bengio: Real NVP, 2016, https://arxiv.org/abs/1605.08803; Kingma, Dhariwal: Glow,
     2018, https://arxiv.org/abs/1807.03039; Kolesnikov, Pinto, Tschannen: Jet, 2024, https://arxiv.org/abs/2412.15129
