@@ -224,6 +224,14 @@ class Bijection(Handled, ABC):
         """Whether `torch.compile` can hold it in one graph: its control flow does not depend on the data."""
         return True
 
+    @property
+    def may_be_flat(self) -> bool:
+        """Whether slopes have no lower bound, so that y may be the same floating-point number for distant x.
+
+        The inverse then returns one of them, and is judged by its image: |f(f^-1(y)) - y|.
+        """
+        return False
+
     def lipschitz_bounds(self) -> tuple[float, float]:
         """Upper bounds of the Lipschitz constants of the map and of its inverse; infinite if none is known.
 

@@ -223,6 +223,10 @@ class Wired(Bijection):
         return all(layer.traceable for _, layer in self.named_layers())
 
     @property
+    def may_be_flat(self) -> bool:
+        return any(layer.may_be_flat for _, layer in self.named_layers())
+
+    @property
     def awaits_data(self) -> bool:
         return any(layer.awaits_data for _, layer in self.named_layers())
 

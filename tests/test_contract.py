@@ -413,7 +413,7 @@ def test_every_part_of_the_contract_is_declared():
     """Nothing is asked of a layer that the base class does not have."""
     asked = {"net_shapes", "input_shape", "output_shape", "domain", "codomain", "cheap_inverse", "limit",
              "exactness", "inverse_tolerance", "log_det_is_estimated", "traceable", "surjective", "lipschitz_bounds",
-             "awaits_data", "initialize", "examples", "volume_preserving", "tag"}  # fmt: skip
+             "may_be_flat", "awaits_data", "initialize", "examples", "volume_preserving", "tag"}  # fmt: skip
     assert all(hasattr(Doubling, name) for name in asked)
     chain = Sequential(Split(), AdditiveCoupling(MLP((2,), (2,))), Merge())
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(chain(torch.zeros(1, 4))))

@@ -13,6 +13,7 @@ from .injections import Duplicate, Pad
 from .intervals import Logit, Sigmoid, Softplus, Tanh
 from .inverse import Inverse
 from .linear import Linear1x1
+from .mixture import MixtureCoupling
 from .orthogonal import Householder, Rotation
 from .permute import Permute
 from .psi import Psi
@@ -43,6 +44,7 @@ __all__ = [
     "Linear1x1",
     "Logit",
     "Merge",
+    "MixtureCoupling",
     "On",
     "Pad",
     "Parallel",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from ...bijection import Bijection
 from ...diagnostics.rounding import condition_number, in_double, trace
@@ -166,6 +167,14 @@ def relative(trial: Trial, error: float, states: list[State], tolerance: float, 
     bijection, x, context = in_double(trial.bijection, states[0], trial.context)
     settled = error / magnitude(*trace(bijection, x, context), *states)
     return settled if settled > JUDGED else settled / condition_number(bijection, x, context, backwards=backwards)
+
+
+def lost(trial: Trial, y: State, back: State, context: Tensor | None) -> float:
+    """The error of the input that came back; if the bijection may be flat, that of its image if it is less."""
+    error = difference(trial.x, back)
+    if trial.bijection.may_be_flat:
+        error = min(error, difference(y, trial.bijection(back, context)))
+    return error
 
 
 def expect(holds: bool, expected: str) -> None:

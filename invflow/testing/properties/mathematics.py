@@ -50,6 +50,7 @@ from .base import (
     has_exact_log_det,
     inverts_to_rounding,
     is_surjective,
+    lost,
     promised,
     relative,
     roundings,
@@ -87,7 +88,7 @@ def round_trip(trial: Trial) -> float:
     y = trial.bijection(trial.x, trial.context)
     back = trial.bijection.inverse(y, trial.context)
     expect(shape_of(back) == trial.shape, f"the shape {trial.shape} back, got {shape_of(back)}")
-    return relative(trial, difference(trial.x, back), [trial.x, y], _round_trip_tolerance(trial))
+    return relative(trial, lost(trial, y, back, trial.context), [trial.x, y], _round_trip_tolerance(trial))
 
 
 @promised(_inverse_tolerance, inverts_to_rounding, is_surjective, needs={}, start="y")
@@ -105,8 +106,8 @@ def context(trial: Trial) -> float:
     """Forward and inverse use the context of the same call, not that of an earlier one."""
     bijection, x = trial.bijection, trial.x
     first, second = bijection(x, trial.context), bijection(x, trial.other_context)
-    backs = [bijection.inverse(first, trial.context), bijection.inverse(second, trial.other_context)]
-    error = max(difference(x, back) for back in backs)
+    contexts = (trial.context, trial.other_context)
+    error = max(lost(trial, y, bijection.inverse(y, c), c) for y, c in zip((first, second), contexts, strict=True))
     return relative(trial, error, [x, first, second], _round_trip_tolerance(trial))
 
 
@@ -120,7 +121,7 @@ def round_trip_everywhere(trial: Trial) -> float:
         errors = _unexplained(trial, y, back, allowed)
         for i in _worst(errors):
             one, image = _at_sample(trial, i), sample(y, i)
-            error = relative(one, difference(one.x, sample(back, i)), [one.x, image], allowed)
+            error = relative(one, lost(one, image, sample(back, i), one.context), [one.x, image], allowed)
             found = max(found, _judged(error, allowed, one, "the input back"))
         trial = _around(trial, int(errors.argmax()), 16.0 ** -(zoom + 1))
     return found
@@ -192,6 +193,12 @@ def _blocks(joint: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return blocks[same], blocks[~same]
 
 
+def _apart(trial: Trial, found: Tensor, expected: Tensor) -> Tensor:
+    """The relative errors of log-determinants; 0 for that of a flat map whose dense Jacobian is below all numbers."""
+    errors = (found - expected).abs() / expected.abs().clamp(min=1)
+    return errors.masked_fill(expected == -math.inf, 0.0) if trial.bijection.may_be_flat else errors
+
+
 def _log_det_error(trial: Trial, log_det: Tensor) -> float:
     if trial.setting.training:
         joint = joint_jacobian(with_context(trial.bijection, trial.context), trial.x)
@@ -201,7 +208,7 @@ def _log_det_error(trial: Trial, log_det: Tensor) -> float:
     else:
         jacobians = sample_jacobians(trial)
     expected = torch.linalg.slogdet(jacobians).logabsdet
-    error = float(((log_det - expected).abs() / expected.abs().clamp(min=1)).max())
+    error = float(_apart(trial, log_det, expected).max())
     if not error > LOG_DET:
         return error
     return error / max(1.0, condition_number(trial.bijection, trial.x, trial.context) / LOG_DET_CONDITION)
@@ -247,7 +254,7 @@ def log_det_everywhere(trial: Trial) -> float:
     _, backward = trial.bijection.inverse_and_log_det(map_state(torch.Tensor.detach, y), context)
     found = 0.0
     for log_det in (forward.detach(), -backward.detach()):
-        for i in _worst((log_det - expected).abs() / expected.abs().clamp(min=1)):
+        for i in _worst(_apart(trial, log_det, expected)):
             one = _at_sample(trial, i)
             off = _log_det_error(one, log_det[i : i + 1])
             found = max(found, _judged(off, LOG_DET, one, "the log-determinant"))

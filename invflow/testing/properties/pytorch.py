@@ -33,6 +33,7 @@ from .base import (
     differentiated,
     expect,
     inverts_to_rounding,
+    lost,
     promised,
     relative,
     roundings,
@@ -167,7 +168,7 @@ def autocast(trial: Trial) -> float:
     for what, found in (("y", y), ("x", x), ("log-determinants", (*log_dets, *back))):
         for leaf in leaves(found):
             expect(leaf.dtype == torch.float32, f"{what} in torch.float32 under autocast, got {leaf.dtype}")
-    return relative(trial, difference(trial.x, x), [trial.x, y], _autocast_tolerance(trial))
+    return relative(trial, lost(trial, y, x, trial.context), [trial.x, y], _autocast_tolerance(trial))
 
 
 def _half_tolerance(trial: Trial) -> float:
