@@ -160,7 +160,7 @@ def test_gradients_are_right_to_the_second_order_in_both_directions():
 
 
 def test_gradients_are_right_where_the_root_changes_its_form():
-    spline = RationalQuadratic(2, 3.0, 1e-3, 1e-3)
+    spline = RationalQuadratic(2, 3.0, 0.125, 1e-3)  # a min_size for which m is 0 without a rounding
     y = torch.tensor([-1.5, 1.5], dtype=torch.float64, requires_grad=True)  # of identities, in the middles of bins
     made = torch.zeros(5, 2, dtype=torch.float64, requires_grad=True)
     assert gradcheck(spline.undo, (y, made))
