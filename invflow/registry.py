@@ -31,7 +31,7 @@ _TAG = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 MACROS = ("repeat",)
 """Tags that the spec language reserves."""
 _MOST_HINTS = 1000
-_MOST_SHOWN = 30
+_MOST_SHOWN = 60
 _LONGEST_WORD = 100
 
 

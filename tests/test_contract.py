@@ -244,7 +244,7 @@ class TestAuthorsMistakes:
                 super().__init__()
 
         for register in (invflow.register_net, invflow.register_head):
-            with pytest.raises(TypeError, match="has plain fields only; 'inner' is a layer or a net"):
+            with pytest.raises(TypeError, match="has no layers or nets of its own, as 'inner' is"):
                 register("acme.wrapping")(Wrapping)
 
     def test_a_field_without_a_json_schema(self):
