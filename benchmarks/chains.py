@@ -11,6 +11,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ import invflow
 from invflow.bijections import AdditiveCoupling, Merge, Split
 
 SECONDS_PER_TURN = 0.03
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A density, called as users of its library call it."""
+
+    module: nn.Module
+    log_prob: Callable[[Tensor], Tensor]
+    sample: Callable[[int], Tensor]
 
 
 def make_net(channels: int) -> nn.Sequential:

@@ -258,6 +258,9 @@ class Bijection(Handled, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.tag = cls.__name__
+        own = vars(cls)
+        if "volume_preserving" not in own and not own.keys().isdisjoint(_LOG_DETS):
+            cls.volume_preserving = False  # its base class preserves volume
         missing = [name for name in _LOG_DETS if getattr(cls, name) is getattr(Bijection, name)]
         if missing and cls.volume_preserving is not True and not _is_abstract(cls):
             raise TypeError(

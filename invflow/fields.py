@@ -149,6 +149,8 @@ def checked_constructor(cls: type, fields: FieldSet) -> Any:
         parts = {name: given[name] for name, field in fields.fields.items() if field.kind != "value" and name in given}
         for name, part in parts.items():
             field = fields.fields[name]
+            if field.kind == "layers":
+                continue  # the class refuses what is none, with its position
             base = LISTS[field.kind] if field.kind in LISTS else _CLASSES[field.kind]
             optional = part is None and field.default is None
             for one in part if field.kind in LISTS else () if optional else (part,):

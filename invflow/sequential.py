@@ -25,9 +25,8 @@ from .state import (
     fitting_batch,
     require_state,
     shape_of,
-    zero_log_det,
 )
-from .wires import Ask, Several, Step, call, steps_inside
+from .wires import Ask, Several, Step, call, steps_inside, total
 
 _COUPLINGS = [
     {"type": "split"},
@@ -182,18 +181,23 @@ class Sequential(Converted, Several):
         if self.backprop != "stored" and torch.is_grad_enabled():
             steps = self._steps(shape_of(state), backwards)
             record = self.reconstruction
-            state, total = run_chain(steps, state, context, log_det=log_det, monitor=self.monitor, record=record)
+            state, log_det_of_all = run_chain(
+                steps, state, context, log_det=log_det, monitor=self.monitor, record=record
+            )
         else:
             # The loop of `Wired` without its wires, because every layer acts on the whole state.
-            total = zero_log_det(state) if log_det else None
+            changes: list[Tensor] = []
             layers: Any = [*self.layers][::-1] if backwards else self.layers
             try:
                 for layer in layers:
-                    state, change = call(layer, state, context, log_det, backwards)
-                    total = None if total is None or change is None else total + change
+                    asked = log_det and not layer.volume_preserving
+                    state, change = call(layer, state, context, asked, backwards)
+                    if change is not None:
+                        changes.append(change)
             except (NumericsError, ShapeError) as error:
                 self._blame(layer, error)
-        return self.numerics.leave(state) if backwards else state, total
+            log_det_of_all = total(changes, state) if log_det else None
+        return self.numerics.leave(state) if backwards else state, log_det_of_all
 
     def steps(self, shape: Shape | None = None, *, backwards: bool = False) -> list[Step]:
         """The steps that the chain consists of, each with what constant-memory training does with its input.

@@ -553,3 +553,15 @@ def test_actnorm_is_the_same_function_as_that_of_normflows():
             found, log_det = getattr(ours, f"{here}_and_log_det")(x)
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(log_det, their_log_det.expand(9), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [-1e4, 1e4])
+def test_no_log_scale_makes_zeros_no_numbers(far, dtype):
+    """A step of an optimiser can take a log-scale anywhere; exp(89) is infinite in float32."""
+    layer = Affine(shape=(2,)).to(dtype)
+    torch.nn.init.constant_(layer.log_scale, far)
+    x = torch.tensor([[0.0, 1.0]], dtype=dtype)
+    for y, log_det in (layer.forward_and_log_det(x), layer.inverse_and_log_det(x)):
+        assert y.isfinite().all()
+        assert log_det.isfinite().all()

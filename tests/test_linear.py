@@ -336,3 +336,10 @@ class TestConvExponential:
             ConvExponential((3,))
         with pytest.raises(ShapeError, match="conv_exponential expects 3 dimensions besides the batch"):
             ConvExponential((3, 4, 4))(torch.zeros(1, 3, 4))
+
+
+@pytest.mark.parametrize("parametrization", ["plu", "lu", "plain"])
+def test_weights_are_contiguous(parametrization):
+    """As `torch.nn.utils.parameters_to_vector` needs them; factorisations return columns."""
+    layer = Linear1x1(shape=(5, 2, 2), parametrization=parametrization)
+    assert all(weight.is_contiguous() for weight in layer.parameters())

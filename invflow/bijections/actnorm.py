@@ -44,12 +44,12 @@ class _FromData(ScaleAndShift):
         _ = self.awaits_data
         return super().train(mode)
 
-    def output_shape(self, shape: Shape) -> TensorShape:
-        # Every call asks for this. To read a number of another device would take long: there, only `train` does it.
+    def require(self, x: Tensor) -> None:
+        # To read a number of another device would take long: there, only `train` does it.
         unknown = not self._was_set and self.initialized.is_cpu
         if unknown and not (torch.compiler.is_compiling() or transforms_active()):
             self._was_copied()
-        return super().output_shape(shape)
+        super().require(x)
 
     def _was_copied(self) -> bool:
         """Whether scale and shift were copied from an initialized layer, as DDP does.

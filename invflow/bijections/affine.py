@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..registry import register
-from ..state import Shape, shape_of
+from ..state import Shape
 from .channels import PerPosition, spread
 
 
@@ -31,20 +32,34 @@ class ScaleAndShift(PerPosition):
                 self.register_buffer(name, values)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(x))
-        return x * spread(self.log_scale.exp(), x) + spread(self.shift, x)
+        self.require(x)
+        return self._scaled(x, self.log_scales())
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(y))
-        return (y - spread(self.shift, y)) * spread(torch.exp(-self.log_scale), y)
+        self.require(y)
+        return (y - spread(self.shift, y)) * spread(torch.exp(-self.log_scales()), y)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.require(x)
+        log_scales = self.log_scales()
+        return self._scaled(x, log_scales), self.at_all_positions(log_scales.sum(), x)
+
+    def log_abs_det(self) -> Tensor:
+        return self.log_scales().sum()
+
+    def log_scales(self) -> Tensor:
+        """The log-scales, cut where their exponentials would overflow, because zeros times infinity are no numbers."""
+        farthest = math.floor(math.log(torch.finfo(self.log_scale.dtype).max))
+        return self.log_scale.clamp(-farthest, farthest)
 
     @torch.no_grad()
     def lipschitz_bounds(self) -> tuple[float, float]:
         """The largest scale, and 1 over the smallest."""
-        return float(self.log_scale.max().exp()), float(torch.exp(-self.log_scale.min()))
+        log_scales = self.log_scales()
+        return float(log_scales.max().exp()), float(torch.exp(-log_scales.min()))
 
-    def log_abs_det(self) -> Tensor:
-        return self.log_scale.sum()
+    def _scaled(self, x: Tensor, log_scales: Tensor) -> Tensor:
+        return torch.addcmul(spread(self.shift, x), x, spread(log_scales.exp(), x))
 
 
 @register("affine")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import InvflowError
 from ..registry import register
@@ -38,12 +36,12 @@ def _soft_clip(raw: Tensor, clamp: float, floor: float) -> Tensor:
 
 
 def _sigmoid(raw: Tensor, clamp: float, floor: float) -> Tensor:
-    raw = (raw + 2).clamp(min=-_FARTHEST)
-    return torch.log(torch.sigmoid(raw) + floor) if floor else functional.logsigmoid(raw)
+    scale = torch.sigmoid((raw + 2).clamp(min=-_FARTHEST))
+    return torch.log(scale + floor if floor else scale)  # in less time than logsigmoid, and to eps as well
 
 
 def _twice_sigmoid(raw: Tensor, clamp: float, floor: float) -> Tensor:
-    return functional.logsigmoid(raw.clamp(min=-_FARTHEST)) + math.log(2)
+    return torch.log(2 * torch.sigmoid(raw.clamp(min=-_FARTHEST)))
 
 
 def _exp(raw: Tensor, clamp: float, floor: float) -> Tensor:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from ..bijection import Bijection
-from ..state import Shape, TensorShape, require_channels
+from ..state import Shape, TensorShape, require_channels, shape_of
 
 
 class OfChannels(Bijection):
@@ -26,6 +26,11 @@ class OfChannels(Bijection):
         super().__init__()
         self.channels = require_channels(self.tag, shape)[0]
 
+    def require(self, x: Tensor) -> None:
+        """Raises ShapeError if the layer does not take a tensor: a quick test that runs in every call."""
+        if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != self.channels:
+            self.output_shape(shape_of(x))
+
     def output_shape(self, shape: Shape) -> TensorShape:
         return require_channels(self.tag, shape, self.channels)
 
@@ -41,13 +46,16 @@ class PerPosition(OfChannels):
         """The log-determinant at one position, a single number."""
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, context), self._log_det(x)
+        return self(x, context), self.at_all_positions(self.log_abs_det(), x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, context), -self._log_det(y)
+        return self.inverse(y, context), self.at_all_positions(-self.log_abs_det(), y)
 
-    def _log_det(self, x: Tensor) -> Tensor:
-        return (x.shape[2:].numel() * self.log_abs_det()).to(x.dtype).repeat(x.shape[0])
+    @staticmethod
+    def at_all_positions(log_det: Tensor, x: Tensor) -> Tensor:
+        """The log-determinant of each sample of x, from that at one position."""
+        positions = x.shape[2:].numel()
+        return (log_det if positions == 1 else positions * log_det).to(x.dtype).expand(x.shape[0])
 
 
 def spread(per_channel: Tensor, x: Tensor) -> Tensor:

@@ -132,7 +132,9 @@ class Coupling(Conditioned, Bijection, Retraces):
 
 def summed(log_scale: Tensor | None, like: Tensor) -> Tensor:
     """The log-determinant, ``(batch,)``."""
-    return zero_log_det(like) if log_scale is None else log_scale.flatten(1).sum(1)
+    if log_scale is None:
+        return zero_log_det(like)
+    return log_scale.sum(1) if log_scale.dim() == 2 else log_scale.sum(tuple(range(1, log_scale.dim())))
 
 
 @register("additive_coupling")

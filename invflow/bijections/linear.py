@@ -13,7 +13,7 @@ from .._torch import Constants
 from ..errors import InvflowError, NumericsError
 from ..numerics.backend import own_precision
 from ..registry import register
-from ..state import Shape, shape_of
+from ..state import Shape
 from .channels import PerPosition, spread
 from .permute import require_order
 
@@ -25,7 +25,8 @@ def times(matrix: Tensor, x: Tensor) -> Tensor:
     """A matrix times the channels of x, at every position."""
     if x.dim() == 2:
         return x @ matrix.mT
-    return (matrix @ x.flatten(2)).reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
+    columns = torch.bmm(matrix.expand(x.shape[0], *matrix.shape), x.flatten(2))
+    return columns.reshape(x.shape[0], matrix.shape[0], *x.shape[2:])
 
 
 @register("linear_1x1")
@@ -87,16 +88,18 @@ class Linear1x1(Constants, PerPosition):
         else:
             rotation, _ = torch.linalg.qr(torch.randn(size, size))
         if parametrization == "plain":
-            self.weight = nn.Parameter(rotation)
+            self.weight = nn.Parameter(rotation.contiguous())
         elif parametrization == "plu":
             _, lower, upper = torch.linalg.lu(rotation)
             diagonal = upper.diagonal()
-            self.lower = nn.Parameter(lower.tril(-1))
-            self.upper = nn.Parameter(upper.triu(1) * diagonal.sign())  # columns of other signs: still a rotation
+            self.lower = nn.Parameter(lower.tril(-1).contiguous())
+            # Columns of other signs: still a rotation.
+            self.upper = nn.Parameter((upper.triu(1) * diagonal.sign()).contiguous())
             self.log_diagonal = nn.Parameter(diagonal.abs().log())
         self.register_parameter("bias", nn.Parameter(torch.zeros(size)) if bias else None)
         # Constants cannot depend on the random weights: the processes of a parallel training share weights alone.
         self.constants = ("sign", "order") if parametrization == "plu" else ()
+        self._is_plain = True  # the order is that of the channels, and every sign is 1
         for name in self.constants:  # (P x)[i] = x[order[i]]
             setattr(self, name, self.made(name))
 
@@ -110,22 +113,26 @@ class Linear1x1(Constants, PerPosition):
         require_order(self.tag, self.order)
         if not self.sign.is_meta and not bool((self.sign.abs() == 1).all()):
             raise InvflowError(f"{self.tag} expects signs of 1 and -1, got {self.sign.tolist()}")
+        if self.sign.is_meta or self.order.is_meta:
+            return
+        self._is_plain = torch.equal(self.order, torch.arange(self.channels, device=self.order.device))
+        self._is_plain &= bool((self.sign == 1).all())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(x))
+        self.require(x)
         with own_precision(x):
             y = times(self._matrix(), x)
         return y if self.bias is None else y + spread(self.bias, x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(y))
+        self.require(y)
         shifted = y if self.bias is None else y - spread(self.bias, y)
         # Every position of every sample is a column; the solvers do not support half precision.
         columns = single(shifted.movedim(1, 0).flatten(1))
         if self.parametrization == "plain":
             columns = self._solved(columns)
         else:
-            if self.constants:
+            if not self._is_plain:
                 columns = columns.index_select(0, self.order.argsort())
             lower, upper = single(self.lower), single(self._upper())
             columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
@@ -157,7 +164,7 @@ class Linear1x1(Constants, PerPosition):
             return self.weight
         upper = self._upper()
         product = torch.addmm(upper, self.lower.tril(-1), upper)  # the unit diagonal of L is not stored
-        return product.index_select(0, self.order) if self.constants else product
+        return product if self._is_plain else product.index_select(0, self.order)
 
     def _diagonal(self) -> Tensor:
         """The absolute values of the diagonal of U."""
@@ -168,7 +175,7 @@ class Linear1x1(Constants, PerPosition):
     def _upper(self) -> Tensor:
         """U with its diagonal."""
         diagonal = self._diagonal()
-        return self.upper.triu(1) + torch.diag(self.sign * diagonal if self.constants else diagonal)
+        return self.upper.triu(1) + torch.diag(diagonal if self._is_plain else self.sign * diagonal)
 
     def _solved(self, columns: Tensor) -> Tensor:
         try:

@@ -12,7 +12,7 @@ from .._torch import Constants
 from ..errors import InvflowError
 from ..numerics.backend import own_precision
 from ..registry import register
-from ..state import Shape, shape_of
+from ..state import Shape
 from .channels import OfChannels
 from .linear import single, times
 
@@ -69,7 +69,7 @@ class Householder(_Isometry):
         return self._reflected(y, backwards=True)
 
     def _reflected(self, x: Tensor, *, backwards: bool) -> Tensor:
-        self.output_shape(shape_of(x))
+        self.require(x)
         with own_precision(x):
             units, weighted = self._factors()
             inner, outer = (units, weighted) if backwards else (weighted, units)
@@ -141,12 +141,12 @@ class Rotation(Constants, _Isometry):
             raise InvflowError(f"{self.tag} expects an orthogonal matrix, got entries that miss it by {off:.3g}")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(x))
+        self.require(x)
         with own_precision(x):
             return times(self._matrix(x), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        self.output_shape(shape_of(y))
+        self.require(y)
         with own_precision(y):
             return times(self._matrix(y).mT, y)
 

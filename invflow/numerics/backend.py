@@ -54,7 +54,9 @@ def _without_cudnn() -> Iterator[None]:
 
 def own_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """No autocast: a norm or a state in bfloat16 has lost what the inverse needs. The meta device knows no autocast."""
-    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # to switch it off takes as long as a small layer
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def trust(x: Tensor) -> None:

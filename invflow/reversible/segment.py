@@ -251,13 +251,13 @@ class _Reverse(torch.autograd.Function):
         for index, step in enumerate(segment.steps):
             segment.surroundings[index].begin()
             part = part_of(x, step.path)
-            made, change = step.of_part(part, context, segment.log_det)
+            made, change = step.of_part(part, context, segment.log_det and not step.layer.volume_preserving)
             if fingerprint is not None:
                 fingerprint.keep(index, list(leaves(part)), list(leaves(made)))
             x = with_part(x, step.path, made)
             if not compiled:
                 drawn.append(generators(segment.device))
-            total = None if total is None or change is None else total + change
+            total = total if total is None or change is None else total + change
         if not compiled and not same(drawn[0], drawn[-1]):
             for surroundings, before, after in zip(segment.surroundings, drawn, drawn[1:], strict=False):
                 surroundings.drawn = None if same(before, after) else before
