@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def test_there_is_a_file_of_each_kind():
-    kinds = {"register", "register_net", "register_head", "register_prior"}
+    kinds = {"register", "register_net", "register_part", "register_head", "register_prior"}
     found = {kind for name in MODULES for kind in re.findall(r"@invflow\.(\w+)\(", FILES[name])}
     assert found == kinds
     assert {"pyproject.toml", "test_acme.py"} <= FILES.keys()
@@ -87,7 +87,10 @@ def test_a_wrapper_keeps_what_it_holds(folder):
 
 def document(**top):
     coupling = {"type": "affine_coupling", "net": {"type": "acme.gated", "width": 5}}
-    layers = [{"type": "split"}, coupling, {"type": "acme.shear", "net": {"type": "mlp"}}, {"type": "merge"}]
+    squeezed = {"type": "stack", "zero_last": True, "parts": [{"type": "conv"}, {"type": "acme.squeeze", "width": 3}]}
+    second = {"type": "additive_coupling", "net": squeezed}
+    third = {"type": "acme.shear", "net": {"type": "mlp"}}
+    layers = [{"type": "split"}, coupling, second, third, {"type": "merge"}]
     return {"input": {"shape": [4, 3, 3], "context_shape": [2]}, "layers": [{"type": "acme.scale"}, *layers], **top}
 
 
