@@ -177,3 +177,13 @@ def test_it_trains_as_a_flow():
         losses.append(loss.item())
     assert losses[-1] < 2.6  # a normal distribution has 2 log(2.02 sqrt(2 pi e)), 4.2; the clusters have 1.8
     assert torch.isfinite(flow.sample(100)).all()
+
+
+def test_the_slope_far_out_is_that_of_autodiff():
+    """Of numbers near 1e6 the shares of the components have all of their digits, and so have gradients."""
+    far = torch.tensor([-3e6, -1e6, 1e6, 3e6], dtype=torch.float64, requires_grad=True)
+    zeros = torch.zeros(3, 4, dtype=torch.float64)
+    value, log_slope = Mixture(zeros.log_softmax(0), zeros, zeros).logit(far)
+    (slope,) = torch.autograd.grad(value.sum(), far)
+    torch.testing.assert_close(slope, torch.ones_like(slope), rtol=4e-16, atol=0)
+    torch.testing.assert_close(log_slope, torch.zeros_like(slope), rtol=0, atol=4e-16)

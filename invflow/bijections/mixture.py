@@ -40,8 +40,10 @@ class Mixture(NamedTuple):
         z = (x - self.means) * torch.exp(-self.log_scales)
         log_parts = functional.logsigmoid(torch.stack((z, -z)))
         weighted = self.log_weights + log_parts
-        log_below, log_above = weighted.logsumexp(1).unbind(0)
-        terms = weighted.log_softmax(1) + log_parts.flip(0) - self.log_scales
+        largest = weighted.detach().amax(1)
+        smaller = weighted - largest[:, None]  # of large numbers, shares would be off by their rounding, and gradients
+        log_below, log_above = (smaller.logsumexp(1) + largest).unbind(0)
+        terms = smaller.log_softmax(1) + log_parts.flip(0) - self.log_scales
         return log_below - log_above, terms.flatten(0, 1).logsumexp(0)
 
     def quantile(self, target: Tensor) -> tuple[Tensor, Tensor]:
