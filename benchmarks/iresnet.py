@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from invflow.bijections import Residual
-from invflow.nets import LipschitzConv, SpectralConv2d
+from invflow.nets import LipschitzConv, SpectralConv
 
 with contextlib.redirect_stdout(io.StringIO()):
     import normflows as nf
@@ -210,7 +210,7 @@ def norms() -> None:
         induced = InducedNormConv2d(8, 8, 3, 1, 1, coeff=declared, n_iterations=5)
         induced.weight.data.copy_(weight)
         induced(torch.zeros(1, 8, size, size))
-        mine = SpectralConv2d(8, 8, 3, (size, size))
+        mine = SpectralConv(8, 8, 3, (size, size))
         mine.weight.data.copy_(weight)
         found = [
             dense_norm(peer.layers[0].weight, size, 1) / declared,

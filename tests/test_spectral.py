@@ -12,7 +12,7 @@ from torch import nn
 
 import invflow
 from invflow import ShapeError
-from invflow.nets import LipschitzConv, LipschitzMLP, SpectralConv2d, SpectralLinear
+from invflow.nets import LipschitzConv, LipschitzMLP, SpectralConv, SpectralLinear
 from invflow.nets import lipschitz as lipschitz_module
 from invflow.nets.spectral import gram_bound, top_singular_pair
 
@@ -64,9 +64,9 @@ def layers(draw):
     if draw(st.booleans()):
         return SpectralLinear(draw(st.integers(1, 40)), draw(st.integers(1, 40)))
     kernel = draw(st.integers(1, 4))
-    size = draw(st.tuples(*2 * [st.integers(4, 8)]))
+    size = draw(st.sampled_from([2, 2, 1, 3]).flatmap(lambda dims: st.tuples(*dims * [st.integers(4, 8 - dims)])))
     padding = draw(st.none() | st.integers(0, 3))
-    return SpectralConv2d(*draw(st.tuples(*2 * [st.integers(1, 6)])), kernel, size, draw(st.integers(1, 3)), padding)
+    return SpectralConv(*draw(st.tuples(*2 * [st.integers(1, 6)])), kernel, size, draw(st.integers(1, 3)), padding)
 
 
 @given(layer=layers(), kind=st.sampled_from(HOSTILE), dtype=st.sampled_from(list(VALUE)), seed=st.integers(0, 999))
@@ -86,14 +86,14 @@ def test_the_norm_is_that_of_the_dense_map_for_hostile_weights(layer, kind, dtyp
 
 
 def test_where_values_cluster_at_full_size():
-    layer = SpectralConv2d(8, 32, 3, (9, 9))
+    layer = SpectralConv(8, 32, 3, (9, 9))
     with torch.no_grad():
         layer.weight.copy_(20 * hostile("clustered", layer.weight.shape, seed=0))
     assert true_norm(layer, layer.normalized_weight()) <= DECLARED
     assert float(layer.margin) <= DECLARED
 
 
-@pytest.mark.parametrize("make", [lambda: SpectralLinear(7, 5), lambda: SpectralConv2d(3, 4, 3, (5, 6))])
+@pytest.mark.parametrize("make", [lambda: SpectralLinear(7, 5), lambda: SpectralConv(3, 4, 3, (5, 6))])
 def test_the_gradient_of_the_norm_is_that_of_the_dense_map(make):
     torch.manual_seed(0)
     layer = make().double()
@@ -107,7 +107,7 @@ def test_the_gradient_of_the_norm_is_that_of_the_dense_map(make):
 
 def test_the_constant_moves_with_the_weights_and_with_nothing_else():
     torch.manual_seed(0)
-    layer = SpectralConv2d(2, 3, 3, (5, 5))
+    layer = SpectralConv(2, 3, 3, (5, 5))
     x = torch.randn(4, 2, 5, 5)
 
     def moved(change):
@@ -129,7 +129,7 @@ def test_the_constant_moves_with_the_weights_and_with_nothing_else():
     assert moved(step)
     assert moved(lambda: layer.weight.data.mul_(20))
     assert moved(lambda: layer.weight.data[0].fill_(0))
-    assert moved(lambda: layer.load_state_dict(SpectralConv2d(2, 3, 3, (5, 5)).state_dict()))
+    assert moved(lambda: layer.load_state_dict(SpectralConv(2, 3, 3, (5, 5)).state_dict()))
     assert true_norm(layer, layer.normalized_weight()) <= DECLARED
 
 
@@ -167,13 +167,13 @@ def test_reloaded_weights_have_the_same_constants(tmp_path):
         again = invflow.load(tmp_path)
         assert torch.equal(again(x), chain(x))
         for layer in again.modules():
-            if isinstance(layer, SpectralConv2d):
+            if isinstance(layer, SpectralConv):
                 assert true_norm(layer, layer.normalized_weight()) <= DECLARED
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 def test_weights_without_a_norm_do_not_hang(value):
-    layer = SpectralConv2d(2, 2, 3, (4, 4))
+    layer = SpectralConv(2, 2, 3, (4, 4))
     with torch.no_grad():
         layer.weight.fill_(value)
     y = layer(torch.ones(1, 2, 4, 4))
@@ -181,7 +181,7 @@ def test_weights_without_a_norm_do_not_hang(value):
 
 
 def test_a_kernel_that_meets_nothing_but_the_border_has_the_norm_0():
-    layer = SpectralConv2d(2, 1, 3, (1, 1))
+    layer = SpectralConv(2, 1, 3, (1, 1))
     with torch.no_grad():
         layer.weight[:, :, 1, 1] = 0
     assert float(layer.norm().detach()) == 0
@@ -197,7 +197,7 @@ def test_half_precision_weights_are_normalised_in_single():
 
 def test_construction_does_not_iterate():
     """It would cost many times the weights; the first call, or a change of mode, finds the pair."""
-    layer = SpectralConv2d(3, 3, 3, (6, 6))
+    layer = SpectralConv(3, 3, 3, (6, 6))
     assert int(layer.fingerprint) == 0
     fresh = copy.deepcopy(layer).eval()
     assert int(fresh.fingerprint) != 0
@@ -208,7 +208,7 @@ def test_what_stops_short_is_covered_by_the_certified_bound(monkeypatch):
     monkeypatch.setattr("invflow.nets.spectral.STEPS", 2)
     monkeypatch.setattr("invflow.nets.spectral.RESTARTS", 1)
     torch.manual_seed(0)
-    layer = SpectralConv2d(3, 3, 3, (6, 6)).train()
+    layer = SpectralConv(3, 3, 3, (6, 6)).train()
     assert float(layer.margin) > 1
     assert true_norm(layer) <= float(layer.norm().detach()) <= float(layer.certified_norm()) * DECLARED
 
@@ -231,18 +231,18 @@ def test_top_singular_pair_and_gram_bound_on_matrices(seed, rows, columns):
     activation=st.sampled_from(sorted(lipschitz_module._CONTRACTIONS)),
     seed=st.integers(0, 999),
     hidden=st.lists(st.integers(1, 9), max_size=2),
-    image=st.booleans(),
+    positions=st.sampled_from([(), (5,), (4, 3), (2, 3, 2)]),
 )
-def test_the_dense_jacobian_of_a_net_is_at_most_one(kind, activation, seed, hidden, image):
+def test_the_dense_jacobian_of_a_net_is_at_most_one(kind, activation, seed, hidden, positions):
     torch.manual_seed(seed)
-    if image:
-        net = LipschitzConv((2, 4, 3), (3, 4, 3), hidden=hidden, activation=activation).double()
+    if positions:
+        net = LipschitzConv((2, *positions), (3, *positions), hidden=hidden, activation=activation).double()
     else:
         net = LipschitzMLP((5,), (4,), hidden=hidden, activation=activation).double()
     with torch.no_grad():
         for number, layer in enumerate(net.maps):
             layer.weight.copy_(hostile(kind, layer.weight.shape, seed + number))
-    x = torch.randn(2 if image else 5, *((4, 3) if image else ()), dtype=torch.float64)
+    x = torch.randn(2 if positions else 5, *positions, dtype=torch.float64)
     matrix = torch.func.jacrev(lambda x: net(x[None])[0].flatten())(x).flatten(1)
     assert float(torch.linalg.matrix_norm(matrix.detach(), 2)) <= DECLARED
     assert net.lipschitz_bound() == 1.0
@@ -266,10 +266,10 @@ def test_no_activation_is_steeper_than_one(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SpectralConv2d(1, 1, 3, (5, 5))(torch.zeros(1, 1, 6, 5)), "its norm would differ"),
-        (lambda: SpectralConv2d(1, 1, 5, (2, 2), padding=0), "larger images"),
+        (lambda: SpectralConv(1, 1, 3, (5, 5))(torch.zeros(1, 1, 6, 5)), "its norm would differ"),
+        (lambda: SpectralConv(1, 1, 5, (2, 2), padding=0), "larger inputs than 2 x 2"),
         (lambda: LipschitzConv((2, 4, 4), (2, 4, 4), kernel_sizes=[3]), "expects as many kernel_sizes"),
-        (lambda: LipschitzConv((2, 4, 4), (2, 2, 2)), "keep height and width"),
+        (lambda: LipschitzConv((2, 4, 4), (2, 2, 2)), "keeps the positions"),
         (lambda: LipschitzMLP((3,), (3,))(torch.zeros(1, 4)), "lipschitz_mlp expects the shape"),
         (lambda: LipschitzMLP((3,), (3,), (2,))(torch.zeros(1, 3)), "expects a context of shape"),
     ],

@@ -5,7 +5,7 @@ from .contract import Conditioned, Lipschitz, takes_context
 from .deep import DenseNet, ResNet, Transformer
 from .lipschitz import LipschitzConv, LipschitzMLP
 from .plain import MLP, Conv
-from .spectral import SpectralConv2d, SpectralLinear
+from .spectral import SpectralConv, SpectralLinear
 from .stack import Stack
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "LipschitzConv",
     "LipschitzMLP",
     "ResNet",
-    "SpectralConv2d",
+    "SpectralConv",
     "SpectralLinear",
     "Stack",
     "Transformer",

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from ..errors import InvflowError, ShapeError
 from ..registry import register_net
-from ..state import Shape, TensorShape, flat_size, require_tensor, shape_of
+from ..state import Shape, TensorShape, flat_size, require_positions, require_tensor, shape_of
 from .activations import ACTIVATIONS
 from .sizes import OddInt, Widths, set_to_zero, shape_with_context, with_context
-from .spectral import SpectralConv2d, SpectralLinear
+from .spectral import SpectralConv, SpectralLinear
 
 Contraction: TypeAlias = Literal[
     "relu", "leaky_relu", "elu", "gelu", "silu", "lipswish", "softplus", "tanh", "sigmoid", "maxmin"
@@ -85,7 +85,7 @@ _CONTRACTIONS: dict[str, type[nn.Module]] = {
 class LipschitzNet(nn.Module):
     """Normalised maps with activations between them, and with one before the first if ``before``."""
 
-    def __init__(self, maps: Sequence[SpectralLinear | SpectralConv2d], activation: Contraction, before: bool) -> None:
+    def __init__(self, maps: Sequence[SpectralLinear | SpectralConv], activation: Contraction, before: bool) -> None:
         super().__init__()
         self.maps = nn.ModuleList(maps)
         self.activations = nn.ModuleList(
@@ -122,9 +122,9 @@ class LipschitzConv(LipschitzNet):
     https://arxiv.org/abs/1811.00995
 
     Args:
-        in_shape: (channels, height, width) of the input, without the batch.
+        in_shape: (channels, height, width) of the input, without the batch; or that of a sequence or a volume.
         out_shape: likewise for the output.
-        context_shape: (features,), or (channels, height, width) with the input's height and width.
+        context_shape: (features,), or (channels, ...) with the input's positions.
         hidden: the channels between the convolutions, in any number: only the net as a whole must contract.
         kernel_sizes: the side of each kernel, odd; by default 3 for the first and the last, 1 for the others.
         activation: the function before each convolution, with a slope of at most 1: gelu and silu are divided by their
@@ -148,10 +148,10 @@ class LipschitzConv(LipschitzNet):
         input_activation: bool = True,
         zero_last: bool = False,
     ) -> None:
-        start, end = (require_tensor("lipschitz_conv", shape, dims=3) for shape in (in_shape, out_shape))
+        start, end = (require_positions("lipschitz_conv", shape) for shape in (in_shape, out_shape))
         if start[1:] != end[1:]:
-            raise ShapeError(f"lipschitz_conv expects to keep height and width, got {in_shape} in and {out_shape} out")
-        channels, height, width = shape_with_context("lipschitz_conv", start, context_shape)
+            raise ShapeError(f"lipschitz_conv must map {in_shape} to {out_shape}, but keeps the positions")
+        channels, *size = shape_with_context("lipschitz_conv", start, context_shape)
         pairs = [*itertools.pairwise([channels, *hidden, end[0]])]
         sides = kernel_sizes or [3, *[1] * (len(pairs) - 2), 3][: len(pairs)]
         if len(sides) != len(pairs):
@@ -159,7 +159,7 @@ class LipschitzConv(LipschitzNet):
                 f"lipschitz_conv with {len(hidden)} hidden widths has {len(pairs)} convolutions; it expects as many "
                 f"kernel_sizes, got {len(sides)}"
             )
-        maps = [SpectralConv2d(*pair, side, (height, width)) for pair, side in zip(pairs, sides, strict=True)]
+        maps = [SpectralConv(*pair, side, tuple(size)) for pair, side in zip(pairs, sides, strict=True)]
         super().__init__(maps, activation, input_activation)
         self.context_shape = context_shape
         if zero_last:

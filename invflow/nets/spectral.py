@@ -14,6 +14,7 @@ from torch.nn import functional
 from .._torch import transforms_active
 from ..errors import ShapeError
 from ..numerics.backend import own_precision
+from ..numerics.integer import CONVOLUTIONS, Convolution
 from ..state import TensorShape, shape_of
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
@@ -34,6 +35,15 @@ RESTARTS = 5
 FRESH_SHARE = 0.01
 """The share of a random vector in the start vector. After an edit of the weights, the last singular vector may still be
 singular without being the top one; the iteration would never leave it."""
+
+
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+"""By the number of dimensions besides the channels."""
 
 
 class _Spectral(nn.Module, ABC):
@@ -60,7 +70,7 @@ class _Spectral(nn.Module, ABC):
     margin: Tensor
     fingerprint: Tensor
 
-    def __init__(self, plain: nn.Linear | nn.Conv2d, in_shape: TensorShape, out_shape: TensorShape) -> None:
+    def __init__(self, plain: nn.Linear | Convolution, in_shape: TensorShape, out_shape: TensorShape) -> None:
         super().__init__()
         self.weight, self.bias = plain.weight, plain.bias  # type: ignore[assignment]  # both have a bias
         self.in_shape = in_shape
@@ -181,22 +191,23 @@ class SpectralLinear(_Spectral):
         return gram_bound(self.weight.detach()[None])
 
 
-class SpectralConv2d(_Spectral):
+class SpectralConv(_Spectral):
     """A convolution with zero padding, divided by ``max(1, norm)``: Lipschitz constant at most 1.
 
-    The norm is that of the map between images of the given size, with its padding and its stride. It is neither the
+    The norm is that of the map between inputs of the given size, with its padding and its stride. It is neither the
     norm of the kernel as a matrix, which may be smaller or larger, nor that of a circular convolution, which is larger.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: the side of the kernel.
-        size: (height, width) of the input; other sizes are refused, because the norm would differ.
+        size: (height, width) of the input, or (length,) or (depth, height, width); other sizes are refused, because the
+            norm would differ.
         stride: the step between output positions.
-        padding: zeros on each side; the default keeps height and width for odd kernels and stride 1.
+        padding: zeros on each side; the default keeps the positions for odd kernels and stride 1.
 
     Examples:
-        >>> SpectralConv2d(2, 3, 3, size=(5, 5))(torch.zeros(1, 2, 5, 5)).shape
+        >>> SpectralConv(2, 3, 3, size=(5, 5))(torch.zeros(1, 2, 5, 5)).shape
         torch.Size([1, 3, 5, 5])
     """
 
@@ -205,19 +216,20 @@ class SpectralConv2d(_Spectral):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         stride: int = 1,
         padding: int | None = None,
     ) -> None:
         padding = kernel_size // 2 if padding is None else padding
         after = [(extent + 2 * padding - kernel_size) // stride + 1 for extent in size]
         if min(after) < 1:
-            raise ShapeError(f"a kernel of side {kernel_size} expects larger images than {size[0]} x {size[1]}")
-        plain = nn.Conv2d(in_channels, out_channels, kernel_size)
+            raise ShapeError(f"a kernel of side {kernel_size} expects larger inputs than {' x '.join(map(str, size))}")
+        plain = CONVOLUTIONS[len(size) - 1](in_channels, out_channels, kernel_size)
         super().__init__(plain, (in_channels, *size), (out_channels, *after))
         self.stride = stride
         self.padding = padding
-        # The pixels at the end of the input that the stride leaves out; the transposed map adds them again.
+        self._dims = len(size)
+        # The positions at the end of the input that the stride leaves out; the transposed map adds them again.
         self._left_over = [(extent + 2 * padding - kernel_size) % stride for extent in size]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -225,10 +237,10 @@ class SpectralConv2d(_Spectral):
             raise ShapeError(
                 f"a spectral convolution built for the shape {self.in_shape} got {shape_of(x)}: its norm would differ"
             )
-        return functional.conv2d(x, weight, bias, self.stride, self.padding)
+        return _CONVOLVE[self._dims](x, weight, bias, self.stride, self.padding)
 
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
-        return functional.conv_transpose2d(y, weight, None, self.stride, self.padding, self._left_over)
+        return _TRANSPOSED[self._dims](y, weight, None, self.stride, self.padding, self._left_over)
 
     @torch.no_grad()
     def certified_norm(self) -> Tensor:
@@ -241,9 +253,9 @@ class SpectralConv2d(_Spectral):
         https://arxiv.org/abs/1805.10408
         """
         kernel = _at_least_single(self.weight.detach())
-        height, width = (extent + side - 1 for extent, side in zip(self.in_shape[1:], kernel.shape[2:], strict=True))
-        transform = torch.fft.rfft2(kernel, s=(height, width))
-        return gram_bound(transform.movedim((2, 3), (0, 1)).flatten(0, 1))
+        sizes = [extent + side - 1 for extent, side in zip(self.in_shape[1:], kernel.shape[2:], strict=True)]
+        transform = torch.fft.rfftn(kernel, s=sizes, dim=tuple(range(2, kernel.dim())))
+        return gram_bound(transform.flatten(2).movedim(2, 0))
 
 
 def top_singular_pair(
