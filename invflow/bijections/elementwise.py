@@ -13,8 +13,8 @@ from torch.nn import functional
 from ..bijection import Bijection
 from ..numerics.modes import NONE, Limit
 from ..registry import register
-from ..state import Shape, TensorShape, require_channels, shape_of
-from .channels import spread
+from ..state import Shape
+from .channels import OfChannels, spread
 
 
 @register("leaky_relu")
@@ -110,7 +110,7 @@ _LARGEST_LOG = 2.0
 
 
 @register("sinh_arcsinh")
-class SinhArcsinh(Bijection):
+class SinhArcsinh(OfChannels):
     """``y = sinh((arcsinh(x) + skewness) * tailweight)``, both learned, one pair per channel: other tails of a density.
 
     A tailweight above 1 makes the tails of y heavier than those of x, one below 1 lighter, and a skewness moves their
@@ -131,12 +131,10 @@ class SinhArcsinh(Bijection):
         tensor([[1.1752]], grad_fn=<SinhBackward0>)
     """
 
-    cheap_inverse = True
     examples = [({}, (3,)), ({}, (2, 3, 2))]
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.channels = require_channels(self.tag, shape)[0]
+        super().__init__(shape)
         self.skewness = nn.Parameter(torch.zeros(self.channels))
         self.log_tailweight = nn.Parameter(torch.zeros(self.channels))
 
@@ -156,18 +154,12 @@ class SinhArcsinh(Bijection):
         after = self._shrunk(before)
         return torch.sinh(after), self._log_det(before, after, -1)
 
-    def output_shape(self, shape: Shape) -> TensorShape:
-        return require_channels(self.tag, shape, self.channels)
-
-    def input_shape(self, shape: Shape) -> TensorShape:
-        return self.output_shape(shape)
-
     def _stretched(self, x: Tensor) -> Tensor:
-        self.output_shape(shape_of(x))
+        self.require(x)
         return _within((x + spread(self.skewness, x)) * spread(self._log_weight().exp(), x))
 
     def _shrunk(self, y: Tensor) -> Tensor:
-        self.output_shape(shape_of(y))
+        self.require(y)
         return _within(y * spread(torch.exp(-self._log_weight()), y) - spread(self.skewness, y))
 
     def _log_weight(self) -> Tensor:

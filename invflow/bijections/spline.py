@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from ..bijection import Bijection
 from ..registry import register
-from ..state import Shape, TensorShape, require_channels, shape_of
+from ..state import Shape
+from .channels import OfChannels
 from .coupling import Coupling, summed
 from .rational_quadratic import RationalQuadratic
 
@@ -79,7 +79,7 @@ class SplineCoupling(Coupling):
 
 
 @register("spline")
-class Spline(Bijection):
+class Spline(OfChannels):
     """A learned rational-quadratic spline for each channel, applied to each of its numbers.
 
     It maps ``[-bound, bound]`` onto itself and is the identity outside, with slope 1 at both ends: see
@@ -99,7 +99,6 @@ class Spline(Bijection):
         [[-4.0, 3.0]]
     """
 
-    cheap_inverse = True
     examples = [({}, (3,)), ({"bins": 3, "bound": 1.0}, (2, 3, 2)), ({"min_size": 0.01, "min_slope": 0.1}, (1, 4))]
 
     def __init__(
@@ -110,9 +109,8 @@ class Spline(Bijection):
         min_size: Part = 1e-3,
         min_slope: Slope = 1e-3,
     ) -> None:
-        super().__init__()
+        super().__init__(shape)
         self.spline = RationalQuadratic(bins, bound, min_size, min_slope)
-        self.channels = require_channels(self.tag, shape)[0]
         self.numbers = nn.Parameter(torch.zeros(self.spline.numbers, self.channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -129,12 +127,6 @@ class Spline(Bijection):
         x, log_slope = self.spline.undo(y, self._numbers(y))
         return x, -summed(log_slope, y)
 
-    def output_shape(self, shape: Shape) -> TensorShape:
-        return require_channels(self.tag, shape, self.channels)
-
-    def input_shape(self, shape: Shape) -> TensorShape:
-        return self.output_shape(shape)
-
     @torch.no_grad()
     def lipschitz_bounds(self) -> tuple[float, float]:
         """In each bin ``(s / D)^2 N``, where D is between s and ``(2 s + d0 + d1) / 4``, N between d0, s and d1."""
@@ -147,5 +139,5 @@ class Spline(Bijection):
         return max(1.0, float(steepest.max())), max(1.0, float(1 / flattest.min()))
 
     def _numbers(self, x: Tensor) -> Tensor:
-        self.output_shape(shape_of(x))
+        self.require(x)
         return self.numbers.reshape(self.spline.numbers, 1, self.channels, *(1,) * (x.dim() - 2))
