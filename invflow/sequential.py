@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._torch import Converted
+from .arguments import arguments_of
 from .bijection import Bijection
 from .bijections.inverse import Inverse
 from .errors import NumericsError, ShapeError
@@ -23,8 +24,10 @@ from .state import (
     batch_size,
     common_dtype,
     fitting_batch,
+    part_of,
     require_state,
     shape_of,
+    with_part,
 )
 from .wires import Ask, Several, Step, call, steps_inside, total
 
@@ -273,16 +276,20 @@ class Sequential(Converted, Several):
         return "\n".join(text if shape is None else f"{text:<{width}}  {shape}" for text, shape in lines)
 
 
-def _lines(chain: Sequential, shape: Shape | None) -> list[tuple[str, Shape | None]]:
-    """Each line of a chain's repr with the shape of the state after it."""
-    lines: list[tuple[str, Shape | None]] = [("Sequential(", shape)]
-    for position, layer in enumerate(chain):
-        start = f"  ({position}): "
-        if isinstance(layer, Sequential):
-            first, *others = _lines(layer, shape)
-            lines += [(start + first[0], first[1]), *(("  " + text, after) for text, after in others)]
-            shape = None if shape is None else layer.output_shape(shape)
-        else:
-            shape = None if shape is None else layer.output_shape(shape)
-            lines.append((start + repr(layer), shape))
-    return [*lines, (")", None)] if len(chain) else [("Sequential()", shape)]
+def _lines(several: Several, shape: Shape | None) -> list[tuple[str, Shape | None]]:
+    """Each line of the repr of a list of layers, with the shape of the part of the state after it."""
+    name = type(several).__name__
+    if not len(several.layers):
+        return [(f"{name}()", shape)]
+    options = {} if isinstance(several, Sequential) else arguments_of(several) or {}
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items() if not isinstance(value, tuple))
+    lines = [(f"{name}({given}", shape)]
+    known = shape is not None
+    paths = [wire.path for wire in several.wires(lambda: shape or ())] if known else [()] * len(several.layers)
+    for position, (layer, path) in enumerate(zip(several.layers, paths, strict=True)):
+        before: Shape | None = part_of(shape, path) if known else None
+        after = None if before is None else layer.output_shape(before)  # type: ignore[operator]
+        inside = _lines(layer, before) if isinstance(layer, Several) else [(repr(layer), after)]
+        lines += [(f"{'  ' if line else f'  ({position}): '}{text}", of) for line, (text, of) in enumerate(inside)]
+        shape = with_part(shape, path, after) if known else None
+    return [*lines, (")", None)]

@@ -553,3 +553,17 @@ def test_context_reaches_every_layer():
     for before, after in zip(leaves(x), leaves(chain.inverse(y, context)), strict=True):
         assert (before - after).abs().max() < 1e-12
     assert not torch.allclose(chain(x, context + 1)[0], y[0])
+
+
+def test_a_chain_shows_what_its_layers_hold_with_the_shapes_of_their_parts():
+    inner = [{"type": "psi", "block_size": 2}, {"type": "split"}]
+    layers = [{"type": "on", "index": 0, "layers": inner}, {"type": "parallel", "layers": [{"type": "merge"}] * 2}]
+    chain = invflow.build({"input": {"shape": [[1, 4, 4], [[2], [3]]]}, "layers": [layers[0]]})
+    lines = [line.split() for line in repr(chain).splitlines()]
+    assert [line[0] for line in lines] == ["Sequential(", "(0):", "(0):", "(1):", ")", ")"]
+    assert "On(index=0" in repr(chain)
+    assert " ".join(lines[2][2:]) == "(4, 2, 2)"
+    assert " ".join(lines[3][2:]) == "((2, 2, 2), (2, 2, 2))"
+    both = invflow.build({"input": {"shape": [[[1], [2]], [[2], [3]]]}, "layers": [layers[1]]})
+    assert [line.split("  ")[-1].strip() for line in repr(both).splitlines()[2:4]] == ["(3,)", "(5,)"]
+    assert repr(invflow.Sequential(*both)).count("Merge()") == 2  # without a shape too
