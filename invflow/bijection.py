@@ -182,6 +182,10 @@ class Bijection(Handled, ABC):
         """The relative error at which an iterative inverse stops; None if it runs until rounding stops it."""
         return None
 
+    rounding_growth: ClassVar[float] = 1.0
+    """How many times the roundings of a closed form a round trip may add up: above 1 for a map through logarithms,
+    because an exponential multiplies their rounding errors by their size."""
+
     def set_numerics(self, numerics: Mode) -> None:
         """Sets what the layer computes in; a chain calls this for each of its layers.
 

@@ -19,7 +19,6 @@ from invflow.cli.options import new_folder
 from invflow.errors import UnfinishedWarning
 from invflow.training.run import Run
 from tests.test_density_training import images, points
-from tests.test_injections import Pad
 from tests.test_training import fill_the_disk, tiny
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -269,26 +268,24 @@ def test_compare_says_what_is_not_invertible(call, spec_file, tmp_path):
 
 
 HIDDEN = "not invertible: only psi is, because the head has layers of its own"
-BOTH_HIDDEN = HIDDEN.replace("psi is", "psi, acme.pad are")
-IMAGE_ONLY = "inverse on its image only, because it adds dimensions: acme.pad"
+BOTH_HIDDEN = HIDDEN.replace("psi is", "psi, pad are")
+IMAGE_ONLY = "inverse on its image only, because it adds dimensions: pad"
 
 
 @pytest.mark.parametrize(
     ("layers", "head", "caveat"),
     [
         ([], {"type": "convnet", "hidden": [4]}, HIDDEN),
-        ([{"type": "acme.pad"}], {"type": "linear"}, IMAGE_ONLY),
+        ([{"type": "pad", "channels": 2}], {"type": "linear"}, IMAGE_ONLY),
         (
-            [{"type": "acme.pad"}],
+            [{"type": "pad", "channels": 2}],
             {"type": "convnet", "hidden": [4]},
             f"{BOTH_HIDDEN}; {IMAGE_ONLY}",
         ),
     ],
     ids=["a head with layers", "an injection", "both"],
 )
-@pytest.mark.usefixtures("forget_what_a_test_registers")
 def test_what_is_not_invertible_is_never_called_so(call, spec_file, tmp_path, layers, head, caveat):
-    invflow.register("acme.pad")(Pad)
     top = {"layers": [{"type": "psi", "block_size": 2}, *layers], "head": {"classes": 10, **head}}
     spec_file.write_text(json.dumps({**tiny(epochs=1).document, **top}))
     run = tmp_path / "run"

@@ -139,7 +139,7 @@ def singular_values(
 
     The largest singular value of a large Jacobian is found by Lanczos iteration with Jacobian-vector products (power
     iteration with a memory); the smallest by the same iteration on the bijection's inverse, of whose Jacobian the
-    largest is 1 over it.
+    largest is 1 over it. Of an injection, whose left inverse does not tell it, by iteration on ``L^2 - J^T J``.
 
     Args:
         bijection: is not modified.
@@ -161,6 +161,8 @@ def singular_values(
     with torch.no_grad():
         y = bijection(x, context)
     largest = _largest_singular_value(bijection, x, context)
+    if not bijection.surjective:
+        return SingularValues(largest, _smallest_of_injection(bijection, x, context, largest))
     return SingularValues(largest, 1 / _largest_singular_value(bijection.inverse, y, context))
 
 
@@ -168,6 +170,17 @@ def _largest_singular_value(function: Callable[..., State], x: State, context: T
     apply, transpose = linearized(lambda state: function(state, context), x)
     start = torch.randn(flat_size(shape_of(x)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return top_singular_pair(apply, transpose, start.to(flatten(x)), RESIDUAL)[2]
+
+
+def _smallest_of_injection(function: Callable[..., State], x: State, context: Tensor | None, largest: float) -> float:
+    """The smallest singular value of J, of which a left inverse tells a bound only: by the norm of ``L^2 - J^T J``."""
+    apply, transpose = linearized(lambda state: function(state, context), x)
+    start = torch.randn(flat_size(shape_of(x)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def rest(v: Tensor) -> Tensor:
+        return largest**2 * v - transpose(apply(v))
+
+    return math.sqrt(max(0.0, largest**2 - top_singular_pair(rest, rest, start.to(flatten(x)), RESIDUAL)[2]))
 
 
 def linearized(function: Callable[[State], State], x: State) -> tuple[Map, Map]:

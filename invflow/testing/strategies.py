@@ -222,6 +222,8 @@ def _json_values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.Sear
         case "integer":
             low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
             limits = (schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf) - 1)
+            if low < 0 < min(limits):
+                low = max(low, -LARGEST_INT // 2)  # around 0, where an integer of either sign is ordinary
             high = min(low + LARGEST_INT, *limits)
             step = schema.get("not", {}).get("multipleOf")
             return st.integers(low, high).filter(lambda value: step is None or value % step)

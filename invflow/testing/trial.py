@@ -278,6 +278,12 @@ def layer_count(bijection: Bijection) -> int:
     return max(1, sum(isinstance(part, Bijection) and not holds_others(part) for part in bijection.modules()))
 
 
+def rounding_count(bijection: Bijection) -> float:
+    """The same, with each bijection's `rounding_growth` in the place of 1."""
+    grown = [part.rounding_growth - 1 for part in bijection.modules() if isinstance(part, Bijection)]
+    return layer_count(bijection) + sum(grown)
+
+
 def _interval(domain: Domain) -> Interval:
     if isinstance(domain, str) and domain not in DOMAINS:
         names = ", ".join(map(repr, sorted(DOMAINS)))

@@ -66,6 +66,7 @@ def test_to_spec_builds_the_same_names_shapes_and_function(case):
 )
 def test_load_dump_load_is_load(case, above):
     spec = invflow.load_spec({**case.spec, **above})
+    assume("prior" not in above or case.chain().surjective)
     built = (invflow.build_model if above else invflow.build)(spec)
     dumped = invflow.to_spec(built)
     again = invflow.load_spec(json.loads(json.dumps(dumped)))

@@ -17,7 +17,7 @@ from ...measures import LARGEST_JACOBIAN, difference, magnitude
 from ...state import State, flat_size
 from ..foreign import Foreign
 from ..tolerances import EXACT, JUDGED, SAME_ROUNDINGS, eps
-from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count
+from ..trial import KINDS, Kind, Setting, Subject, Trial, layer_count, rounding_count
 
 Call: TypeAlias = Callable[..., tuple[Any, ...]]
 Condition: TypeAlias = Callable[[Bijection], bool]
@@ -129,8 +129,8 @@ def is_surjective(bijection: Bijection) -> bool:
 
 
 def roundings(number: float) -> Callable[[Trial], float]:
-    """A tolerance of this number of roundings per layer, in the trial's dtype."""
-    return lambda trial: number * layer_count(trial.bijection) * eps(trial.setting.dtype)
+    """A tolerance of this number of roundings per layer, times its growth, in the trial's dtype."""
+    return lambda trial: number * rounding_count(trial.bijection) * eps(trial.setting.dtype)
 
 
 def same_states(trial: Trial) -> float:
