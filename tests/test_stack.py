@@ -326,6 +326,7 @@ class TestRefusals:
         ),
         ([{"type": "conv", "groups": 3}], ".0: conv with groups 3 expects channels that it divides, got 4 in, 4 out"),
         ([{"type": "psi", "block_size": 2}], ".0: psi with block_size 2 expects"),
+        ([{"type": "conv", "channels": 1}, {"type": "layer_norm"}], ".1: layer_norm expects at least 2 channels"),
         ([{"type": "conv", "chanels": 2}], ".0.chanels: unknown key 'chanels' of conv; did you mean 'channels'?"),
         ([{"type": "atention"}], ".0: unknown part type 'atention'; did you mean 'attention'?"),
         ([{"type": "split"}], ".0: unknown part type 'split': it is a layer"),

@@ -33,16 +33,11 @@ class ScaleAndShift(PerPosition):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.require(x)
-        return self._scaled(x, self.log_scales())
+        return torch.addcmul(spread(self.shift, x), x, spread(self.log_scales().exp(), x))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         self.require(y)
         return (y - spread(self.shift, y)) * spread(torch.exp(-self.log_scales()), y)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self.require(x)
-        log_scales = self.log_scales()
-        return self._scaled(x, log_scales), self.at_all_positions(log_scales.sum(), x)
 
     def log_abs_det(self) -> Tensor:
         return self.log_scales().sum()
@@ -57,9 +52,6 @@ class ScaleAndShift(PerPosition):
         """The largest scale, and 1 over the smallest."""
         log_scales = self.log_scales()
         return float(log_scales.max().exp()), float(torch.exp(-log_scales.min()))
-
-    def _scaled(self, x: Tensor, log_scales: Tensor) -> Tensor:
-        return torch.addcmul(spread(self.shift, x), x, spread(log_scales.exp(), x))
 
 
 @register("affine")

@@ -46,16 +46,13 @@ class PerPosition(OfChannels):
         """The log-determinant at one position, a single number."""
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, context), self.at_all_positions(self.log_abs_det(), x)
+        return self(x, context), self._log_det(x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, context), self.at_all_positions(-self.log_abs_det(), y)
+        return self.inverse(y, context), -self._log_det(y)
 
-    @staticmethod
-    def at_all_positions(log_det: Tensor, x: Tensor) -> Tensor:
-        """The log-determinant of each sample of x, from that at one position."""
-        positions = x.shape[2:].numel()
-        return (log_det if positions == 1 else positions * log_det).to(x.dtype).expand(x.shape[0])
+    def _log_det(self, x: Tensor) -> Tensor:
+        return (x.shape[2:].numel() * self.log_abs_det()).to(x.dtype).expand(x.shape[0])
 
 
 def spread(per_channel: Tensor, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, TypeAlias
 
 import torch
@@ -64,6 +65,8 @@ class LayerNorm(Part):
         self.eps = eps
 
     def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
+        if shape[0] < 2:
+            raise ShapeError(f"{self.tag} expects at least 2 channels to normalise over, got {shape}")
         return ChannelNorm(shape[0], eps=self.eps), shape
 
 
@@ -83,6 +86,8 @@ class GroupNorm(Part):
     def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
         if shape[0] % self.groups:
             raise ShapeError(f"{self.tag} with {self.groups} groups expects channels that it divides, got {shape[0]}")
+        if math.prod(shape) == self.groups:
+            raise ShapeError(f"{self.tag} with {self.groups} groups expects more than one number in each, got {shape}")
         return nn.GroupNorm(self.groups, shape[0], eps=self.eps), shape
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...bijection import Bijection
-from ...diagnostics.rounding import condition_number, in_double
-from ...measures import derivatives, difference, jacobian, joint_jacobian, with_context
+from ...diagnostics.rounding import condition_number, in_double, trace
+from ...measures import derivatives, difference, jacobian, joint_jacobian, magnitude, with_context
 from ...measures import gradients as slopes
 from ...state import (
     Shape,
@@ -199,19 +199,27 @@ def _apart(trial: Trial, found: Tensor, expected: Tensor) -> Tensor:
     return errors.masked_fill(expected == -math.inf, 0.0) if trial.bijection.may_be_flat else errors
 
 
+def _dense_log_det(trial: Trial) -> tuple[Tensor, bool]:
+    """The log-determinants of the dense Jacobians, and whether there is a single one because samples mix."""
+    if not trial.setting.training:
+        return torch.linalg.slogdet(sample_jacobians(trial)).logabsdet, False
+    joint = joint_jacobian(with_context(trial.bijection, trial.context), trial.x)
+    own, others = _blocks(joint, batch_size(trial.x))
+    mixes = bool((others != 0).any())  # then only the sum over the batch is a log-determinant
+    return torch.linalg.slogdet(joint if mixes else own).logabsdet, mixes
+
+
 def _log_det_error(trial: Trial, log_det: Tensor) -> float:
-    if trial.setting.training:
-        joint = joint_jacobian(with_context(trial.bijection, trial.context), trial.x)
-        own, others = _blocks(joint, batch_size(trial.x))
-        mixes = bool((others != 0).any())  # then only the sum over the batch is a log-determinant
-        jacobians, log_det = (joint, log_det.sum()) if mixes else (own, log_det)
-    else:
-        jacobians = sample_jacobians(trial)
-    expected = torch.linalg.slogdet(jacobians).logabsdet
-    error = float(_apart(trial, log_det, expected).max())
+    expected, mixes = _dense_log_det(trial)
+    error = float(_apart(trial, log_det.sum() if mixes else log_det, expected).max())
     if not error > LOG_DET:
         return error
-    return error / max(1.0, condition_number(trial.bijection, trial.x, trial.context) / LOG_DET_CONDITION)
+    # Beside huge numbers a state is off by their roundings, and its log-determinant by what these make of it.
+    bijection, x, context = trial.bijection, trial.x, trial.context
+    reach = roundings(ROUND_TRIP_ROUNDINGS)(trial) * magnitude(*trace(bijection, x, context))
+    shaken = dataclasses.replace(trial, x=map_state(lambda leaf: leaf + reach, x))
+    moved = float(_apart(trial, _dense_log_det(shaken)[0], expected).max())
+    return error / max(1.0, condition_number(bijection, x, context) / LOG_DET_CONDITION, moved / LOG_DET)
 
 
 @differentiated(LOG_DET, has_exact_log_det, is_surjective, needs=IN_FLOAT64, dense=True)
@@ -227,7 +235,9 @@ def log_det(trial: Trial) -> float:
 def inverse_log_det(trial: Trial) -> float:
     """The inverse log-determinant is log |det dx/dy|: the negative of the forward one at x."""
     y = map_state(torch.Tensor.detach, trial.bijection(trial.x, trial.context))
-    _, found = trial.bijection.inverse_and_log_det(y, trial.context)
+    x, found = trial.bijection.inverse_and_log_det(y, trial.context)
+    if trial.bijection.may_be_flat:  # it returned some x of the same image, and its log-determinant is the one there
+        trial = dataclasses.replace(trial, x=map_state(torch.Tensor.detach, x))
     return _log_det_error(trial, -found.detach())
 
 
@@ -253,7 +263,8 @@ def log_det_everywhere(trial: Trial) -> float:
     expected = torch.linalg.slogdet(torch.stack(rows, 1)).logabsdet
     _, backward = trial.bijection.inverse_and_log_det(map_state(torch.Tensor.detach, y), context)
     found = 0.0
-    for log_det in (forward.detach(), -backward.detach()):
+    both = (forward.detach(),) if trial.bijection.may_be_flat else (forward.detach(), -backward.detach())
+    for log_det in both:  # a flat map returns another x, whose log-determinant is another
         for i in _worst(_apart(trial, log_det, expected)):
             one = _at_sample(trial, i)
             off = _log_det_error(one, log_det[i : i + 1])

@@ -84,15 +84,6 @@ class TrainEvalMismatch(Additively):
 
 
 @fault("round trip", PAIR)
-class Dropout(Additively):
-    """The conditioner draws another dropout mask on the way back, in train mode."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(self.net, nn.Dropout(0.5))
-
-
-@fault("round trip", PAIR)
 class MovesWhenCalled(Additively):
     """A buffer of the weights moves with every call in train mode."""
 
