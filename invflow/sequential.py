@@ -29,7 +29,8 @@ from .state import (
     shape_of,
     with_part,
 )
-from .wires import Ask, Several, Step, call, steps_inside, total
+from .steps import Step, steps_inside
+from .wires import Ask, Several, call, total
 
 _COUPLINGS = [
     {"type": "split"},

@@ -33,8 +33,9 @@ from invflow.diagnostics.memory import activation_memory
 from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.nets import MLP
 from invflow.state import leaf_paths, leaves, map_state, part_of, shape_of, with_part
+from invflow.steps import steps_of
 from invflow.testing.thorough import check_thoroughly
-from invflow.wires import Wired, steps_of
+from invflow.wires import Wired
 
 GRADIENT = 1e-10
 """Relative, float64: inverting loses some units of eps per layer, times the gain of a dozen layers."""

@@ -13,7 +13,8 @@ from ..errors import InvflowError, ShapeError
 from ..registry import register
 from ..reversible.retrace import Replay, Retraced, Retraces, retrace
 from ..state import Path
-from ..wires import Ask, Step, Wrapper
+from ..steps import Step
+from ..wires import Ask, Wrapper
 
 
 def directed(step: Step) -> Bijection:

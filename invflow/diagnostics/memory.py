@@ -14,7 +14,7 @@ from ..errors import InvflowError
 from ..reversible.chain import POLICIES, Kept, plan, run_group
 from ..sequential import Sequential
 from ..state import leaves, make_state
-from ..wires import Step
+from ..steps import Step
 from .check import inputs
 from .reconstruction import reconstruction_errors
 from .roundtrip import in_each_mode

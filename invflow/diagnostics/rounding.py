@@ -12,7 +12,7 @@ from ..bijection import Bijection
 from ..measures import LARGEST_JACOBIAN, jacobian, joint_jacobian, with_context
 from ..sequential import Sequential
 from ..state import State, batch_size, flat_size, sample, shape_of
-from ..wires import steps_of
+from ..steps import steps_of
 from .roundtrip import B, in_dtype
 
 

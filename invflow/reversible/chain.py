@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from .._torch import DispatchMode, constant_to_compiler, forward_mode_active, transforms_active
 from ..bijection import Bijection
 from ..state import Shape, State, leaves, part_of, shape_of, with_part, zero_log_det, zeros
-from ..wires import Outcome, Step
+from ..steps import Step
+from ..wires import Outcome
 from .monitor import Fingerprint, Monitor, Reconstruction
 from .segment import Segment
 from .surroundings import Surroundings

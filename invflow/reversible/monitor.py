@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ReconstructionError, ReconstructionWarning
 from ..state import State, arranged, leaves
-from ..wires import Step
+from ..steps import Step
 
 Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor", "repair"]
 MONITORS = ("off", "warn", "raise", "anchor", "repair")

@@ -15,7 +15,8 @@ from torch import Tensor
 from .._torch import collectives, reparametrized, run_backward
 from ..numerics.conditioners import same_batch
 from ..state import State, arranged, leaves, map_state, part_of, with_part, zero_log_det
-from ..wires import Outcome, Step, call
+from ..steps import Step
+from ..wires import Outcome, call
 from .monitor import Fingerprint, Pair
 from .retrace import rerun, retrace
 from .surroundings import Surroundings, autocast_dtype, generators, same, under_autocast
