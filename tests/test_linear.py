@@ -222,6 +222,14 @@ class TestRotation:
         q = matrix_of(copy.deepcopy(layer).double(), (6,))
         assert torch.equal(matrix_of(layer.half().float().double(), (6,)), q)
 
+    def test_loaded_entries_are_those_that_act(self):
+        layer, x = Rotation((6,), seed=3), torch.randn(4, 6)
+        with torch.device("meta"):
+            other = Rotation((6,), seed=4)
+        assert torch.equal(copy.deepcopy(other).to_empty(device="cpu")(x), Rotation((6,), seed=4)(x))
+        other.load_state_dict(layer.state_dict(), assign=True)
+        assert torch.equal(other(x), layer(x))
+
     def test_what_is_no_rotation_is_refused(self):
         layer = Rotation((3,))
         state = layer.state_dict()

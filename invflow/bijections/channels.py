@@ -46,13 +46,15 @@ class PerPosition(OfChannels):
         """The log-determinant at one position, a single number."""
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, context), self._log_det(x)
+        return self(x, context), everywhere(self.log_abs_det(), x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.inverse(y, context), -self._log_det(y)
+        return self.inverse(y, context), -everywhere(self.log_abs_det(), y)
 
-    def _log_det(self, x: Tensor) -> Tensor:
-        return (x.shape[2:].numel() * self.log_abs_det()).to(x.dtype).expand(x.shape[0])
+
+def everywhere(log_abs_det: Tensor, x: Tensor) -> Tensor:
+    """The log-determinant of a map that is the same at all positions of x, ``(batch,)``, from that at one."""
+    return (x.shape[2:].numel() * log_abs_det).to(x.dtype).expand(x.shape[0])
 
 
 def spread(per_channel: Tensor, x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -110,13 +112,26 @@ class Rotation(Constants, _Isometry):
     examples = [({}, (3,)), ({"seed": 1}, (2, 3, 2)), ({"seed": 2}, (4, 2)), ({}, (1,))]
 
     constants = ("entries",)
-    entries: Tensor
-    """Of Q, integers in units of 2^-52: a cast to float32 and back would leave a matrix that is not orthogonal."""
 
     def __init__(self, shape: Shape, seed: NonNegativeInt = 0) -> None:
         super().__init__(shape)
         self._seed = seed
+        self._matrix = torch.empty(0)  # of the dtype that a model has at first
         self.entries = self.made("entries")
+
+    @property
+    def entries(self) -> Tensor:
+        """Q in units of 2^-52: a cast to float32 and back would leave a matrix that is not orthogonal."""
+        return self._entries
+
+    @entries.setter
+    def entries(self, entries: Tensor) -> None:
+        self._entries = entries
+        self._matrix = self._rounded(self._matrix.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._matrix = fn(self._matrix)  # tells the dtype: the entries, which are set next, are integers in any model
+        return super()._apply(fn, recurse)
 
     def made(self, name: str) -> Tensor:
         size, here = self.channels, torch.empty(0).device
@@ -143,18 +158,21 @@ class Rotation(Constants, _Isometry):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.require(x)
         with own_precision(x):
-            return times(self._matrix(x), x)
+            return times(self._of_dtype(x.dtype), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         self.require(y)
         with own_precision(y):
-            return times(self._matrix(y).mT, y)
+            return times(self._of_dtype(y.dtype).mT, y)
 
     @property
     def building_cost(self) -> int:
         """The random numbers, and two factorisations."""
         return _DRAW * self.channels**2 + 4 * self.channels**3
 
-    def _matrix(self, x: Tensor) -> Tensor:
+    def _of_dtype(self, dtype: torch.dtype) -> Tensor:
+        return self._matrix if self._matrix.dtype == dtype else self._rounded(dtype)
+
+    def _rounded(self, dtype: torch.dtype) -> Tensor:
         """Q, rounded once."""
-        return (self.entries.to(torch.promote_types(x.dtype, torch.float32)) * _UNIT).to(x.dtype)
+        return (self.entries.to(torch.promote_types(dtype, torch.float32)) * _UNIT).to(dtype)
