@@ -214,12 +214,15 @@ def _log_det_error(trial: Trial, log_det: Tensor) -> float:
     error = float(_apart(trial, log_det.sum() if mixes else log_det, expected).max())
     if not error > LOG_DET:
         return error
-    # Beside huge numbers a state is off by their roundings, and its log-determinant by what these make of it.
     bijection, x, context = trial.bijection, trial.x, trial.context
+    condition = condition_number(bijection, x, context)
+    if bijection.may_be_flat and not condition < 1 / eps(trial.setting.dtype):
+        return 0.0  # a slope was rounded away beside others, and the determinant is one of roundings
+    # Beside huge numbers a state is off by their roundings, and its log-determinant by what these make of it.
     reach = roundings(ROUND_TRIP_ROUNDINGS)(trial) * magnitude(*trace(bijection, x, context))
     shaken = dataclasses.replace(trial, x=map_state(lambda leaf: leaf + reach, x))
     moved = float(_apart(trial, _dense_log_det(shaken)[0], expected).max())
-    return error / max(1.0, condition_number(bijection, x, context) / LOG_DET_CONDITION, moved / LOG_DET)
+    return error / max(1.0, condition / LOG_DET_CONDITION, moved / LOG_DET)
 
 
 @differentiated(LOG_DET, has_exact_log_det, is_surjective, needs=IN_FLOAT64, dense=True)
