@@ -5,14 +5,14 @@ A JSON spec becomes a checked chain of bijections that trains, runs backwards, a
 
 from importlib.metadata import version
 
-from . import bijections, models, nets, numerics
+from . import bijections, data, models, nets, numerics
 from ._torch import Constants
 from .bijection import Bijection, Injection
 from .bijections import Inverse
 from .errors import CheckpointError, InvflowError, NumericsError, ShapeError, SpecError
 from .models import Classifier, Flow
 from .part import Part
-from .registry import register, register_head, register_net, register_part, register_prior, registered
+from .registry import register, register_data, register_head, register_net, register_part, register_prior, registered
 from .sequential import Sequential
 from .spec import Limits, Spec, build, build_model, load, load_spec, save, to_spec
 
@@ -38,12 +38,14 @@ __all__ = [
     "bijections",
     "build",
     "build_model",
+    "data",
     "load",
     "load_spec",
     "models",
     "nets",
     "numerics",
     "register",
+    "register_data",
     "register_head",
     "register_net",
     "register_part",

@@ -76,7 +76,8 @@ class FieldSet:
     def fields(self) -> Mapping[str, JsonField]:
         """Name -> field, in the constructor's order."""
         try:
-            hints = typing.get_type_hints(self.cls.__init__, include_extras=True)  # type: ignore[misc]
+            # Without parameters there may be no constructor, and nothing to resolve names in.
+            hints = typing.get_type_hints(self.cls.__init__, include_extras=True) if self.signature.parameters else {}  # type: ignore[misc]
         except NameError as error:
             raise TypeError(f"{self.cls.__name__}: an annotation cannot be resolved: {error}") from None
         descriptions = argument_descriptions(inspect.getdoc(self.cls) or "")

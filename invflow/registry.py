@@ -1,7 +1,7 @@
 """Tags and the classes that they name.
 
-Five registries, because their promises differ: bijections (invertible, all property-tested), nets (conditioners, any
-function) and the parts of nets, heads and priors (which complete a chain to a model).
+Six registries, because their promises differ: bijections (invertible, all property-tested), nets (conditioners, any
+function) and the parts of nets, heads and priors (which complete a chain to a model), and data (what is learned from).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .bijection import Bijection
 from .errors import InvflowError
 from .fields import FieldSet, Kind, checked_constructor, quoted
 from .part import Part
+from .source import Source
 
 M = TypeVar("M")
 C = TypeVar("C", bound=type)
@@ -46,12 +47,14 @@ class Registry(Generic[M]):
         noun: the name of the classes in messages.
         base: the class that they must subclass.
         group: the entry-point group in which packages advertise their classes; loaded only for an unknown tag.
+        key: the key of a document that holds the tag.
     """
 
-    def __init__(self, noun: str, base: type[M], group: str) -> None:
+    def __init__(self, noun: str, base: type[M], group: str, key: str = "type") -> None:
         self.noun = noun
         self.base = base
         self.group = group
+        self.key = key
         self._classes: dict[str, type[M]] = {}
         self._fields: dict[type, FieldSet] = {}
 
@@ -92,7 +95,7 @@ class Registry(Generic[M]):
                 del self._fields[held]
             self._classes[tag] = cls
             self._fields[cls] = fields
-            if issubclass(cls, Bijection | Part):
+            if issubclass(cls, Bijection | Part | Source):
                 cls.tag = tag
             return cls  # type: ignore[return-value]  # mypy narrows it to the base
 
@@ -120,6 +123,10 @@ class Registry(Generic[M]):
         """The name of a class in messages: its tag, or the class's own name if it is not registered."""
         return self.tag_of(cls) or cls.__name__
 
+    def called(self, tag: str) -> str:
+        """What messages call the document of a tag."""
+        return f"{self.noun} type {tag}" if self.key == "type" else f"{self.noun} {tag}"
+
     def load_plug_ins(self) -> list[UnknownTag]:
         """Loads all advertised plug-ins, and returns the errors of those that are broken."""
         broken = []
@@ -133,7 +140,7 @@ class Registry(Generic[M]):
     def _load_plug_in(self, tag: str) -> None:
         advertised = entry_points(group=self.group)
         points = {point.dist.name if point.dist else "unknown": point for point in advertised.select(name=tag)}
-        of_type = f"{self.noun} type {tag!r}"
+        of_type = self.called(repr(tag))
         if len(points) > 1:
             owners = ", ".join(map(repr, sorted(points)))
             raise UnknownTag(f"{of_type} is advertised by several distributions: {owners}; uninstall all but one")
@@ -150,7 +157,7 @@ class Registry(Generic[M]):
         known = {*self._classes, *advertised.names}
         other = next((one.noun for one in REGISTRIES if tag in one.registered()), None)
         hint = did_you_mean(tag, known) if other is None else f": it is a {other}"
-        raise UnknownTag(f"unknown {self.noun} type {quoted(tag)}{hint}")
+        raise UnknownTag(f"unknown {self.called(quoted(tag))}{hint}")
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -184,8 +191,9 @@ nets: Registry[nn.Module] = Registry("net", nn.Module, "invflow.nets")
 parts: Registry[Part] = Registry("part", Part, "invflow.parts")  # type: ignore[type-abstract]
 heads: Registry[nn.Module] = Registry("head", nn.Module, "invflow.heads")
 priors: Registry[nn.Module] = Registry("prior", nn.Module, "invflow.priors")
+data: Registry[Source] = Registry("data set", Source, "invflow.data", key="name")  # type: ignore[type-abstract]
 
-REGISTRIES: tuple[Registry[Any], ...] = (bijections, nets, parts, heads, priors)
+REGISTRIES: tuple[Registry[Any], ...] = (bijections, nets, parts, heads, priors, data)
 
 REGISTRY_OF: Mapping[Kind, Registry[Any]] = {"layer": bijections, "layers": bijections, "net": nets, "parts": parts}
 """What the documents in a field of each kind are."""
@@ -195,4 +203,5 @@ register_net = nets.register
 register_part = parts.register
 register_head = heads.register
 register_prior = priors.register
+register_data = data.register
 registered = bijections.registered

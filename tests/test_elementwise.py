@@ -94,7 +94,7 @@ def test_dequantised_digits_lie_in_the_domain_of_a_wider_logit():
     from invflow.training.data import load_data
 
     data = load_data(Data(name="digits"))
-    pixels = dequantize(data.train.values, data.levels)
+    pixels = dequantize(data.train.all().values, data.levels)
     assert 1 < pixels.max() <= data.high
     assert Logit(0.06).forward_and_log_det(pixels)[1].isfinite().all()
 

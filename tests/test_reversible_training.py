@@ -16,8 +16,9 @@ import invflow
 from invflow import Sequential
 from invflow.bijections import AdditiveCoupling, Each, Merge, Psi, Split
 from invflow.numerics import NONE
+from invflow.samples import DataSet, InMemory
 from invflow.spec.training import Training
-from invflow.training.data import DataSet, Samples, load_data
+from invflow.training.data import load_data
 from invflow.training.run import _quiet_lightning
 from invflow.training.tasks import Classification
 
@@ -32,7 +33,9 @@ def trained(document, images, policy, epochs=3):
     options = Training.model_validate({**(spec.expanded.get("training") or {}), "epochs": epochs})
     torch.manual_seed(options.seed)
     model = invflow.build_model(spec).double()
-    module = Classification.training(Classification(model, DataSet(images, images)), options)
+    module = Classification.training(
+        Classification(model, DataSet("digits", images, images, class_names=tuple("0123456789"))), options
+    )
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     with _quiet_lightning():
         trainer = lightning.Trainer(
@@ -47,7 +50,7 @@ def trained(document, images, policy, epochs=3):
 def test_irevnet_on_mnist(policy, mnist_root):
     document = SPECS / "irevnet_mnist.json"
     data = load_data(invflow.load_spec(document).training.data, mnist_root).train
-    images = Samples(data.values[:192].double(), data.labels[:192])
+    images = InMemory(data.first(192).values.double(), data.labels[:192])
     right = trained(document, images, "stored")
     assert (trained(document, images, policy) - right).abs().max() <= WEIGHTS
     assert (trained(document, images, "stored", epochs=1) - right).abs().max() > 1e-3  # it did train
@@ -57,7 +60,7 @@ def test_irevnet_on_mnist(policy, mnist_root):
 def test_with_batch_norm_and_augmentation_on_digits(policy):
     document = SPECS / "irevnet_digits.json"
     data = load_data(invflow.load_spec(document).training.data).train
-    images = Samples(data.values[:96].double(), data.labels[:96])
+    images = InMemory(data.first(96).values.double(), data.labels[:96])
     right = trained(document, images, "stored", epochs=2)
     assert (trained(document, images, policy, epochs=2) - right).abs().max() <= WEIGHTS
 

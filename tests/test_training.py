@@ -13,6 +13,7 @@ import torch
 
 import invflow
 from invflow.errors import DataError, RunError, UnfinishedWarning
+from invflow.samples import InMemory
 from invflow.spec.training import (
     SGD,
     Adam,
@@ -28,7 +29,7 @@ from invflow.spec.training import (
 )
 from invflow.training import run as runs
 from invflow.training.augment import Augment
-from invflow.training.data import Samples, load_data, seed_at, train_loader
+from invflow.training.data import load_data, seed_at, train_loader
 from invflow.training.evaluate import evaluate_run
 from invflow.training.module import ModelTraining, make_optimizer, make_schedule
 
@@ -52,7 +53,7 @@ class TestData:
         data = load_data(Data())
         assert data.shape == (1, 8, 8)
         assert (len(data.train), len(data.test)) == (1348, 449)
-        assert torch.equal(data.train.values * 16, (data.train.values * 16).round())
+        assert torch.equal(data.train.all().values * 16, (data.train.all().values * 16).round())
         assert sorted(data.test.labels.unique().tolist()) == list(range(10))
 
     def test_mnist_is_the_first_images_over_256(self, mnist_root):
@@ -60,28 +61,28 @@ class TestData:
         assert data.shape == (1, 28, 28)
         assert (len(data.train), len(data.test)) == (500, 10_000)
         assert data.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-        assert data.train.values.max() == 255 / 256
+        assert data.train.all().values.max() == 255 / 256
 
     def test_an_absent_data_set_is_one_line(self, tmp_path):
         with pytest.raises(DataError, match=r"mnist is not in .*may not be downloaded; name the folder.*--data-root"):
             load_data(Data(name="mnist"), tmp_path)
 
     def test_more_images_than_there_are(self):
-        with pytest.raises(DataError, match="digits has 1348 training images, the spec asks for 5000"):
+        with pytest.raises(DataError, match="digits has 1348 training samples, the spec asks for 5000"):
             load_data(Data(train_size=5000))
 
     def test_each_epoch_has_its_own_order_which_the_seed_decides(self):
-        images = Samples(torch.zeros(10, 1, 2, 2), torch.arange(10))
+        images = InMemory(torch.zeros(10, 1, 2, 2), torch.arange(10))
 
         def orders(seed):
             loaders = [train_loader(images, 4, seed_at(seed, epoch)) for epoch in range(3)]
-            return [torch.cat([labels for _, labels in loader]).tolist() for loader in loaders]
+            return [torch.cat([batch.labels for batch in loader]).tolist() for loader in loaders]
 
         assert orders(0) == orders(0) != orders(1)
         assert len({tuple(order) for order in orders(0)}) == 3
         assert all(sorted(order) == list(range(10)) for order in orders(0))
-        assert [len(labels) for _, labels in train_loader(images, 4, 0)] == [4, 4, 2]
-        assert [len(labels) for _, labels in train_loader(images, 9, 0)] == [10], "a batch of one has no statistics"
+        assert [len(batch.values) for batch in train_loader(images, 4, 0)] == [4, 4, 2]
+        assert [len(labels) for _, labels, _ in train_loader(images, 9, 0)] == [10], "a batch of one has no statistics"
 
 
 class TestAugmentation:
@@ -333,7 +334,7 @@ class TestRuns:
 
     def test_a_spec_that_cannot_be_trained_leaves_no_folder(self, tmp_path):
         spec = tiny().replace(input={"shape": [1, 8, 8], "context_shape": [2]})
-        with pytest.raises(invflow.SpecError, match=r"input\.context_shape: digits has no context"):
+        with pytest.raises(invflow.SpecError, match=r"input\.context_shape: digits gives no context"):
             runs.train(spec, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 

@@ -31,5 +31,5 @@ def plot_psi(
     if psi is None:
         raise InvflowError(f"{spec}: plot-psi expects a spec with a psi layer, got one without")
     data = load_data((document.training or Training()).data, data_root, download=download)
-    write_figure(psi_channels(data.test.values[:images], psi), to)
+    write_figure(psi_channels(data.test.first(images).values, psi), to)
     out.print(f"wrote {to}")

@@ -13,7 +13,14 @@ from ..state import flatten, shape_of, unflatten
 
 
 @torch.no_grad()
-def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Tensor:
+def interpolate(
+    bijection: Bijection,
+    x0: Tensor,
+    x1: Tensor,
+    steps: int,
+    context0: Tensor | None = None,
+    context1: Tensor | None = None,
+) -> Tensor:
     """``x_t = f^-1((1 - t) f(x0) + t f(x1))`` for ``steps`` values of t from 0 to 1, both included.
 
     Args:
@@ -21,6 +28,8 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
         x0: the first points of the walks, ``(pairs, ...)``.
         x1: the last points, of the same shape.
         steps: the number of points of each walk, at least 2.
+        context0: of the first points, ``(pairs, ...)``.
+        context1: of the last points; on the way, the context is on a straight line too.
 
     Returns:
         ``(pairs, steps, ...)``.
@@ -41,7 +50,12 @@ def interpolate(bijection: Bijection, x0: Tensor, x1: Tensor, steps: int) -> Ten
     if x0.shape != x1.shape:
         raise InvflowError(f"interpolate expects ends of the same shape, got {tuple(x0.shape)} and {tuple(x1.shape)}")
     bijection = copy.deepcopy(bijection)  # in train mode the forward changes the batch-norm statistics
-    first, last = bijection(x0), bijection(x1)
-    line = (torch.lerp(flatten(first), flatten(last), float(t)) for t in torch.linspace(0, 1, steps))
-    states = (bijection.numerics.nearest(unflatten(point, shape_of(first))) for point in line)
-    return torch.stack([bijection.inverse(state) for state in states], dim=1)
+    if (context0 is None) is not (context1 is None):
+        raise InvflowError("interpolate expects a context at both ends, or at none")
+    first, last = bijection(x0, context0), bijection(x1, context1)
+    walk = []
+    for t in torch.linspace(0, 1, steps).tolist():
+        point = unflatten(torch.lerp(flatten(first), flatten(last), t), shape_of(first))
+        context = None if context0 is None or context1 is None else torch.lerp(context0, context1, t)
+        walk.append(bijection.inverse(bijection.numerics.nearest(point), context))
+    return torch.stack(walk, dim=1)

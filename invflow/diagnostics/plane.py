@@ -21,19 +21,21 @@ SIDE = 200  # points of the grid along each axis
 MARGIN = 0.15  # how far the picture extends beyond the points, as a fraction of their extent
 DEPTH = 8.0  # nats below its maximum at which the colours of a log-density end
 CELL = 4.0  # inches per panel
+_MOST_ROWS = 16  # of a context that is not discrete: each costs an evaluation of the whole region
 
 
 @torch.no_grad()
-def density(flow: Flow, points: Tensor, drawn: Tensor) -> Figure:
+def density(flow: Flow, points: Tensor, drawn: Tensor, context: Tensor | None = None) -> Figure:
     """Points of the data, samples of the flow, and its log-density in nats, on the same region of the plane.
 
     Args:
         flow: a density of points (2,), evaluated in its current mode.
         points: ``(n, 2)``.
         drawn: ``(m, 2)``; a title counts the samples outside the region.
+        context: of the points, ``(n, ...)``; the density is the mean over its rows, or over some of them.
     """
     low, high = _window(points)
-    log_prob = torch.cat([flow.log_prob(part) for part in torch.split(_grid(low, high), SIDE * 50)]).double()
+    log_prob = _log_density(flow, _grid(low, high), context)
     figure, (data, samples, map_) = _panels(3, low, high)
     outside = int(((drawn < low) | (drawn > high)).any(1).sum())
     titles = f"{len(points):,} test points", f"{len(drawn):,} samples" + f", {outside} of them outside" * (outside > 0)
@@ -48,6 +50,18 @@ def density(flow: Flow, points: Tensor, drawn: Tensor) -> Figure:
     map_.set_title(f"log-density, {mass:.1%} of its mass in this region", fontsize=10)
     figure.colorbar(image, ax=map_, label="nats", extend="min")
     return figure
+
+
+def _log_density(flow: Flow, points: Tensor, context: Tensor | None) -> Tensor:
+    """The log-density at points, in float64; with a context, of the mixture of the densities for its rows."""
+    parts = torch.split(points, SIDE * 50)
+    if context is None:
+        return torch.cat([flow.log_prob(part) for part in parts]).double()
+    rows, times = torch.unique(context, dim=0, return_counts=True)
+    if len(rows) > _MOST_ROWS:
+        rows, times = context[:_MOST_ROWS], torch.ones(_MOST_ROWS)
+    of_rows = [torch.cat([flow.log_prob(part, row[None]) for part in parts]).double() for row in rows]
+    return torch.logsumexp(torch.stack(of_rows) + (times / times.sum()).log().double()[:, None], 0)
 
 
 @torch.no_grad()

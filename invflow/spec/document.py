@@ -19,12 +19,13 @@ from ..fields import LISTS, FieldSet, counted, describe, quoted, shortened
 from ..numerics.modes import FLOAT, Numerics
 from ..options import Options
 from ..registry import MACROS, REGISTRY_OF, Registry, UnknownTag, bijections, did_you_mean, heads, priors
+from ..registry import data as data_sets
 from ..reversible import Backprop, Monitor
 from ..state import Shape, TensorShape
 from .expand import Expanded, expand, key_faults
 from .limits import DEFAULT_LIMITS, Limits
 from .text import JsonPath, Place, Problem, Problems, Source, read_source
-from .training import Training
+from .training import Data, Training
 from .versions import SPEC_VERSION, in_version_1, migrate, version_of
 
 MOST_DIMENSIONS = 16
@@ -157,6 +158,12 @@ class Spec:
         self.training = self.top.training
         self.name = self.top.name
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the file that the spec was read from; None if it was no file."""
+        name = self._expanded.source.name
+        return None if name is None else Path(name).parent
+
     def canonical(self) -> dict[str, Any]:
         """What decides the function of the spec: input, layers, head and prior, without defaults, names and notes."""
         found: dict[str, Any] = {"input": {"shape": self.input_shape}}
@@ -236,6 +243,7 @@ class _Validator:
             top = TopLevel.model_validate_json(json.dumps(_without_layers(data)))
         except ValidationError as error:
             self._add(error, (), data, TopLevel, "a spec")
+        self._data_set(data)
         layers = self._nodes(data["layers"], ("layers",), bijections) if isinstance(data.get("layers"), list) else ()
         above = {
             name: self._node(data[name], (name,), registry)
@@ -247,6 +255,13 @@ class _Validator:
         if self.problems.noted or top is None:
             raise self.problems.error()
         return Spec(self.expanded, self.version_1, top, layers, **above)
+
+    def _data_set(self, data: dict[str, Any]) -> None:
+        """Notes the faults of a data set in the fields that its source has of its own."""
+        training = data.get("training")
+        named = training.get("data") if isinstance(training, dict) else None
+        if isinstance(named, dict) and isinstance(named.get("name", ""), str):
+            self._node({"name": Data().name, **named}, ("training", "data"), data_sets)
 
     def _nodes(self, raw: list[Any], path: JsonPath, registry: Registry[Any]) -> tuple[Node, ...]:
         nodes = [self._node(child, (*path, i), registry) for i, child in enumerate(raw)]
@@ -275,7 +290,8 @@ class _Validator:
 
     def _fields(self, raw: dict[str, Any], path: JsonPath, registry: Registry[Any], cls: Any, tag: str) -> Node:
         field_set = registry.fields(cls)
-        for key, message, at in key_faults(raw, field_set.fields, tag):
+        known = {**field_set.fields, **(Data.model_fields if registry is data_sets else {})}
+        for key, message, at in key_faults(raw, known, tag, registry.key):
             self._problem((*path, key), message, at)
         values = {}
         try:
@@ -339,10 +355,10 @@ def _tag(raw: Any, registry: Registry[Any]) -> str:
     noun = registry.noun
     if not isinstance(raw, dict):
         raise UnknownTag(f"expected a {noun}, an object with a type, got {shortened(raw)}")
-    tag = raw.get("type")
+    tag = raw.get(registry.key)
     if not isinstance(tag, str):
-        came = f"the type {shortened(tag)}" if "type" in raw else "no type"
-        raise UnknownTag(f"expected a {noun} with a type, a string, got {came}")
+        came = f"the {registry.key} {shortened(tag)}" if registry.key in raw else f"no {registry.key}"
+        raise UnknownTag(f"expected a {noun} with a {registry.key}, a string, got {came}")
     if tag in MACROS:
         hint = ', such as that of a {"type": "sequential"}' if registry is bijections else ""
         raise UnknownTag(f"{tag} is not a {noun} itself: use it in a list of layers{hint}")

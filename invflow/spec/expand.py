@@ -76,10 +76,10 @@ def expand(source: Source, limits: Limits) -> Expanded:
     return Expanded(source, data, expander.origins)
 
 
-def key_faults(raw: Object, known: Iterable[str], owner: str) -> Iterator[tuple[str, str, Place]]:
+def key_faults(raw: Object, known: Iterable[str], owner: str, tag: str = "type") -> Iterator[tuple[str, str, Place]]:
     """The faults in the keys of a document, notes included: the key, the message, and the place of the fault."""
     for key in raw:
-        if key not in known and key not in ("type", "note"):
+        if key not in known and key not in (tag, "note"):
             yield key, f"unknown key {quoted(key)} of {owner}{did_you_mean(key, {*known, 'note'})}", "key"
     if not isinstance(raw.get("note", ""), str):
         yield "note", f"a note is a string, got {shortened(raw['note'])}", "value"

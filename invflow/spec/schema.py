@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
-from ..fields import LISTS, FieldSet, JsonField
-from ..registry import REGISTRIES, REGISTRY_OF, Registry
+from ..fields import LISTS, JsonField
+from ..registry import REGISTRIES, REGISTRY_OF, Registry, data
 from .document import MOST_DIMENSIONS, TopLevel
 
 Schema: TypeAlias = dict[str, Any]
@@ -50,11 +50,13 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
             registry.noun, {**_members(registry), "repeat": (repeat, definitions[repeat]["description"])}
         )
     for registry in REGISTRIES:
-        definitions[registry.noun] = _tagged(registry.noun, _members(registry))
+        if registry is not data:
+            definitions[registry.noun] = _tagged(registry.noun, _members(registry))
         for tag, cls in sorted(registry.registered().items()):
-            definitions[f"{registry.noun}.{tag}"] = _document(tag, cls, registry.fields(cls), definitions)
+            definitions[_definition(registry, tag)] = _document(tag, cls, registry, definitions)
     top = _model(TopLevel, definitions)
     fields, of_input = top["properties"], definitions["Input"]["properties"]
+    definitions["Data"] = _data_set(definitions)
     for name in ("head", "prior"):
         fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(name), {"type": "null"}]}
     fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
@@ -121,7 +123,11 @@ def _repeat(kind: str, entry: str) -> Schema:
 
 
 def _members(registry: Registry[Any]) -> Members:
-    return {tag: (f"{registry.noun}.{tag}", _summary(cls)) for tag, cls in sorted(registry.registered().items())}
+    return {tag: (_definition(registry, tag), _summary(cls)) for tag, cls in sorted(registry.registered().items())}
+
+
+def _definition(registry: Registry[Any], tag: str) -> str:
+    return f"{registry.noun.replace(' ', '_')}.{tag}"
 
 
 def _tagged(noun: str, members: Members) -> Schema:
@@ -148,15 +154,31 @@ def _choice(noun: str, members: Members, key: str = "type") -> Schema:
     }
 
 
-def _document(tag: str, cls: type, field_set: FieldSet, definitions: dict[str, Schema]) -> Schema:
+def _data_set(definitions: dict[str, Schema]) -> Schema:
+    """A data set: the fields of its source, beside those that all have."""
+    common, members = definitions["Data"]["properties"], _members(data)
+    default = common.pop("name")["default"]
+    definitions.update({f"Data.{name}": schema for name, schema in common.items()})
+    for definition, _ in members.values():
+        definitions[definition]["properties"].update({name: _ref(f"Data.{name}") for name in common})
+        definitions[definition]["required"].remove(data.key)  # which may be absent, for the default
+    choice = _choice(data.noun, members, data.key)
+    choice["properties"][data.key]["default"] = default
+    chosen = next(one["if"] for one in choice["allOf"] if one["if"]["properties"][data.key]["const"] == default)
+    del chosen["required"]
+    return {**choice, "description": definitions["Data"]["description"]}
+
+
+def _document(tag: str, cls: type, registry: Registry[Any], definitions: dict[str, Schema]) -> Schema:
     """The documents of one registered class."""
+    field_set = registry.fields(cls)
     plain = _model(field_set.values, definitions)["properties"]
     shown = {name: plain[name] if field.kind == "value" else _nested(field) for name, field in field_set.fields.items()}
     return {
         "description": _summary(cls),
         "type": "object",
-        "properties": {"type": {"const": tag}, **shown, "note": _referable(_NOTE, _NOTE)},
-        "required": ["type", *(name for name, field in field_set.fields.items() if field.required)],
+        "properties": {registry.key: {"const": tag}, **shown, "note": _referable(_NOTE, _NOTE)},
+        "required": [registry.key, *(name for name, field in field_set.fields.items() if field.required)],
         "additionalProperties": False,
     }
 

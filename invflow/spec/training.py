@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..options import Options
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-POINTS = frozenset({"moons", "circles", "checkerboard"})
-"""The data sets of points in the plane instead of images."""
+Size: TypeAlias = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
+Names: TypeAlias = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Scale: TypeAlias = Annotated[float, Field(ge=0.01, le=100)]
 
 
@@ -57,23 +57,31 @@ class Augmentation(Options):
 
 
 class Data(Options):
-    """The data set."""
+    """The data set: where it comes from, and which parts of it are used for what.
 
-    name: Literal["digits", "mnist", "moons", "circles", "checkerboard"] = Field(
-        default="digits", description="digits ships with scikit-learn; moons, circles and checkerboard are points (2,)"
+    It also holds the fields of the source that its name stands for, such as the path of a file.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(default="digits", description="where the samples come from: digits ships with scikit-learn")
+    train_size: Size | None = Field(default=None, description="the first n training samples, or a fraction; null: all")
+    test_size: Size | None = Field(
+        default=None, description="likewise of the test samples; if the data have none, these are drawn (null: 0.2)"
     )
-    train_size: PositiveInt | None = Field(default=None, description="the first n samples; null: all, or 4096 points")
-    test_size: PositiveInt | None = Field(default=None, description="likewise of the test samples")
-    noise: NonNegativeFloat | None = Field(default=None, le=10, description="noise of moons and circles; null: 0.1")
+    validation_size: Size | None = Field(
+        default=None, description="drawn from the training samples, to choose the best weights; null: none"
+    )
+    split_seed: NonNegativeInt = Field(default=0, description="seed of the samples that are drawn")
+    context: Names | None = Field(
+        default=None, description='"labels", one-hot, or what else the data have, such as columns'
+    )
     augmentation: Augmentation | None = Field(default=None, description="random changes of the training images")
 
-    @model_validator(mode="after")
-    def _options_fit_the_data(self) -> Data:
-        if self.noise is not None and self.name not in ("moons", "circles"):
-            raise ValueError(f"noise is an option of moons and circles, not of {self.name}")
-        if self.augmentation is not None and self.name in POINTS:
-            raise ValueError(f"augmentation changes images, but {self.name} has points")
-        return self
+    @property
+    def of_source(self) -> dict[str, Any]:
+        """The fields that the source has of its own."""
+        return {name: value for name, value in (self.model_extra or {}).items() if name != "note"}
 
 
 class SGD(Options):

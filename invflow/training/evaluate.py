@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..models import Classifier, Flow
-from .data import DataSet
+from ..samples import DataSet
 from .run import Run, device_of
 from .tasks import Evaluation, task_of
 

@@ -12,7 +12,9 @@ from ..models.freezing import freeze
 from ..numerics import Mode
 from ..spec import to_spec
 from .run import Run, begin, owned, require_empty, versions
-from .tasks import Classification, Task, evaluating
+from .tasks import FREEZING_SAMPLES, Classification, Task, evaluating
+
+INVERTED_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Frozen:
     Attributes:
         accuracy_before: of the run's model, from 0 to 1.
         accuracy_after: of the frozen model.
-        images: the number of test images.
+        images: the number of test images that were inverted, the first ones.
         bit_equal: the number of images that are reconstructed without one wrong bit, by the way of inversion; empty if
             the head hides the chain.
         caveat: see `invflow.models.caveat`.
@@ -59,11 +61,14 @@ def freeze_run(
     task: Task[Any] = run.task(data_root, device)
     if not isinstance(task, Classification):
         raise RunError(f"{run.folder}: a density, whose data are off the grid; freeze expects the run of a classifier")
-    after, place = freeze(task.model, task.data.train.values, numerics), task.float64_device
+    seen = task.data.train.first(FREEZING_SAMPLES)
+    after, place = freeze(task.model, seen.values, numerics, seen.context), task.float64_device
+    tested = task.data.test.first(INVERTED_IMAGES)
     with evaluating(after, place):
-        bit_equal = images_back(after.bijection, task.data.test.values.to(place)) if after.linear_head else {}
+        reaches = after.linear_head and tested.context is None
+        bit_equal = images_back(after.bijection, tested.values.to(place)) if reaches else {}
     before, frozen_task = task.evaluate(), Classification(after, task.data, place)
-    accuracy, images = frozen_task.evaluate().test_accuracy, len(task.data.test)
+    accuracy, images = frozen_task.evaluate().test_accuracy, len(tested.values)
     found = Frozen(before.test_accuracy, accuracy, images, bit_equal, after.caveat)
     document: dict[str, Any] = {key: run.spec.expanded[key] for key in ("name", "training") if key in run.spec.expanded}
     record: dict[str, Any] = {"frozen_from": str(run.folder), "versions": versions()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..diagnostics import pictures
 from ..diagnostics.interpolation import interpolate
@@ -25,22 +26,24 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
     """
     task = run.task(data_root, device)
     chain, data, folder = task.model.bijection, task.data, run.folder / PICTURES
-    found, images = task.evaluate(), data.test.values[:SHOWN]
+    found, shown = task.evaluate(), data.test.first(SHOWN)
+    images = shown.values
     figures = {**task.figures(), "curves": pictures.training_curves(run.metrics(), task.curves())}
     with evaluating(task.model), evaluation_draws(0):
         if data.holds_images:
             if not found.caveat:
-                figures["reconstructions"] = pictures.reconstructions(images, chain.inverse(chain(images)))
+                back = chain.inverse(chain(images, shown.context), shown.context)
+                figures["reconstructions"] = pictures.reconstructions(images, back)
             psi = pictures.first_psi(chain)
             if psi is not None:
                 figures["psi"] = pictures.psi_channels(images[:3], psi)
-        blocks = inverse_errors(chain, task.inputs(images))
+        blocks = inverse_errors(chain, task.inputs(images), shown.context)
         if blocks:
             figures["solver"] = solver_plot(blocks)
     for name, figure in figures.items():
         pictures.write_figure(figure, folder / f"{name}.png")
     written = [str(folder / f"{name}.png") for name in figures]
-    if data.holds_images and not found.caveat and len(set(data.test.labels.tolist())) > 1:
+    if data.holds_images and not found.caveat and _pairs(task, 1):
         written += draw_interpolation(task, pairs=5, steps=9, folder=folder)
     run.update(**found.scores)
     return found, written
@@ -57,21 +60,30 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
         raise InvflowError(f"interpolate expects an invertible model, got this: {task.model.caveat}")
     if not task.data.holds_images:
         raise DataError(f"interpolate expects images, the data set holds points of shape {task.data.shape}")
-    values, labels = task.data.test.values, task.data.test.labels
-    chosen = _pairs(labels.tolist(), pairs)
+    chosen = _pairs(task, pairs)
     if not chosen:
-        raise DataError(f"interpolate expects test images of different classes, got {len(labels)} of one class")
+        count = len(task.data.test)
+        raise DataError(f"interpolate expects test images of different classes, got {count} of one class")
     with evaluating(task.model, task.device):
-        first, last = (values[list(places)].to(task.device) for places in zip(*chosen, strict=True))
-        frames = interpolate(task.model.bijection, first, last, steps).cpu()
+        places = zip(*chosen, strict=True)
+        first, last = (task.data.test.take(torch.tensor(ends)).to(task.device) for ends in places)
+        walks = interpolate(task.model.bijection, first.values, last.values, steps, first.context, last.context)
+        frames = walks.cpu()
     strip, gif = folder / "interpolation.png", folder / "interpolation.gif"
-    pictures.write_figure(pictures.interpolation_strip(frames, labels[torch.tensor(chosen)].tolist()), strip)
+    pictures.write_figure(pictures.interpolation_strip(frames, _classes(task)[torch.tensor(chosen)].tolist()), strip)
     pictures.write_gif(pictures.interpolation_frames(frames), gif)
     return [str(strip), str(gif)]
 
 
-def _pairs(labels: list[int], count: int) -> list[tuple[int, int]]:
-    """The positions of the first ``count`` pairs of images with different labels; fewer if there are not enough."""
+def _classes(task: Task[Any]) -> Tensor:
+    """The classes of the test images; without labels, each is one of its own."""
+    labels = task.data.test.labels
+    return torch.arange(len(task.data.test)) if labels is None else labels
+
+
+def _pairs(task: Task[Any], count: int) -> list[tuple[int, int]]:
+    """The positions of the first ``count`` pairs of images of different classes; fewer if there are not enough."""
+    labels = _classes(task).tolist()
     pairs: list[tuple[int, int]] = []
     first = 0
     for last, label in enumerate(labels):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from ..errors import DivergedError
+from ..samples import Batch
 from ..spec.training import OneCycle, Optimizer, Schedule, Training
 from .augment import Augment
 from .data import seed_at, train_loader
@@ -41,34 +42,32 @@ class ModelTraining(lightning.LightningModule):
         self.augment = Augment(options.data.augmentation) if options.data.augmentation else nn.Identity()
 
     @abstractmethod
-    def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
         """The loss of a batch, and other quantities to log.
 
         Args:
-            stage: "train" or "test".
-            values: samples of the data set; augmented in training.
-            labels: one per sample.
+            stage: "train", "val" or "test".
+            batch: samples of the data set; augmented in training.
         """
 
     # The seed and the epoch or step determine the order of the samples and every random number: augmentation, noise,
     # dropout, probes of log-determinants. A resumed training therefore repeats what an uninterrupted one would do. (The
     # trainer requests a new loader every epoch.)
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         seed = seed_at(self.options.seed, self.current_epoch)
         return train_loader(self.task.data.train, self.options.batch_size, seed)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        values, labels = batch
+    def training_step(self, batch: Batch, _: int) -> Tensor:
         torch.manual_seed(seed_at(self.options.seed, self.global_step))
-        loss = self._measure("train", self.augment(values), labels)
+        loss = self._measure("train", batch._replace(values=self.augment(batch.values)))
         if not loss.isfinite():
             self.refuse(f"the loss is {loss.item()}")
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+    def validation_step(self, batch: Batch, index: int) -> None:
         with evaluation_draws(index):
-            self._measure("test", *batch)
+            self._measure(self.task.data.judge[0], batch)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.options.optimizer, self.model)
@@ -83,10 +82,10 @@ class ModelTraining(lightning.LightningModule):
         advice = "try a lower learning rate (--lr), or clip_gradient in the spec's training block"
         raise DivergedError(f"training diverged in {place}: {why}; {advice}")
 
-    def _measure(self, stage: str, values: Tensor, labels: Tensor) -> Tensor:
-        loss, more = self.measure(stage, values, labels)
+    def _measure(self, stage: str, batch: Batch) -> Tensor:
+        loss, more = self.measure(stage, batch)
         known = {f"{stage}_loss": loss, **{f"{stage}_{name}": value for name, value in more.items()}}
-        self.log_dict(known, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        self.log_dict(known, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.values))
         return loss
 
 

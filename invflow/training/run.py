@@ -40,14 +40,16 @@ from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..models.freezing import freeze
 from ..numerics import Exact
+from ..samples import DataSet
 from ..spec.build import build_model
 from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
 from ..spec.document import Spec
 from ..spec.record import RUN_FILE, read_record, unfinished
-from ..spec.training import Training
-from .data import DataSet, load_data, test_loader
+from ..spec.training import Data, Training
+from ..state import TensorShape
+from .data import load_data, test_loader
 from .module import ModelTraining
-from .tasks import CPU, Score, Task, task_of
+from .tasks import CPU, FREEZING_SAMPLES, Score, Task, task_of
 
 BEST = "best"
 FLOAT = "float"
@@ -103,7 +105,17 @@ class Run:
             device: see `device_of`.
         """
         place = device_of(device)
-        return task_of(self.load(), load_data(self.training.data, data_root), place)
+        return task_of(self.load(), self.data(data_root), place)
+
+    def data(self, data_root: Path | None = None) -> DataSet:
+        """The data set of its spec; see `load_data`."""
+        return load_data(self.training.data, data_root, folder=self.data_folder)
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder of the spec that was trained, to which the paths of its data are relative."""
+        known = self.record.get("data_folder")
+        return Path(known) if isinstance(known, str) else None
 
     def update(self, **entries: Any) -> None:
         """Add entries to ``run.json``."""
@@ -125,7 +137,7 @@ class Run:
 
 def _keep(run: Run, score: Score, trainer: lightning.Trainer, module: ModelTraining) -> None:
     """After an evaluation, write the weights to the run folder, and to ``best/`` if they are the best so far."""
-    weights, name = module.model.state_dict(), f"test_{score.name}"
+    weights, name = module.model.state_dict(), f"{module.task.data.judge[0]}_{score.name}"
     if not all(weight.isfinite().all() for weight in weights.values()):
         module.refuse("a weight is not finite")
     value = round(float(trainer.callback_metrics[name]), 6)  # further digits of a float32 are noise
@@ -177,6 +189,8 @@ def train(
     task = _initialized(spec, data)
     with owned(folder):
         started = {"name": spec.name, "status": "training", "overrides": overrides, "epochs_done": 0}
+        if spec.folder is not None:  # to which the paths of files are relative
+            started["data_folder"] = str(spec.folder.resolve())
         run = begin(folder, spec.document, task.model, {**started, "versions": versions(), **to_freeze})
         return _fit(run, task, accelerator, progress)
 
@@ -237,7 +251,9 @@ def resume(
             raise RunError(f"{folder}: frozen from {run.record['frozen_from']}; resume that run, then freeze it again")
         if "freeze" in run.record:  # the interruption may have come after the exact model was written
             run = Run(folder, run.spec.replace(numerics=None), run.record)
-        task = _initialized(run.spec, check_trainable(run.spec, data_root, download=download).data)
+        task = _initialized(
+            run.spec, check_trainable(run.spec, data_root, folder=run.data_folder, download=download).data
+        )
         return _fit(run, task, accelerator, progress)
 
 
@@ -246,16 +262,25 @@ def folder_name(spec: Spec) -> str:
     return re.sub(r"[^\w.-]+", "-", spec.name or "").strip(".-")[:60] or "run"
 
 
-def check_trainable(spec: Spec, data_root: Path | None = None, *, download: bool = False) -> Task[Any]:
-    """The task of training a spec's model, on the meta device. Raises the errors of `train` if it cannot be trained."""
+def check_trainable(
+    spec: Spec, data_root: Path | None = None, *, folder: Path | None = None, download: bool = False
+) -> Task[Any]:
+    """The task of training a spec's model, on the meta device. Raises the errors of `train` if it cannot be trained.
+
+    Args:
+        spec: the spec.
+        data_root: see `load_data`.
+        folder: to which the paths of data are relative; by default the spec's own.
+        download: see `load_data`.
+    """
     options = (spec.training or Training()).data
-    data = load_data(options, data_root, download=download)
+    data = load_data(options, data_root, folder=folder or spec.folder, download=download)
     if spec.input_shape != data.shape:
         kind = "images" if data.holds_images else "points"
         message = f"{options.name} has {kind} of shape {data.shape}, the spec expects {spec.input_shape}"
         raise spec.error(("input", "shape"), message)
-    if spec.context_shape is not None:
-        raise spec.error(("input", "context_shape"), f"{options.name} has no context to train with")
+    if spec.context_shape != data.context_shape:
+        raise spec.error(("input", "context_shape"), _misfit(options, spec.context_shape, data.context_shape))
     with torch.device("meta"):
         model = build_model(spec)
     if isinstance(model, Flow) and spec.top.numerics.on_grid:
@@ -263,6 +288,14 @@ def check_trainable(spec: Spec, data_root: Path | None = None, *, download: bool
     task = task_of(model, data)
     task.check(spec)
     return task
+
+
+def _misfit(options: Data, wanted: TensorShape | None, there: TensorShape | None) -> str:
+    """What is wrong if the data have another context than the spec expects."""
+    if there is None:
+        return f'{options.name} gives no context to train with; name one in training.data, such as "context": "labels"'
+    expects = "no context_shape" if wanted is None else f"the context_shape {list(wanted)}"
+    return f"{options.name} gives a context of shape {list(there)}, but the input has {expects}"
 
 
 def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
@@ -289,7 +322,8 @@ def _initialized(spec: Spec, data: DataSet) -> Task[Any]:
     torch.manual_seed(options.seed)
     task = task_of(build_model(spec), data)
     task.check_range(spec)
-    task.model.bijection.initialize(task.inputs(data.train.values[: options.batch_size]))
+    some = data.train.first(options.batch_size)
+    task.model.bijection.initialize(task.inputs(some.values), some.context)
     return task
 
 
@@ -350,7 +384,7 @@ def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool)
         ModelCheckpoint(last.parent, last.stem, save_on_train_epoch_end=True, enable_version_counter=False),
         *([RichProgressBar(leave=False, console_kwargs={"stderr": True})] if progress else []),
     ]
-    module, samples = task.training(task, options), test_loader(task.data.test)
+    module, samples = task.training(task, options), test_loader(task.data.judge[1])
     started = time.monotonic()
     with _quiet_lightning():
         trainer = lightning.Trainer(
@@ -381,7 +415,8 @@ def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool)
     if "freeze" in run.record:
         write_checkpoint(run.spec.document, task.model.state_dict(), run.folder / FLOAT)
         run = Run(run.folder, run.spec.replace(numerics=run.record["freeze"]), run.record)
-        exact = freeze(task.model, task.data.train.values, Exact.model_validate(run.record["freeze"]))
+        seen = task.data.train.first(FREEZING_SAMPLES)
+        exact = freeze(task.model, seen.values, Exact.model_validate(run.record["freeze"]), seen.context)
         write_checkpoint(run.spec.document, exact.state_dict(), run.folder)
     seconds = float(run.record.get("seconds", 0.0)) + time.monotonic() - started
     run.update(status="finished", seconds=seconds, parameters=task.parameters())

@@ -16,10 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..diagnostics.roundtrip import RoundTrip, round_trips
 from ..models import Classifier, Flow, bits_per_dimension, dequantize
+from ..samples import Batch, DataSet
 from ..spec.document import Spec
 from ..spec.training import Training
 from ..state import flat_size, map_state
-from .data import TEST_BATCH, DataSet
+from .data import test_loader
 from .module import ModelTraining, evaluation_draws
 
 if TYPE_CHECKING:  # matplotlib is imported only to draw
@@ -32,6 +33,8 @@ SHOWN_IMAGES = 32
 DRAWN_IMAGES = 64
 DRAWN_POINTS = 2000
 ROUND_TRIP_SAMPLES = 1000
+FREEZING_SAMPLES = 10_000
+"""The number of training samples on which the ranges of activations are measured."""
 ITERATED_SAMPLES = 200
 """The number of samples if the inverse of a layer is an iteration."""
 
@@ -159,10 +162,16 @@ class Task(ABC, Generic[M]):
         """The model's outputs for all test samples, in eval mode."""
         found = []
         with evaluating(self.model, self.device):
-            for index, values in enumerate(torch.split(self.data.test.values, TEST_BATCH)):
+            for index, batch in enumerate(test_loader(self.data.test)):
                 with evaluation_draws(index):
-                    found.append(self.model(self.inputs(values).to(self.device)).cpu())
+                    found.append(self.of_model(batch).cpu())
         return torch.cat(found)
+
+    def of_model(self, batch: Batch) -> Tensor:
+        """The model's outputs for samples of the data set."""
+        there = batch._replace(values=self.inputs(batch.values)).to(self.device)
+        made: Tensor = self.model(there.values, there.context)
+        return made
 
     @property
     def float64_device(self) -> torch.device:
@@ -173,8 +182,9 @@ class Task(ABC, Generic[M]):
         """The chain's round trips on the model's input for the first test samples."""
         chain, device = self.model.bijection, self.float64_device
         with evaluating(self.model, device), evaluation_draws(0):
-            x = self.inputs(self.data.test.values[: ROUND_TRIP_SAMPLES if chain.cheap_inverse else ITERATED_SAMPLES])
-            return round_trips(chain, x.to(device))
+            some = self.data.test.first(ROUND_TRIP_SAMPLES if chain.cheap_inverse else ITERATED_SAMPLES)
+            there = some._replace(values=self.inputs(some.values)).to(device)
+            return round_trips(chain, there.values, there.context)
 
 
 @contextlib.contextmanager
@@ -199,11 +209,16 @@ class ClassifierTraining(ModelTraining):
 
     def __init__(self, task: Classification, options: Training) -> None:
         super().__init__(task, options)
-        self.train_accuracy = MulticlassAccuracy(task.data.classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(task.data.classes, average="micro")
+        for stage in ("train", "val", "test"):
+            setattr(self, f"{stage}_accuracy", MulticlassAccuracy(task.data.classes, average="micro"))
 
-    def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
-        logits, metric = self.model(values), getattr(self, f"{stage}_accuracy")
+    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+        logits, metric, labels = (
+            self.model(batch.values, batch.context),
+            getattr(self, f"{stage}_accuracy"),
+            batch.labels,
+        )
+        assert labels is not None  # `Classification.check` has seen that there are some
         metric.update(logits, labels)
         smoothing = self.options.label_smoothing if stage == "train" else 0.0
         return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing), {ACCURACY.name: metric}
@@ -239,17 +254,26 @@ class Classification(Task[Classifier]):
         return ACCURACY
 
     def check(self, spec: Spec) -> None:
+        if not self.data.classes:
+            raise spec.error(("head",), f"{self.data.name} has no labels, which a classifier learns")
         wanted = self.data.classes if spec.head is None else spec.head.values.get("classes", self.data.classes)
         if wanted != self.data.classes:
-            name = (spec.training or Training()).data.name
-            raise spec.error(("head", "classes"), f"{name} has {self.data.classes} classes, the head {wanted}")
+            raise spec.error(
+                ("head", "classes"), f"{self.data.name} has {self.data.classes} classes, the head {wanted}"
+            )
 
     def evaluate(self) -> ClassifierEvaluation:
-        logits, labels = self.outputs(), self.data.test.labels
+        logits, labels = self.outputs(), self._labels
         accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
         loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
         invertible, caveat = self.model.linear_head, self.model.caveat
         return ClassifierEvaluation(self.parameters(), invertible, caveat, self.round_trips(), accuracy, loss)
+
+    @property
+    def _labels(self) -> Tensor:
+        """Of the test samples; `check` has seen that there are some."""
+        assert self.data.test.labels is not None
+        return self.data.test.labels
 
     def curves(self) -> Sequence[Curve]:
         from ..diagnostics.pictures import CLASSIFIER_CURVES
@@ -260,12 +284,16 @@ class Classification(Task[Classifier]):
         from ..diagnostics.pictures import samples
         from ..diagnostics.plane import decisions
 
-        values, labels = self.data.test.values, self.data.test.labels
+        if not self.data.holds_images:
+            if self.data.shape != (2,) or self.data.context_shape is not None:
+                return {}
+            some = self.data.test.first(DRAWN_POINTS)
+            with evaluating(self.model):
+                return {"decisions": decisions(self.model, some.values, self._labels[: len(some.values)])}
+        some = self.data.test.first(SHOWN_IMAGES)
         with evaluating(self.model):
-            if not self.data.holds_images:
-                return {"decisions": decisions(self.model, values, labels)}
-            guesses = self.model(values[:SHOWN_IMAGES]).argmax(1)
-        return {"samples": samples(values[:SHOWN_IMAGES], labels[:SHOWN_IMAGES], guesses)}
+            guesses = self.model(some.values, some.context).argmax(1)
+        return {"samples": samples(some.values, self._labels[: len(guesses)], guesses)}
 
 
 class FlowTraining(ModelTraining):
@@ -275,8 +303,8 @@ class FlowTraining(ModelTraining):
     clipping have the same effect for images of every size.
     """
 
-    def measure(self, stage: str, values: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
-        log_prob, data = self.model(self.task.inputs(values)).mean(), self.task.data
+    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+        log_prob, data = self.model(self.task.inputs(batch.values), batch.context).mean(), self.task.data
         if data.levels is None:
             return -log_prob, {NLL.name: -log_prob}
         bits = bits_per_dimension(log_prob, flat_size(data.shape), data.levels)
@@ -320,12 +348,12 @@ class Density(Task[Flow]):
             raise spec.error(("training", "label_smoothing"), why)
 
     def check_range(self, spec: Spec) -> None:
-        if self.data.high is None:
+        if not self.data.holds_images:
             return
-        ends = torch.tensor([0.0, self.data.high]).view(2, 1, 1, 1).expand(2, *self.data.shape)
-        if (self.log_prob(ends) == -math.inf).any():
-            name = (spec.training or Training()).data.name
-            why = f"dequantised pixels of {name} lie in [0, {self.data.high}], and the model has no density at its ends"
+        ends = torch.tensor([0.0, self.data.high]).view(2, *[1] * len(self.data.shape)).expand(2, *self.data.shape)
+        if (self.log_prob(ends, self.data.train.first(1).context) == -math.inf).any():
+            who, high = self.data.name, self.data.high
+            why = f"dequantised pixels of {who} lie in [0, {high}], and the model has no density at its ends"
             raise spec.error(("layers",), f"{why}; give its logit a larger alpha")
 
     def inputs(self, values: Tensor) -> Tensor:
@@ -337,23 +365,37 @@ class Density(Task[Flow]):
         return FlowEvaluation(self.parameters(), True, self.model.caveat, self.round_trips(), -float(log_prob), bits)
 
     def figures(self) -> dict[str, Figure]:
-        name, count = ("samples", DRAWN_IMAGES) if self.data.holds_images else ("density", DRAWN_POINTS)
-        return {name: self.picture(self.draw(count))}
+        shape, context = self.data.shape, self.data.test.first(DRAWN_POINTS).context
+        if self.data.holds_images:
+            given = None if context is None else context[:DRAWN_IMAGES]
+            return {"samples": self.picture(self.draw(DRAWN_IMAGES, given))}
+        if shape != (2,):
+            return {}
+        return {"density": self.picture(self.draw(DRAWN_POINTS, context))}
 
-    def draw(self, count: int, *, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """Samples of the flow in eval mode, determined by the seed, up to rounding on every device."""
+    def draw(self, count: int, context: Tensor | None = None, *, temperature: float = 1.0, seed: int = 0) -> Tensor:
+        """Samples of the flow in eval mode, determined by the seed, up to rounding on every device.
+
+        Args:
+            count: the number of samples.
+            context: rows that the samples take in turn.
+            temperature: as in `Flow.sample`.
+            seed: of the random numbers.
+        """
         with evaluation_draws(seed):
             with evaluating(self.model):  # on the CPU, because each device has its own random numbers
                 latent = self.model.prior.sample(count, temperature)
             with evaluating(self.model, self.device):
                 latent = map_state(lambda leaf: leaf.to(self.device), latent)
-                drawn: Tensor = self.model.inverse(self.model.bijection.numerics.nearest(latent))
+                drawn: Tensor = self.model.inverse(
+                    self.model.bijection.numerics.nearest(latent), in_turn(context, count, self.device)
+                )
         return drawn.cpu()
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density of each sample in nats, in eval mode and without gradients."""
         with evaluating(self.model, self.device), evaluation_draws(0):
-            return self.model.log_prob(x.to(self.device)).cpu()
+            return self.model.log_prob(x.to(self.device), in_turn(context, len(x), self.device)).cpu()
 
     def picture(self, drawn: Tensor) -> Figure:
         """Samples: images side by side, or points next to the data and the flow's density."""
@@ -362,8 +404,14 @@ class Density(Task[Flow]):
 
         if self.data.holds_images:
             return gallery(drawn, f"{len(drawn)} samples of the flow")
+        some = self.data.test.first(DRAWN_POINTS)
         with evaluating(self.model):
-            return density(self.model, self.data.test.values[:DRAWN_POINTS], drawn)
+            return density(self.model, some.values, drawn, some.context)
+
+
+def in_turn(context: Tensor | None, count: int, device: torch.device = CPU) -> Tensor | None:
+    """The rows of a context, one for each of ``count`` samples, from the first again after the last."""
+    return None if context is None else context[torch.arange(count) % len(context)].to(device)
 
 
 def task_of(model: Classifier | Flow, data: DataSet, device: torch.device = CPU) -> Task[Any]:

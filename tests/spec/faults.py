@@ -716,15 +716,22 @@ TRAINING = {
         training('{"batch_size": §0}'), "training.batch_size", "input should be greater than 0, got 0"
     ),
     "data set": Fault(
-        training('{"data": {"name": §"cifar"}}'),
-        "training.data.name",
-        "input should be 'digits', 'mnist', 'moons', 'circles' or 'checkerboard', got \"cifar\"",
+        training('{"data": §{"name": "cifar"}}'),
+        "training.data",
+        "unknown data set 'cifar'; did you mean 'cifar10'?",
     ),
     "noise of images": Fault(
-        training('{"data": §{"name": "mnist", "noise": 0.1}}'),
-        "training.data",
-        'noise is an option of moons and circles, not of mnist, got {"name": "mnist", "noise": 0.1}',
-        in_schema=False,
+        training('{"data": {"name": "mnist", §"noise": 0.1}}'),
+        "training.data.noise",
+        "unknown key 'noise' of mnist; did you mean 'note'?",
+    ),
+    "noise of the wrong type": Fault(
+        training('{"data": {"name": "moons", "noise": §"much"}}'),
+        "training.data.noise",
+        'input should be a valid number, got "much"',
+    ),
+    "training size 0": Fault(
+        training('{"data": {"train_size": §0}}'), "training.data.train_size", "input should be greater than 0, got 0"
     ),
     "clipping to nothing": Fault(
         training('{"clip_gradient": §0}'), "training.clip_gradient", "input should be greater than 0, got 0"

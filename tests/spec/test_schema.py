@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 import invflow
-from invflow.registry import REGISTRIES
+from invflow.registry import REGISTRIES, data
 from invflow.spec.schema import json_schema
-from invflow.spec.training import Training
+from invflow.spec.training import Data, Training
 from invflow.testing.strategies import chain_cases
 
 from .faults import FAULTS, document
@@ -98,10 +98,11 @@ def test_references_stand_wherever_a_value_stands(layer, validator):
 def test_every_field_is_explained_with_its_default(registry):
     definitions = json_schema()["$defs"]
     for tag, cls in registry.registered().items():
-        described = definitions[f"{registry.noun}.{tag}"]
+        described = definitions[f"{registry.noun.replace(' ', '_')}.{tag}"]
         assert described["description"]
         fields = registry.fields(cls).fields
-        assert set(described["properties"]) == {"type", "note", *fields}
+        common = Data.model_fields if registry is data else ()
+        assert set(described["properties"]) == {registry.key, "note", *fields, *common}
         for name, field in fields.items():
             schema = described["properties"][name]
             assert schema.get("description"), f"say in the Args of {cls.__name__} what {name!r} is"

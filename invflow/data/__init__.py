@@ -1,0 +1,18 @@
+"""The sources of data that a spec can name: images and points that are made or ship with a library."""
+
+from .plane import Checkerboard, Circles, Moons, Rings
+from .vision import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, Digits, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "KMNIST",
+    "MNIST",
+    "SVHN",
+    "Checkerboard",
+    "Circles",
+    "Digits",
+    "FashionMNIST",
+    "Moons",
+    "Rings",
+]

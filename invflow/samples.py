@@ -1,0 +1,235 @@
+"""Samples: what a model learns from or is measured on, wherever they are kept, and the data sets that they form."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import DataError
+
+
+class Batch(NamedTuple):
+    """Some samples.
+
+    Attributes:
+        values: images ``(batch, channels, height, width)``, or any tensor of the shape that a model takes.
+        labels: classes, counted from 0, ``(batch,)``; None if there are none.
+        context: what the model is given along with the values, ``(batch, ...)``; None if there is none.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+    context: Tensor | None = None
+
+    def rows(self, chosen: slice | Tensor) -> Batch:
+        """Some of these samples."""
+        labels, context = (None if one is None else one[chosen] for one in self[1:])
+        return Batch(self.values[chosen], labels, context)
+
+    def to(self, device: torch.device) -> Batch:
+        """The samples on a device."""
+        labels, context = (None if one is None else one.to(device) for one in self[1:])
+        return Batch(self.values.to(device), labels, context)
+
+
+class Samples(Dataset[Batch], ABC):
+    """Samples that are taken by their positions, a batch at a time.
+
+    Attributes:
+        labels: of all samples, ``(n,)``; None if there are none.
+    """
+
+    labels: Tensor | None = None
+    slow: bool = False
+    """Whether taking a batch takes long, so that other processes had better do it."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @abstractmethod
+    def take(self, positions: Tensor) -> Batch:
+        """The samples at these positions.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+
+    def __getitem__(self, positions: Tensor) -> Batch:
+        return self.take(positions)
+
+    def first(self, count: int) -> Batch:
+        """The first samples, all of them if there are fewer."""
+        return self.take(torch.arange(min(count, len(self))))
+
+    def all(self) -> Batch:
+        """All samples, in memory."""
+        return self.first(len(self))
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The positions of all samples in a random order, in which a training takes them."""
+        return torch.randperm(len(self), generator=generator)
+
+
+class InMemory(Samples):
+    """Samples that are tensors in memory.
+
+    Args:
+        values: ``(n, ...)``; integers are grey levels, to be divided by their number.
+        labels: ``(n,)``.
+        context: ``(n, ...)``.
+        levels: the number of grey levels, for integers.
+
+    Examples:
+        >>> samples = InMemory(torch.tensor([[0], [64], [128]], dtype=torch.uint8), levels=256)
+        >>> samples.take(torch.tensor([2, 1])).values.tolist()
+        [[0.5], [0.25]]
+    """
+
+    def __init__(
+        self, values: Tensor, labels: Tensor | None = None, context: Tensor | None = None, *, levels: int | None = None
+    ) -> None:
+        self._all = Batch(values, labels, context)
+        self._levels = levels
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self._all.values)
+
+    def take(self, positions: Tensor) -> Batch:
+        found = self._all.rows(positions)
+        if found.values.is_floating_point():
+            return found
+        return found._replace(values=found.values.to(torch.get_default_dtype()) / (self._levels or 1))
+
+
+class Subset(Samples):
+    """Some of other samples.
+
+    Args:
+        samples: the others.
+        positions: which of them, ``(n,)``.
+    """
+
+    def __init__(self, samples: Samples, positions: Tensor) -> None:
+        self._samples = samples
+        self._positions = positions
+        self.slow = samples.slow
+        self.labels = None if samples.labels is None else samples.labels[positions]
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def take(self, positions: Tensor) -> Batch:
+        return self._samples.take(self._positions[positions])
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        if type(self._samples).order is Samples.order:
+            return super().order(generator)
+        # The others' own order, in which those that are stored together come together.
+        place = torch.full((len(self._samples),), -1)
+        place[self._positions] = torch.arange(len(self))
+        found = place[self._samples.order(generator)]
+        return found[found >= 0]
+
+
+class _LabelsAsContext(Samples):
+    """Samples whose context is their class, ``(batch, classes)``, with a one at its place."""
+
+    def __init__(self, samples: Samples, classes: int) -> None:
+        self._samples = samples
+        self._classes = classes
+        self.slow = samples.slow
+        self.labels = samples.labels
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def take(self, positions: Tensor) -> Batch:
+        found = self._samples.take(positions)
+        assert found.labels is not None  # `with_labels_as_context` has seen them
+        return found._replace(context=torch.nn.functional.one_hot(found.labels, self._classes).to(found.values))
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        return self._samples.order(generator)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Samples to learn from and samples to measure on.
+
+    Attributes:
+        name: what messages call it.
+        train: the samples to learn from.
+        test: the samples to measure on.
+        validation: the samples by which the best weights are chosen; None if the test samples do that.
+        levels: the pixels of images are integer multiples of 1/levels; None for values that are real numbers.
+        high: dequantised pixels lie in [0, high].
+        class_names: one per class; empty if there are no labels.
+    """
+
+    name: str
+    train: Samples
+    test: Samples
+    validation: Samples | None = None
+    levels: int | None = None
+    high: float = 1.0
+    class_names: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def _one(self) -> Batch:
+        return self.train.first(1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample, such as (channels, height, width) or (features,)."""
+        return tuple(self._one.values.shape[1:])
+
+    @property
+    def context_shape(self) -> tuple[int, ...] | None:
+        """The shape of the context of one sample; None if there is none."""
+        context = self._one.context
+        return None if context is None else tuple(context.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 if there are no labels."""
+        return len(self.class_names)
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the samples are images, pixels on a grid."""
+        return self.levels is not None
+
+    @property
+    def judge(self) -> tuple[str, Samples]:
+        """The samples by which the best weights are chosen, and the name that logs have for them."""
+        return ("test", self.test) if self.validation is None else ("val", self.validation)
+
+    def with_labels_as_context(self) -> DataSet:
+        """The same samples, with their classes as context.
+
+        Raises:
+            DataError: there are no labels.
+        """
+        if not self.classes:
+            raise DataError(f'{self.name} has no labels to be the context, as "context": "labels" asks')
+
+        def told(samples: Samples) -> Samples:
+            return _LabelsAsContext(samples, self.classes)
+
+        validation = None if self.validation is None else told(self.validation)
+        return replace(self, train=told(self.train), test=told(self.test), validation=validation)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} training, {len(self.test)} test"
+        more = f", {len(self.validation)} validation" if self.validation is not None else ""
+        classes = f", {self.classes} classes" if self.classes else ""
+        context = f", context {self.context_shape}" if self.context_shape else ""
+        return f"DataSet({self.name}: {sizes}{more} samples of shape {self.shape}{classes}{context})"
