@@ -230,7 +230,7 @@ class Bijection(Handled, ABC):
 
     @property
     def may_be_flat(self) -> bool:
-        """Whether slopes have no lower bound, so that y may be the same floating-point number for distant x.
+        """Whether slopes may be so small that y is the same floating-point number for distant x.
 
         The inverse then returns one of them, and is judged by its image: |f(f^-1(y)) - y|.
         """
