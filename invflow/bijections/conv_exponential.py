@@ -16,6 +16,7 @@ from ..numerics.backend import exact_kernels, own_precision
 from ..registry import register
 from ..state import Shape, TensorShape, require_positions, shape_of
 from .channels import PerPosition
+from .linear import single
 
 Bound: TypeAlias = Annotated[float, Field(gt=0, le=4)]
 
@@ -93,11 +94,14 @@ class ConvExponential(PerPosition):
     def _exponential(self, x: Tensor, sign: float) -> Tensor:
         self.output_shape(shape_of(x))
         convolve, padding = _CONVOLUTIONS[x.dim() - 3], self.kernel.shape[-1] // 2
-        with own_precision(x), exact_kernels(x):
-            kernel, made = self._bounded(), x
-            for count in range(_terms(self.bound, x.dtype), 0, -1):
-                made = torch.add(x, convolve(made, kernel, padding=padding), alpha=sign / count)
-        return made
+        with own_precision(x):
+            # In float32 at least: in bfloat16, oneDNN's convolution of a volume returns NaN now and then.
+            kernel, wide = single(self._bounded()), single(x)
+            made = wide
+            with exact_kernels(wide):
+                for count in range(_terms(self.bound, x.dtype), 0, -1):
+                    made = torch.add(wide, convolve(made, kernel, padding=padding), alpha=sign / count)
+        return made.to(x.dtype)
 
     def _bounded(self) -> Tensor:
         """The kernel of M."""
