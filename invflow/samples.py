@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -36,6 +38,59 @@ class Batch(NamedTuple):
         """The samples on a device."""
         labels, context = (None if one is None else one.to(device) for one in self[1:])
         return Batch(self.values.to(device), labels, context)
+
+
+def as_batch(given: Any) -> Batch:
+    """A batch as somebody's loader returns it: values, ``(x, y)``, ``(x, y, context)``, or a dict of `Batch`'s names.
+
+    A second entry of integers, one per sample, is the labels; any other one is the context.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(given, Batch):
+        return given
+    if isinstance(given, Mapping):
+        if not {"values"} <= set(given) <= set(Batch._fields):
+            keys = ", ".join(sorted(map(str, given)))
+            raise DataError(f"a batch that is a dict is expected to have values, labels and context, got {keys}")
+        return Batch(**{name: _tensor(name, one) for name, one in given.items() if one is not None})
+    if isinstance(given, tuple | list):
+        if not 1 <= len(given) <= len(Batch._fields):
+            raise DataError(f"a batch is expected to be x, (x, y) or (x, y, context), got {len(given)} entries")
+        values, *rest = (None if one is None else _tensor("data", one) for one in given)
+        if values is None:
+            raise DataError("a batch is expected to begin with its values, got None")
+        if len(rest) == 1 and rest[0] is not None and not _are_labels(rest[0]):
+            return Batch(values, None, rest[0])
+        return Batch(values, *rest)
+    return Batch(_tensor("data", given))
+
+
+def _tensor(name: str, given: Any) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, np.ndarray) and given.dtype.kind in "biuf":
+        return torch.from_numpy(np.ascontiguousarray(given))
+    came = f"an array of {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+    raise DataError(f"{name}: expected numbers, as a tensor or a numpy array, got {came}")
+
+
+def _are_labels(one: Tensor) -> bool:
+    return one.dim() == 1 and not one.is_floating_point() and not one.is_complex()
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches one after another, all with the same entries."""
+    values, *rest = zip(*batches, strict=True)
+    return Batch(torch.cat(values), *(None if one[0] is None else torch.cat(one) for one in rest))
+
+
+def one_hot(batch: Batch, classes: int) -> Batch:
+    """The same samples, with a one at the place of their class as context, ``(batch, classes)``."""
+    if batch.labels is None:
+        raise DataError('expected labels to be the context, as "context": "labels" asks, got samples without')
+    return batch._replace(context=torch.nn.functional.one_hot(batch.labels.long(), classes).to(batch.values))
 
 
 class Samples(Dataset[Batch], ABC):
@@ -75,6 +130,14 @@ class Samples(Dataset[Batch], ABC):
     def order(self, generator: torch.Generator) -> Tensor:
         """The positions of all samples in a random order, in which a training takes them."""
         return torch.randperm(len(self), generator=generator)
+
+    def batches(self) -> Iterator[Batch] | None:
+        """All samples in batches and an order of their own; None if they are taken by their positions."""
+        return None
+
+    def with_labels_as_context(self, classes: int) -> Samples:
+        """The same samples, with their classes as context."""
+        return _LabelsAsContext(self, classes)
 
 
 class InMemory(Samples):
@@ -152,9 +215,7 @@ class _LabelsAsContext(Samples):
         return len(self._samples)
 
     def take(self, positions: Tensor) -> Batch:
-        found = self._samples.take(positions)
-        assert found.labels is not None  # `with_labels_as_context` has seen them
-        return found._replace(context=torch.nn.functional.one_hot(found.labels, self._classes).to(found.values))
+        return one_hot(self._samples.take(positions), self._classes)
 
     def order(self, generator: torch.Generator) -> Tensor:
         return self._samples.order(generator)
@@ -221,11 +282,13 @@ class DataSet:
         if not self.classes:
             raise DataError(f'{self.name} has no labels to be the context, as "context": "labels" asks')
 
-        def told(samples: Samples) -> Samples:
-            return _LabelsAsContext(samples, self.classes)
-
-        validation = None if self.validation is None else told(self.validation)
-        return replace(self, train=told(self.train), test=told(self.test), validation=validation)
+        classes, validation = self.classes, self.validation
+        return replace(
+            self,
+            train=self.train.with_labels_as_context(classes),
+            test=self.test.with_labels_as_context(classes),
+            validation=None if validation is None else validation.with_labels_as_context(classes),
+        )
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train)} training, {len(self.test)} test"

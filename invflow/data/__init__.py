@@ -1,5 +1,6 @@
-"""The sources of data that a spec can name: images and points that are made or ship with a library."""
+"""The sources of data that a spec can name."""
 
+from .given import Given
 from .plane import Checkerboard, Circles, Moons, Rings
 from .vision import CIFAR10, CIFAR100, KMNIST, MNIST, SVHN, Digits, FashionMNIST
 
@@ -13,6 +14,7 @@ __all__ = [
     "Circles",
     "Digits",
     "FashionMNIST",
+    "Given",
     "Moons",
     "Rings",
 ]

@@ -18,7 +18,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,6 +27,7 @@ from ..bijections import Psi
 from ..errors import InvflowError
 from ..files import write_atomically
 from ..sequential import Sequential
+from .figure import Figure, png
 
 CELL = 0.9  # inches per small image
 LETTER = 0.085  # inches per letter of a title, at most
@@ -111,7 +111,7 @@ class Curve:
     """One panel of `training_curves`.
 
     Attributes:
-        name: the quantity drawn, from ``train_<name>`` and ``test_<name>`` in the rows.
+        name: the quantity drawn, from ``train_<name>``, ``val_<name>`` and ``test_<name>`` in the rows.
         label: the label of the axis, with the unit.
         factor: multiplies the values.
         log_scale: whether the axis is logarithmic.
@@ -129,23 +129,32 @@ CLASSIFIER_CURVES = (
     Curve("loss", "cross-entropy, nats", log_scale=True),
     Curve("accuracy", "accuracy, %", factor=100, final="{:.2f} %"),
 )
+_IMAGE_DENSITY_CURVES = (Curve("bits_per_dim", "bits per dimension"),)
+_DENSITY_CURVES = (Curve("nll", "negative log-likelihood, nats"),)
 
 
-def training_curves(
-    metrics: Sequence[Mapping[str, float | None]], curves: Sequence[Curve] = CLASSIFIER_CURVES
-) -> Figure:
+def curves_of(metrics: Sequence[Mapping[str, float | None]]) -> Sequence[Curve]:
+    """The panels for what is in the rows: a classifier's metrics, or those of a density of images or of points."""
+    known = {name.partition("_")[2] for row in metrics for name in row}
+    if "accuracy" in known:
+        return CLASSIFIER_CURVES
+    return _IMAGE_DENSITY_CURVES if "bits_per_dim" in known else _DENSITY_CURVES
+
+
+def training_curves(metrics: Sequence[Mapping[str, float | None]], curves: Sequence[Curve] | None = None) -> Figure:
     """Training and test metrics by epoch.
 
     Args:
         metrics: rows with ``epoch``, counted from 0, and any of the curves' values, ``train_loss`` for example; values
             that are missing or None are skipped.
-        curves: the panels, from left to right.
+        curves: the panels, from left to right; None for those of `curves_of`.
     """
+    curves = curves_of(metrics) if curves is None else curves
     figure = Figure(figsize=(4.5 * max(len(curves), 1.4), 3.6), layout="constrained")
     for axis, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
         axis.set(xlabel="epoch", ylabel=curve.label, yscale="log" if curve.log_scale else "linear")
         axis.margins(y=0.12)  # room for the number below the lowest point
-        for stage, colour in (("train", "tab:blue"), ("test", "tab:orange")):
+        for stage, colour in (("train", "tab:blue"), ("val", "tab:green"), ("test", "tab:orange")):
             known = [(row["epoch"], row.get(f"{stage}_{curve.name}")) for row in metrics]
             points = [(epoch + 1, curve.factor * y) for epoch, y in known if epoch is not None and y is not None]
             if not points:
@@ -194,22 +203,23 @@ def reconstructions(originals: Tensor, reconstructed: Tensor) -> Figure:
     return figure
 
 
-def interpolation_strip(frames: Tensor, labels: Sequence[tuple[int, int]]) -> Figure:
+def interpolation_strip(frames: Tensor, labels: Sequence[tuple[int, int]] | None = None) -> Figure:
     """One row per pair: the walk from one image to the other, with the classes of both at its ends.
 
     Args:
         frames: ``(pairs, steps, channels, height, width)``, as from `interpolate`.
-        labels: for each pair, the classes of its first and its last image.
+        labels: for each pair, the classes of its first and its last image; None to show none.
     """
     frames = _walks(frames)
     pairs, steps = frames.shape[:2]
-    _require_one_each("pairs of labels", pairs, len(labels))
+    ends = [("", "")] * pairs if labels is None else [(str(first), str(last)) for first, last in labels]
+    _require_one_each("pairs of labels", pairs, len(ends))
     figure, axes = _grid(pairs, steps, "Straight lines in feature space, run backwards")
     _show(axes.flat, frames.flatten(0, 1))
-    for row, (first, last) in zip(axes, labels, strict=True):
-        row[0].set_ylabel(str(first), rotation=0, ha="right", va="center")
+    for row, (first, last) in zip(axes, ends, strict=True):
+        row[0].set_ylabel(first, rotation=0, ha="right", va="center")
         row[-1].yaxis.set_label_position("right")
-        row[-1].set_ylabel(str(last), rotation=0, ha="left", va="center")
+        row[-1].set_ylabel(last, rotation=0, ha="left", va="center")
     for position, axis in enumerate(axes[0]):
         axis.set_title(f"t = {position / (steps - 1):.3g}", fontsize=8)
     return figure
@@ -278,10 +288,8 @@ def comparison(
 
 def write_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, png(figure))
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path) -> None:

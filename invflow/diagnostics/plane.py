@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor, nn
 
 from ..errors import InvflowError
 from ..models import Flow
 from ..state import require_state
+from .figure import Figure
 
 SIDE = 200  # points of the grid along each axis
 MARGIN = 0.15  # how far the picture extends beyond the points, as a fraction of their extent

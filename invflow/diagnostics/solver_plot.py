@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ..errors import InvflowError
 from ..sequential import Sequential
 from ..solvers import Method, solve
 from ..state import State, leaves, part_of, shape_of
+from .figure import Figure
 from .rounding import in_double
 
 COLOURS: dict[Method, str] = {"anderson": "tab:blue", "picard": "tab:orange"}

@@ -48,7 +48,7 @@ def seed_at(seed: int, position: int) -> int:
 
 
 def train_loader(samples: Samples, batch_size: int, seed: int) -> DataLoader[Batch]:
-    """Batches of training samples, in an order that depends on the seed only."""
+    """Batches of training samples, in an order that depends on the seed only, or in their own."""
     order = samples.order(torch.Generator().manual_seed(seed))
     batches = torch.split(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm has no statistics of one sample

@@ -28,7 +28,7 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
     chain, data, folder = task.model.bijection, task.data, run.folder / PICTURES
     found, shown = task.evaluate(), data.test.first(SHOWN)
     images = shown.values
-    figures = {**task.figures(), "curves": pictures.training_curves(run.metrics(), task.curves())}
+    figures = {**task.figures(), "curves": pictures.training_curves(run.metrics())}
     with evaluating(task.model), evaluation_draws(0):
         if data.holds_images:
             if not found.caveat:

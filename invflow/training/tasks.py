@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -24,9 +24,7 @@ from .data import test_loader
 from .module import ModelTraining, evaluation_draws
 
 if TYPE_CHECKING:  # matplotlib is imported only to draw
-    from matplotlib.figure import Figure
-
-    from ..diagnostics.pictures import Curve
+    from ..diagnostics.figure import Figure
 
 CPU = torch.device("cpu")
 SHOWN_IMAGES = 32
@@ -143,12 +141,6 @@ class Task(ABC, Generic[M]):
     @abstractmethod
     def evaluate(self) -> Evaluation:
         """Scores on all test samples and the chain's round trips, in eval mode; the model stays in its mode."""
-
-    def curves(self) -> Sequence[Curve]:
-        """The panels of the training curves."""
-        from ..diagnostics.pictures import Curve
-
-        return [Curve(self.score.name, f"{self.score.label}{'' if self.data.holds_images else ', nats'}")]
 
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
@@ -274,11 +266,6 @@ class Classification(Task[Classifier]):
         """Of the test samples; `check` has seen that there are some."""
         assert self.data.test.labels is not None
         return self.data.test.labels
-
-    def curves(self) -> Sequence[Curve]:
-        from ..diagnostics.pictures import CLASSIFIER_CURVES
-
-        return CLASSIFIER_CURVES
 
     def figures(self) -> dict[str, Figure]:
         from ..diagnostics.pictures import samples

@@ -1,0 +1,152 @@
+"""Pictures of models, chains and runs, as matplotlib figures; a notebook shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from . import models
+from .bijection import Bijection
+from .diagnostics import pictures, plane
+from .diagnostics.figure import Figure
+from .diagnostics.interpolation import interpolate
+from .errors import InvflowError
+from .sequential import Sequential
+from .training.module import evaluation_draws
+from .training.run import Run
+from .training.tasks import evaluating, in_turn
+
+Model: TypeAlias = models.Classifier | models.Flow
+Drawn: TypeAlias = Model | Bijection | Run | str | Path
+"""What is drawn: a model, a chain, a run, or the folder of one."""
+
+IMAGES = 64
+POINTS = 2000
+
+
+def samples(
+    model: Drawn, data: Any = None, count: int | None = None, *, context: Tensor | None = None, seed: int = 0
+) -> Figure:
+    """Samples of a flow; for a classifier, images with their labels, and its mistakes in red.
+
+    Args:
+        model: the flow, or the classifier.
+        data: of a classifier, images ``(n, channels, height, width)`` and labels ``(n,)``; of a flow of points, some
+            data ``(n, 2)`` to be drawn beside them.
+        count: the number of samples; by default 64 images or 2,000 points.
+        context: rows that the samples take in turn.
+        seed: of the samples.
+    """
+    found = _model(model)
+    if isinstance(found, models.Classifier):
+        if not isinstance(data, tuple | list) or len(data) != 2:
+            raise InvflowError("the samples of a classifier are data: pass images and labels, data=(images, labels)")
+        images, labels = data[0][:count], data[1][:count]
+        with evaluating(found):
+            return pictures.samples(images, labels, found(images, context).argmax(1))
+    shape = found.bijection.declared_shape
+    if shape is not None and len(shape) == 3:
+        drawn = _draw(found, count or IMAGES, context, seed)
+        return pictures.gallery(drawn, f"{len(drawn)} samples of the flow")
+    return density(found, data, count, context=context, seed=seed)
+
+
+def density(
+    flow: Drawn, points: Tensor | None = None, count: int | None = None, *, context: Tensor | None = None, seed: int = 0
+) -> Figure:
+    """Points of the plane, samples of a flow, and its log-density.
+
+    Args:
+        flow: a density of points (2,).
+        points: data, ``(n, 2)``; None to draw the flow's own samples in their place.
+        count: the number of samples; by default 2,000.
+        context: of the points, ``(n, ...)``, or one row for all.
+        seed: of the samples.
+    """
+    found = _flow(flow)
+    drawn = _draw(found, count or POINTS, context, seed)
+    with evaluating(found):
+        return plane.density(found, drawn if points is None else points, drawn, context)
+
+
+def psi(model: Drawn, images: Tensor) -> Figure:
+    """Images, and the channels that the first psi of a chain makes of them.
+
+    Args:
+        model: a model or a chain with a psi.
+        images: ``(n, channels, height, width)``.
+    """
+    first = pictures.first_psi(_chain(model))
+    if first is None:
+        raise InvflowError("a picture of psi expects a chain with a psi layer, got one without")
+    return pictures.psi_channels(images, first)
+
+
+def reconstructions(model: Drawn, images: Tensor, context: Tensor | None = None) -> Figure:
+    """Images, what a chain's inverse makes of their features, and the difference.
+
+    Args:
+        model: a model or a chain.
+        images: ``(n, channels, height, width)``.
+        context: ``(n, ...)``.
+    """
+    chain = _chain(model)
+    with evaluating(chain), evaluation_draws(0):
+        return pictures.reconstructions(images, chain.inverse(chain(images, context), context))
+
+
+def interpolation(
+    model: Drawn, x0: Tensor, x1: Tensor, steps: int = 9, labels: list[tuple[int, int]] | None = None
+) -> Figure:
+    """Walks from images to others, straight in feature space.
+
+    Args:
+        model: a model or a chain.
+        x0: the first images, ``(pairs, channels, height, width)``.
+        x1: the last images, of the same shape.
+        steps: the number of images in each walk.
+        labels: for each pair, the classes of its ends.
+    """
+    chain = _chain(model)
+    with evaluating(chain):
+        frames = interpolate(chain, x0, x1, steps)
+    return pictures.interpolation_strip(frames, labels)
+
+
+def curves(run: Run | str | Path) -> Figure:
+    """The training and test metrics of a run by epoch."""
+    opened = run if isinstance(run, Run) else Run.open(Path(run))
+    return pictures.training_curves(opened.metrics())
+
+
+def _draw(flow: models.Flow, count: int, context: Tensor | None, seed: int) -> Tensor:
+    with evaluating(flow), evaluation_draws(seed):
+        drawn: Tensor = flow.sample(count, in_turn(context, count))
+    return drawn
+
+
+def _model(drawn: Drawn) -> Model:
+    if isinstance(drawn, str | Path):
+        drawn = Run.open(Path(drawn))
+    if isinstance(drawn, Run):
+        return drawn.load()
+    if isinstance(drawn, models.Classifier | models.Flow):
+        return drawn
+    raise InvflowError(f"this picture expects a classifier or a flow, got a {type(drawn).__name__}")
+
+
+def _flow(drawn: Drawn) -> models.Flow:
+    found = _model(drawn)
+    if not isinstance(found, models.Flow):
+        raise InvflowError("this picture expects a flow, a model with a prior, got a classifier")
+    return found
+
+
+def _chain(drawn: Drawn) -> Sequential:
+    if isinstance(drawn, Sequential):
+        return drawn
+    if isinstance(drawn, Bijection):
+        return Sequential(drawn)
+    return _model(drawn).bijection
