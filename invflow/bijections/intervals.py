@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ..bijection import Bijection
 from ..registry import register
+from .linear import single
 
 _INSIDE = 0.5
 """A number inside of all these intervals: it stands for those outside, which have no image."""
@@ -58,12 +59,12 @@ class Logit(Bijection):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         p, q = self._probabilities(x)
         outside = (p <= 0) | (q <= 0)
-        p, q = (share.masked_fill(outside, _INSIDE) for share in (p, q))
-        return torch.log(p / q), _summed(-torch.log(p * q * sum(self._ends)), outside)
+        p, q = (single(share.masked_fill(outside, _INSIDE)) for share in (p, q))
+        return torch.log(p / q).to(x.dtype), _summed(-torch.log(p * q * sum(self._ends)), outside, x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        slope = _log_slope_of_sigmoid(y) + math.log(sum(self._ends))
-        return self.inverse(y, context), slope.flatten(1).sum(1)
+        slope = _log_slope_of_sigmoid(single(y)) + math.log(sum(self._ends))
+        return self.inverse(y, context), slope.flatten(1).sum(1).to(y.dtype)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """Infinite for the map, arbitrarily steep near the ends of its domain; the slope at 0 for its inverse."""
@@ -100,12 +101,12 @@ class _Onto(Bijection):
         """``log(dy/dx)``, elementwise."""
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x), self._log_slope(x).flatten(1).sum(1)
+        return self(x), self._log_slope(single(x)).flatten(1).sum(1).to(x.dtype)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         outside = (y <= self.low) | (y >= self.high)
         x = self.inverse(y.masked_fill(outside, _INSIDE))
-        return x, _summed(-self._log_slope(x), outside)
+        return x, _summed(-self._log_slope(single(x)), outside, y)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
         """The largest slope; infinite for the inverse, arbitrarily steep near the ends of the interval."""
@@ -203,9 +204,9 @@ def _log_slope_of_sigmoid(x: Tensor) -> Tensor:
     return functional.logsigmoid(x) + functional.logsigmoid(-x)
 
 
-def _summed(log_slope: Tensor, outside: Tensor) -> Tensor:
+def _summed(log_slope: Tensor, outside: Tensor, like: Tensor) -> Tensor:
     """The log-determinant, ``(batch,)``: -inf for a sample with a number outside of the interval."""
-    return log_slope.masked_fill(outside, -math.inf).flatten(1).sum(1)
+    return log_slope.masked_fill(outside, -math.inf).flatten(1).sum(1).to(like.dtype)
 
 
 def _floor(value: float, dtype: torch.dtype, *, inside: bool = False) -> float:
