@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -202,23 +202,41 @@ class Subset(Samples):
         return found[found >= 0]
 
 
-class _LabelsAsContext(Samples):
-    """Samples whose context is their class, ``(batch, classes)``, with a one at its place."""
+class Changed(Samples):
+    """Other samples, changed when they are taken.
 
-    def __init__(self, samples: Samples, classes: int) -> None:
+    Args:
+        samples: the others.
+    """
+
+    def __init__(self, samples: Samples) -> None:
         self._samples = samples
-        self._classes = classes
         self.slow = samples.slow
         self.labels = samples.labels
+
+    @abstractmethod
+    def change(self, batch: Batch) -> Batch:
+        """Some of the samples, changed."""
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def take(self, positions: Tensor) -> Batch:
-        return one_hot(self._samples.take(positions), self._classes)
+        return self.change(self._samples.take(positions))
 
     def order(self, generator: torch.Generator) -> Tensor:
         return self._samples.order(generator)
+
+
+class _LabelsAsContext(Changed):
+    """Samples whose context is their class, ``(batch, classes)``, with a one at its place."""
+
+    def __init__(self, samples: Samples, classes: int) -> None:
+        super().__init__(samples)
+        self._classes = classes
+
+    def change(self, batch: Batch) -> Batch:
+        return one_hot(batch, self._classes)
 
 
 @dataclass(frozen=True)
@@ -282,13 +300,12 @@ class DataSet:
         if not self.classes:
             raise DataError(f'{self.name} has no labels to be the context, as "context": "labels" asks')
 
-        classes, validation = self.classes, self.validation
-        return replace(
-            self,
-            train=self.train.with_labels_as_context(classes),
-            test=self.test.with_labels_as_context(classes),
-            validation=None if validation is None else validation.with_labels_as_context(classes),
-        )
+        return self.changed(lambda samples: samples.with_labels_as_context(self.classes))
+
+    def changed(self, change: Callable[[Samples], Samples]) -> DataSet:
+        """The same data set with each of its parts changed."""
+        validation = None if self.validation is None else change(self.validation)
+        return replace(self, train=change(self.train), test=change(self.test), validation=validation)
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train)} training, {len(self.test)} test"

@@ -60,7 +60,10 @@ class Request:
         """The names of what the source shall give as context; none if there is no context, or the labels are."""
         if self.context is None or self.context == "labels":
             return ()
-        return (self.context,) if isinstance(self.context, str) else self.context
+        names = (self.context,) if isinstance(self.context, str) else self.context
+        if len(set(names)) < len(names):
+            raise DataError(f"{self.name}: context names {next(one for one in names if names.count(one) > 1)!r} twice")
+        return names
 
     def find(self, path: str) -> Path:
         """A file or a folder below the spec's folder or the data root, named relative to it.
@@ -72,14 +75,12 @@ class Request:
             raise DataError(f"{self.name} expects a path relative to the spec or to the data root, got {path!r}")
         bases = [base for base in (self.folder, self.data_root) if base is not None]
         for base in bases:
-            if (base / path).exists():
-                if not (base / path).resolve().is_relative_to(base.resolve()):
-                    raise DataError(f"{base / path}: a link that leads out of {base}; copy the data there")
+            if os.path.exists(base / path):  # noqa: PTH110 - Path.exists raises for names that are too long
+                require_within(base, base / path)
                 return base / path
         where = " or ".join(dict.fromkeys(map(str, bases)))
-        raise DataError(
-            f"{self.name}: no {path} in {where}; name the folder that holds it with --data-root or {DATA_VARIABLE}"
-        )
+        fix = f"name the folder that holds it with --data-root or {DATA_VARIABLE}"
+        raise DataError(f"{self.name}: no {shown(Path(path))} in {where}; {fix}")
 
     def data_set(
         self,
@@ -140,6 +141,23 @@ class Request:
             part = "" if size is None else f", of which {size} is none"
             raise DataError(f"{self.name} has {there} {kind}samples{part}")
         return count
+
+
+def require_within(folder: Path, path: Path) -> None:
+    """Raise DataError if a path below a folder is a link that leads out of it."""
+    # os.path.realpath, because Path.resolve raises for links in a circle.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise DataError(f"{shown(path)}: a link that leads out of {shown(folder)}; copy the data there")
+
+
+def shown(path: Path) -> str:
+    r"""A path in a message, of which a stranger's name makes one line.
+
+    Examples:
+        >>> print(shown(Path("a\nb.png")))
+        a\nb.png
+    """
+    return repr(str(path))[1:-1]
 
 
 def _part(samples: Samples, positions: Tensor) -> Samples:

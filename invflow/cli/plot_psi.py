@@ -30,6 +30,7 @@ def plot_psi(
     psi = first_psi(chain_of(spec))
     if psi is None:
         raise InvflowError(f"{spec}: plot-psi expects a spec with a psi layer, got one without")
-    data = load_data((document.training or Training()).data, data_root, download=download)
+    options = (document.training or Training()).data
+    data = load_data(options, data_root, folder=document.folder, download=download)
     write_figure(psi_channels(data.test.first(images).values, psi), to)
     out.print(f"wrote {to}")

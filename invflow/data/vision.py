@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -49,10 +50,11 @@ class _Torchvision(Source):
         root = request.data_root
         try:
             parts = [self.part(root, train, request.download) for train in (True, False)]
-        except (AssertionError, ValueError, EOFError, OSError, KeyError) as error:
-            why = f"is damaged ({error or type(error).__name__}); copy or download it again"
-            raise DataError(f"{self.tag} in {root} {why}") from None
-        except RuntimeError as error:
+        except (AssertionError, ValueError, EOFError, OSError, KeyError, RuntimeError) as error:
+            # Torchvision has no error of its own for what is not there.
+            if not (isinstance(error, RuntimeError) and re.search("not found|download", str(error))):
+                why = f"is damaged ({error or type(error).__name__}); copy or download it again"
+                raise DataError(f"{self.tag} in {root} {why}") from None
             why = f"and the download failed: {error}" if request.download else "and may not be downloaded"
             fix = f"name the folder that holds {self.folder} with --data-root or {DATA_VARIABLE}"
             fix += "" if request.download else ", or pass --download"

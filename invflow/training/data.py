@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from ..registry import UnknownTag, data
@@ -15,6 +19,7 @@ from ..source import Request
 from ..spec.training import Data
 
 TEST_BATCH = 1000
+_MOST_WORKERS = 4
 
 
 def load_data(
@@ -62,5 +67,62 @@ def test_loader(samples: Samples) -> DataLoader[Batch]:
 
 
 def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> DataLoader[Batch]:
-    # A "sample" is a whole batch, taken by a tensor of positions: one indexing is faster than collating its rows.
-    return DataLoader(samples, sampler=batches, batch_size=None)
+    workers = min(_MOST_WORKERS, _cpus(), len(batches)) if samples.slow else 0
+    return _Loader(samples, batches, workers if workers > 1 else 0)
+
+
+def _cpus() -> int:
+    """The number of CPUs for other processes; 1 if a process cannot be forked safely."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+
+
+class _Loader(DataLoader[Batch]):
+    """Batches of samples, which other processes take in the same order, if there are some, for the time of one epoch.
+
+    A "sample" of PyTorch's loader is a whole batch, taken by a tensor of positions: one indexing is faster than
+    collating its rows.
+
+    Args:
+        samples: the samples.
+        batches: the positions of each batch.
+        workers: the number of processes; 0 to take the batches in this one.
+
+    Raises:
+        DataError: on iteration, a file cannot be read.
+    """
+
+    def __init__(self, samples: Samples, batches: tuple[Tensor, ...], workers: int) -> None:
+        context = "fork" if workers else None
+        super().__init__(
+            _Told(samples),
+            sampler=batches,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context=context,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        iterator = super().__iter__()
+        try:
+            for found in iterator:
+                if isinstance(found, DataError):
+                    raise found
+                yield found
+        finally:
+            del iterator  # which ends its processes, even if the traceback of an error keeps this frame
+
+
+class _Told(Dataset[Any]):
+    """Samples, or why they cannot be taken: of an error in another process, PyTorch makes one of many lines."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, positions: Tensor) -> Batch | DataError:
+        try:
+            return self._samples.take(positions)
+        except DataError as error:
+            return error
