@@ -14,7 +14,7 @@ from invflow.spec.training import Augmentation, Data, Elastic, RandomAffine, Str
 from invflow.testing.properties import PROPERTIES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/spec.md"]
+PAGES = ["README.md", "docs/spec.md", "docs/data.md"]
 
 
 def code(page, language):
@@ -26,7 +26,11 @@ def test_specs_in_the_text_build(page):
     specs = code(page, "json")
     assert specs
     for text in specs:
-        invflow.build(json.loads(text))
+        document = json.loads(text)
+        if "layers" in document:
+            invflow.build(document)
+        else:
+            registry.data.find(document["name"])(**Data.model_validate_json(text).of_source)
 
 
 def test_python_in_the_readme_runs(monkeypatch):
@@ -39,7 +43,7 @@ def test_python_in_the_readme_runs(monkeypatch):
 
 def test_the_spec_page_names_every_type_and_field():
     text = (ROOT / "docs" / "spec.md").read_text()
-    for one in (registry.bijections, registry.nets, registry.heads, registry.priors):
+    for one in (registry.bijections, registry.nets, registry.heads, registry.priors, registry.data):
         for tag, cls in one.registered().items():
             row = re.search(rf"^\| `{tag}` \|.*$", text, re.MULTILINE)
             if one is registry.priors:

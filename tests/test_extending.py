@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def test_there_is_a_file_of_each_kind():
-    kinds = {"register", "register_net", "register_part", "register_head", "register_prior"}
+    kinds = {"register", "register_net", "register_part", "register_head", "register_prior", "register_data"}
     found = {kind for name in MODULES for kind in re.findall(r"@invflow\.(\w+)\(", FILES[name])}
     assert found == kinds
     assert {"pyproject.toml", "test_acme.py"} <= FILES.keys()
@@ -129,6 +129,10 @@ def test_the_package(folder):
         "import invflow\n\n\ndef test_it_builds():\n"
         f"    invflow.build_model({document(head={'type': 'acme.pooled', 'classes': 3})!r})\n"
         f"    invflow.build_model({document(prior={'type': 'acme.laplace'})!r})\n"
+        "\n\ndef test_it_trains(tmp_path):\n"
+        "    from invflow.training.run import train\n"
+        f"    run = train(invflow.load_spec({TRAINED!r}), tmp_path / 'run', progress=False)\n"
+        "    assert run.record['status'] == 'finished'\n"
     )
     command = [
         sys.executable,
@@ -147,7 +151,15 @@ def test_the_package(folder):
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout
+
+
+TRAINED = {
+    "input": {"shape": [2]},
+    "layers": [{"type": "affine"}],
+    "prior": {"type": "standard_normal"},
+    "training": {"data": {"name": "acme.spiral", "count": 200}, "epochs": 1},
+}
 
 
 class TestCommandLine:
@@ -176,6 +188,16 @@ class TestCommandLine:
         plugins = ("--plugin", folder / "scale.py", "--plugin", folder / "pad.py")
         assert self.run(capsys, "diff", spec, spec, *plugins)[0] == 0
         assert "acme.pad" in registry.bijections.registered()
+
+    def test_a_data_set_trains(self, folder, capsys):
+        path = folder / "flow.json"
+        path.write_text(json.dumps(TRAINED))
+        command = ("train", path, "--out", folder / "run")
+        status, _, err = self.run(capsys, *command)
+        assert status == 2
+        assert "unknown data set 'acme.spiral'" in err
+        status, _, err = self.run(capsys, *command, "--plugin", folder / "spiral.py")
+        assert status == 0, err
 
     def test_the_schema_knows_them(self, folder, capsys):
         _, out, _ = self.run(capsys, "schema", "--plugin", folder / "scale.py")
