@@ -77,11 +77,8 @@ class Table(Source):
         if self.test_path is not None:
             test = _Rows(_open(request.find(self.test_path)), features, self.label, context, like=train)
         found = request.data_set(train, test, class_names=[str(one) for one in train.classes])
-        shift, scale = _moments(found.train) if self.standardize else (torch.zeros(1), torch.ones(1))
-        wide = train.are_numbers + [False] * (len(shift) - len(train.are_numbers))  # labels as context are none
-        fixed = ~torch.tensor(wide[: len(shift)])
-        shift, scale = shift.masked_fill(fixed, 0), scale.masked_fill(fixed, 1)
-        return found.changed(lambda samples: _Standardized(samples, shift, scale))
+        standard = _moments(found.train, train.are_numbers) if self.standardize else (torch.zeros(1), torch.ones(1))
+        return found.changed(lambda samples: _Standardized(samples, *standard))
 
 
 class _File(ABC):
@@ -199,6 +196,13 @@ class _CSV(_File):
             line = file.readline(_LONGEST_LINE)
             if line.count(b",") >= _MOST_COLUMNS or len(line) == _LONGEST_LINE:
                 raise ValueError(f"its first line is too long; expected names of {_MOST_COLUMNS} columns at most")
+            file.seek(0)
+            # Pyarrow prints a traceback of a ragged row that is no text.
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError:
+                    raise ValueError(f"line {number} is not UTF-8; save the file as UTF-8") from None
             file.seek(0)
             # With threads, rows have no numbers.
             options = csv.ReadOptions(use_threads=False), csv.ParseOptions(invalid_row_handler=skip)
@@ -382,10 +386,11 @@ def _numbers_of(batch: Batch) -> Tensor:
     return batch.values if batch.context is None else torch.cat([batch.values, batch.context], dim=1)
 
 
-def _moments(samples: Samples) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of each feature and number of the context, in one pass; 1 for a constant.
+def _moments(samples: Samples, are_numbers: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of each feature and number of the context, in one pass.
 
-    Chan et al., "Algorithms for computing the sample variance" (1983): the moments of chunks are combined.
+    A constant has the deviation 1, and a one at the place of a class stays as it is: mean 0, deviation 1. Chan et al.,
+    "Algorithms for computing the sample variance" (1983): the moments of chunks are combined.
     """
     first = _numbers_of(samples.first(1))[0]
     count, mean, squares = 0, torch.zeros_like(first), torch.zeros_like(first)
@@ -399,7 +404,8 @@ def _moments(samples: Samples) -> tuple[Tensor, Tensor]:
         count = total
         varies |= (some != first).any(0)  # rounding gives a constant a deviation, too
     deviation = (squares / count).sqrt()
-    return mean, torch.where(varies & (deviation > 0), deviation, 1.0)
+    shifted = torch.tensor([*are_numbers, *[False] * (len(mean) - len(are_numbers))])  # labels as context come last
+    return torch.where(shifted, mean, 0.0), torch.where(shifted & varies & (deviation > 0), deviation, 1.0)
 
 
 def _open(path: Path) -> _File:

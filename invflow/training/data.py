@@ -19,6 +19,8 @@ from ..source import Request
 from ..spec.training import Data
 
 TEST_BATCH = 1000
+MOST_NUMBERS = 2**24
+"""Of a batch of test samples, of which several wait in memory if other processes take them."""
 _MOST_WORKERS = 4
 
 
@@ -62,8 +64,9 @@ def train_loader(samples: Samples, batch_size: int, seed: int) -> DataLoader[Bat
 
 
 def test_loader(samples: Samples) -> DataLoader[Batch]:
-    """Batches of test samples, in their own order."""
-    return _loader(samples, torch.split(torch.arange(len(samples)), TEST_BATCH))
+    """Batches of test samples, in their own order; large ones come in smaller batches."""
+    fitting = MOST_NUMBERS // samples.first(1).values.numel()
+    return _loader(samples, torch.split(torch.arange(len(samples)), max(1, min(TEST_BATCH, fitting))))
 
 
 def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> DataLoader[Batch]:
