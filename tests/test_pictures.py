@@ -154,6 +154,13 @@ def test_curves_skip_what_is_missing_and_name_the_final_test_accuracy():
         assert [text.get_text().split(":")[0] for text in axis.get_legend().get_texts()] == ["train", "test"]
 
 
+def test_a_validation_part_has_a_curve():
+    rows = [{name.replace("test", "val"): value for name, value in row.items()} for row in METRICS]
+    for axis in pictures.training_curves(rows).axes:
+        assert [text.get_text().split(":")[0] for text in axis.get_legend().get_texts()] == ["train", "val"]
+    assert [text.get_text() for text in axis.texts] == ["81.25 %"]
+
+
 def test_the_curve_of_one_epoch_can_be_seen():
     for axis in pictures.training_curves(METRICS[:1]).axes:
         assert all(line.get_marker() != "None" for line in axis.lines)

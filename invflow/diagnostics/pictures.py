@@ -142,7 +142,7 @@ def curves_of(metrics: Sequence[Mapping[str, float | None]]) -> Sequence[Curve]:
 
 
 def training_curves(metrics: Sequence[Mapping[str, float | None]], curves: Sequence[Curve] | None = None) -> Figure:
-    """Training and test metrics by epoch.
+    """Training, validation and test metrics by epoch.
 
     Args:
         metrics: rows with ``epoch``, counted from 0, and any of the curves' values, ``train_loss`` for example; values
@@ -162,7 +162,7 @@ def training_curves(metrics: Sequence[Mapping[str, float | None]], curves: Seque
             last = points[-1][1]
             # Markers, because a line of one epoch is invisible.
             axis.plot(*zip(*points, strict=True), ".-", color=colour, label=f"{stage}: {last:.4g} at the end")
-            if stage == "test" and curve.final:
+            if stage != "train" and curve.final:
                 text, below = curve.final.format(last), (0, -14)
                 axis.annotate(text, points[-1], below, textcoords="offset points", ha="right", color=colour)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
