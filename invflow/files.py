@@ -31,6 +31,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_partial(path: Path) -> None:
+    """Remove what `write_atomically` left beside a file in processes that were killed. The caller owns the file."""
+    for partial in path.parent.glob(f".{path.name}.*"):
+        partial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock that one process or thread holds at a time; it ends with its process, however that ends.
@@ -52,7 +58,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.path.samestat(os.fstat(handle), path.stat()):  # else somebody moved it: it's another's
+                            path.unlink()
                 return
         finally:
             os.close(handle)
