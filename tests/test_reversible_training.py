@@ -19,7 +19,7 @@ from invflow.numerics import NONE
 from invflow.samples import DataSet, InMemory
 from invflow.spec.training import Training
 from invflow.training.data import load_data
-from invflow.training.run import _quiet_lightning
+from invflow.training.fit import quiet_lightning
 from invflow.training.tasks import Classification
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -37,7 +37,7 @@ def trained(document, images, policy, epochs=3):
         Classification(model, DataSet("digits", images, images, class_names=tuple("0123456789"))), options
     )
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = lightning.Trainer(
             max_epochs=epochs, accelerator="cpu", logger=False, reload_dataloaders_every_n_epochs=1, **quiet
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -62,7 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
                 raise
             status = _complain(f"{error.name} is not installed; training needs it: pip install 'invflow[train]'")
         except OSError as error:
-            where = "" if error.filename is None else f"{error.filename}: "
+            name = error.filename
+            where = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
             status = _complain(f"{where}{error.strerror or error}")
     sys.exit(status if isinstance(status, int) else 0)
 

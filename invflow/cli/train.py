@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +26,9 @@ def train(
     batch_size: BatchSize = None,
     lr: LearningRate = None,
     train_size: TrainSize = None,
+    save_every: Annotated[
+        str | None, typer.Option(metavar="STEPS|MINUTESm", help="Save that often, each epoch too; default: 5m.")
+    ] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     download: Download = False,
@@ -43,7 +51,9 @@ def train(
         raise InvflowError("--resume keeps the options that the run was started with: no --out, --seed, --epochs, ...")
     folder = resume
     options: dict[str, Any] = {"data_root": data_root, "download": download, "device": device}
-    with stdout_for_the_answer(as_json):
+    if save_every is not None:
+        options["save_every"] = save_every
+    with stdout_for_the_answer(as_json), _sigterm_raises():
         try:
             if resume is not None:
                 run = runs.resume(resume, **options)
@@ -52,12 +62,14 @@ def train(
                 folder = to or new_folder(runs.folder_name(document))
                 run = runs.train(document, folder, overrides=overrides, **options)
             found, pictures = illustrate(run, data_root, device)
-        except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, a full disk
+        except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, SIGTERM, a full disk
             if folder is not None and (folder / RUN_FILE).is_file():
-                plugins = "".join(f" --plugin {path}" for path in plugin or ())
-                err.print(f"interrupted; resume with: invflow train --resume {folder}{plugins}")
-                if isinstance(error, KeyboardInterrupt):
-                    raise typer.Exit(130) from None
+                more = [("--plugin", path) for path in plugin or ()]
+                more += [("--data-root", data_root)] if data_root is not None else []
+                again = ["invflow", "train", "--resume", folder, *(word for option in more for word in option)]
+                err.print(f"interrupted; resume with: {shlex.join(map(str, again))}")
+            if isinstance(error, KeyboardInterrupt):
+                raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from None
             raise
     if as_json:
         print_json({"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures})
@@ -67,3 +79,24 @@ def train(
         out.print(f"  wrote {picture}")
     if pictures:
         out.print(f"open {next((one for one in pictures if one.endswith('interpolation.png')), pictures[0])}")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a training as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise `_Terminated` at SIGTERM inside of the context, in the main thread."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,23 @@ def seed_at(seed: int, position: int) -> int:
     return (seed * 1_000_003 + position) % 2**63
 
 
-def train_loader(samples: Samples, batch_size: int, seed: int) -> DataLoader[Batch]:
-    """Batches of training samples, in an order that depends on the seed only, or in their own."""
+def train_loader(samples: Samples, batch_size: int, seed: int, skip: int = 0) -> Iterable[Batch]:
+    """Batches of training samples, in an order that depends on the seed only, without the first ``skip`` of them."""
+    own = samples.own_batches()
+    if own is not None:
+        return _Seeded(own, seed, skip)
     order = samples.order(torch.Generator().manual_seed(seed))
     batches = torch.split(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm has no statistics of one sample
         batches = (*batches[:-2], torch.cat(batches[-2:]))
-    return _loader(samples, batches)
+    return _loader(samples, batches[skip:])
 
 
-def test_loader(samples: Samples) -> DataLoader[Batch]:
+def test_loader(samples: Samples) -> Iterable[Batch]:
     """Batches of test samples, in their own order; large ones come in smaller batches."""
+    own = samples.own_batches()
+    if own is not None:
+        return own
     fitting = MOST_NUMBERS // samples.first(1).values.numel()
     return _loader(samples, torch.split(torch.arange(len(samples)), max(1, min(TEST_BATCH, fitting))))
 
@@ -72,6 +79,22 @@ def test_loader(samples: Samples) -> DataLoader[Batch]:
 def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> DataLoader[Batch]:
     workers = min(_MOST_WORKERS, _cpus(), len(batches)) if samples.slow else 0
     return _Loader(samples, batches, workers if workers > 1 else 0)
+
+
+class _Seeded:
+    """Batches in an order that their loader draws from torch's global generator, which is seeded first."""
+
+    def __init__(self, batches: Iterable[Batch], seed: int, skip: int) -> None:
+        self._batches = batches
+        self._seed = seed
+        self._skip = skip
+
+    def __len__(self) -> int:
+        return len(self._batches) - self._skip  # type: ignore[arg-type]  # TypeError means that nobody knows
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.manual_seed(self._seed)
+        return itertools.islice(self._batches, self._skip, None)
 
 
 def _cpus() -> int:

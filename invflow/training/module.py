@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -12,16 +13,48 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
-from torchmetrics import Metric
 
 from ..errors import DivergedError
 from ..samples import Batch
 from ..spec.training import OneCycle, Optimizer, Schedule, Training
 from .augment import Augment
 from .data import seed_at, train_loader
+from .divergence import broken_weight, culprit
 
 if TYPE_CHECKING:
     from .tasks import Task
+
+
+@dataclass
+class Averages:
+    """Averages over the samples of an epoch, in float64.
+
+    Attributes:
+        samples: how many there were.
+        sums: of each quantity, over the samples.
+
+    Examples:
+        >>> averages = Averages()
+        >>> averages.add({"loss": torch.tensor(1.0)}, 3)
+        >>> averages.add({"loss": torch.tensor(5.0)}, 1)
+        >>> averages.take()
+        {'loss': 2.0}
+    """
+
+    samples: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, means: Mapping[str, Tensor], samples: int) -> None:
+        """Add the mean values of a batch."""
+        self.samples += samples
+        for name, mean in means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + samples * mean.item()
+
+    def take(self) -> dict[str, float]:
+        """Return the averages and begin again."""
+        found = {name: total / self.samples for name, total in self.sums.items()}
+        self.samples, self.sums = 0, {}
+        return found
 
 
 class ModelTraining(lightning.LightningModule):
@@ -32,17 +65,24 @@ class ModelTraining(lightning.LightningModule):
     Args:
         task: the model and its data.
         options: the spec's training block.
+
+    Attributes:
+        batches_done: the number of batches of this epoch that were trained on.
+        values: the averages of this epoch, by their names in logs.
     """
 
     def __init__(self, task: Task[Any], options: Training) -> None:
         super().__init__()
         self.task = task
-        self.model: nn.Module = task.model
+        self.model = task.model
         self.options = options
         self.augment = Augment(options.data.augmentation) if options.data.augmentation else nn.Identity()
+        self.batches_done = 0
+        self.values: dict[str, float] = {}
+        self._averages = {"train": Averages(), task.data.judge[0]: Averages()}
 
     @abstractmethod
-    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of a batch, and other quantities to log.
 
         Args:
@@ -54,20 +94,42 @@ class ModelTraining(lightning.LightningModule):
     # dropout, probes of log-determinants. A resumed training therefore repeats what an uninterrupted one would do. (The
     # trainer requests a new loader every epoch.)
 
+    def begin_in_epoch(self, batches_done: int, averages: Mapping[str, Any]) -> None:
+        """Begin after some batches of an epoch, with what `averages_so_far` returned there."""
+        self.batches_done = batches_done
+        self._averages["train"] = Averages(**averages)
+
+    def averages_so_far(self) -> dict[str, Any]:
+        """The averages over the training samples of this epoch so far, as plain data."""
+        return asdict(self._averages["train"])
+
     def train_dataloader(self) -> DataLoader[Batch]:
         seed = seed_at(self.options.seed, self.current_epoch)
-        return train_loader(self.task.data.train, self.options.batch_size, seed)
+        return train_loader(self.task.data.train, self.options.batch_size, seed, self.batches_done)
+
+    def on_train_epoch_start(self) -> None:
+        self.values = {}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        torch.manual_seed(seed_at(self.options.seed, self.global_step))
-        loss = self._measure("train", batch._replace(values=self.augment(batch.values)))
+        augmented = self._augmented(batch)
+        loss = self._measure("train", augmented)
         if not loss.isfinite():
-            self.refuse(f"the loss is {loss.item()}")
+            again = self._augmented(batch)  # and then the model's own noise
+            found = culprit(self.task.model, self.task.inputs(again.values), again.context)
+            self.refuse(f"the loss is {loss.item()}, and the first output that is not finite is that of {found}")
+        self.batches_done += 1
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.batches_done = 0
+        self._report("train")
 
     def validation_step(self, batch: Batch, index: int) -> None:
         with evaluation_draws(index):
             self._measure(self.task.data.judge[0], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report(self.task.data.judge[0])
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.options.optimizer, self.model)
@@ -82,11 +144,27 @@ class ModelTraining(lightning.LightningModule):
         advice = "try a lower learning rate (--lr), or clip_gradient in the spec's training block"
         raise DivergedError(f"training diverged in {place}: {why}; {advice}")
 
+    def require_finite(self) -> None:
+        """Raise DivergedError if a weight is not finite."""
+        broken = broken_weight(self.task.model)
+        if broken is not None:
+            self.refuse(f"{broken} is not finite")
+
+    def _augmented(self, batch: Batch) -> Batch:
+        """The batch as this step of the training takes it."""
+        torch.manual_seed(seed_at(self.options.seed, self.global_step))
+        return batch._replace(values=self.augment(batch.values))
+
     def _measure(self, stage: str, batch: Batch) -> Tensor:
         loss, more = self.measure(stage, batch)
-        known = {f"{stage}_loss": loss, **{f"{stage}_{name}": value for name, value in more.items()}}
-        self.log_dict(known, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.values))
+        self._averages[stage].add({"loss": loss, **more}, len(batch.values))
         return loss
+
+    def _report(self, stage: str) -> None:
+        """Log the averages of an epoch. Lightning's own would be lost if the epoch is interrupted."""
+        found = {f"{stage}_{name}": value for name, value in self._averages[stage].take().items()}
+        self.values.update(found)
+        self.log_dict(found, prog_bar=True)
 
 
 @contextlib.contextmanager

@@ -2,38 +2,27 @@
 
 A run folder is a checkpoint (``spec.json`` and its weights, so `invflow.load` reads it). It also has ``best/``, another
 checkpoint, ``run.json`` (overrides, versions, results), ``logs/`` (CSV and TensorBoard), ``resume/`` (the state from
-which Lightning resumes) and ``pictures/``. A spec in exact numerics is trained in float and frozen at the end: the
-float model stays in ``float/``, and the one in ``best/`` is float too. Each file is written beside its target and
-renamed, so that an interruption or a full disk leaves a folder to read and to resume; only TensorBoard's events, which
-nothing here reads, are appended to.
+which an interrupted training goes on, see `saving`) and ``pictures/``. A spec in exact numerics is trained in float and
+frozen at the end: the float model stays in ``float/``, and the one in ``best/`` is float too. Each file is written
+beside its target and renamed, so that an interruption or a full disk leaves a folder to read and to resume; only
+TensorBoard's events, which nothing here reads, are appended to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import functools
-import io
 import json
-import logging
 import platform
 import re
 import shutil
-import signal
-import threading
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.fabric import Fabric
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning import Fabric
 
 from ..errors import DivergedError, InvflowError, RunError
 from ..files import locked, write_atomically
@@ -42,16 +31,17 @@ from ..models.freezing import freeze
 from ..numerics import Exact
 from ..samples import DataSet
 from ..spec.build import build_model
-from ..spec.checkpoint import load, read_checkpoint_spec, write_checkpoint
+from ..spec.checkpoint import SPEC_FILE, load, read_checkpoint_spec, write_checkpoint
+from ..spec.diff import diff_specs
 from ..spec.document import Spec
 from ..spec.record import RUN_FILE, read_record, unfinished
 from ..spec.training import Data, Training
 from ..state import TensorShape
-from .data import load_data, test_loader
-from .module import ModelTraining
-from .tasks import CPU, FREEZING_SAMPLES, Score, Task, task_of
+from .data import load_data
+from .fit import fit
+from .saving import SAVE_EVERY, Interval
+from .tasks import CPU, FREEZING_SAMPLES, Task, task_of
 
-BEST = "best"
 FLOAT = "float"
 PICTURES = "pictures"
 _OWNER = ".training"
@@ -128,26 +118,11 @@ class Run:
         logs = self.folder.glob("logs/csv/version_[0-9]*/metrics.csv")
         for log in sorted(logs, key=lambda path: int(path.parent.name.removeprefix("version_"))):
             for row in csv.DictReader(log.read_text().splitlines()):
-                known = {name: float(value) for name, value in row.items() if value and name != "step"}
-                # The final evaluation is logged under an epoch that does not exist.
+                known = {name: float(value) for name, value in row.items() if value}
+                # Version 0.2 logged the final evaluation under an epoch that does not exist.
                 known["epoch"] = min(known["epoch"], self.training.epochs - 1)
                 rows.setdefault(int(known["epoch"]), {}).update(known)
         return [rows[epoch] for epoch in sorted(rows)]
-
-
-def _keep(run: Run, score: Score, trainer: lightning.Trainer, module: ModelTraining) -> None:
-    """After an evaluation, write the weights to the run folder, and to ``best/`` if they are the best so far."""
-    weights, name = module.model.state_dict(), f"{module.task.data.judge[0]}_{score.name}"
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        module.refuse("a weight is not finite")
-    value = round(float(trainer.callback_metrics[name]), 6)  # further digits of a float32 are noise
-    best: float | None = run.record.get(f"best_{name}")
-    write_checkpoint(run.spec.document, weights, run.folder)
-    if score.beats(value, best):
-        best = value
-        write_checkpoint(run.spec.document, weights, run.folder / BEST)
-    done = min(trainer.current_epoch + 1, run.training.epochs)
-    run.update(**{name: value, f"best_{name}": best}, epochs_done=done)
 
 
 def train(
@@ -157,6 +132,7 @@ def train(
     data_root: Path | None = None,
     download: bool = False,
     overrides: dict[str, Any] | None = None,
+    save_every: int | str = SAVE_EVERY,
     device: str = "auto",
     progress: bool = True,
 ) -> Run:
@@ -168,17 +144,22 @@ def train(
         data_root: see `load_data`.
         download: see `load_data`.
         overrides: entries that override those of the training block: seed, epochs, batch_size, lr, train_size.
+        save_every: how often to save the state in the middle of an epoch: steps, such as 200, or minutes, such as "5m".
+            It is saved at the end of each epoch too.
         device: auto, cpu, cuda, cuda:1, mps.
         progress: whether to show a progress bar.
 
+    SIGTERM and Ctrl-C act after the next step, when the state is saved; a second one acts at once.
+
     Raises:
-        RunError: the folder is not empty, or another process trains there.
+        RunError: the folder is not empty, another process trains there, or it was removed meanwhile.
         DataError: the data set is missing or too small.
         SpecError: the spec has no head and no prior, or its shapes do not fit the data.
         DivergedError: the loss or a weight is no longer finite; the folder keeps the last finite weights.
-        InvflowError: this machine does not have the device.
+        InvflowError: this machine does not have the device, or ``save_every`` is no interval.
+        OSError: a file cannot be written; what was saved before stays valid.
     """
-    accelerator = _accelerator(device)
+    accelerator, interval = _accelerator(device), Interval.parse(save_every)
     require_empty(folder)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
@@ -188,11 +169,13 @@ def train(
         to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
     task = _initialized(spec, data)
     with owned(folder):
-        started = {"name": spec.name, "status": "training", "overrides": overrides, "epochs_done": 0}
+        started: dict[str, Any] = {"name": spec.name, "status": "training", "overrides": overrides, "epochs_done": 0}
         if spec.folder is not None:  # to which the paths of files are relative
             started["data_folder"] = str(spec.folder.resolve())
-        run = begin(folder, spec.document, task.model, {**started, "versions": versions(), **to_freeze})
-        return _fit(run, task, accelerator, progress)
+        options = (spec.training or Training()).model_dump(mode="json")
+        started |= {"training": options, "save_every": str(save_every), "versions": versions(), **to_freeze}
+        run = begin(folder, spec.document, task.model, started)
+        return _trained(run, task, interval, accelerator, progress)
 
 
 def begin(folder: Path, document: dict[str, Any], model: Classifier | Flow, record: dict[str, Any]) -> Run:
@@ -216,31 +199,49 @@ def require_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold a run folder, which is created if necessary. Raise RunError if another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Hold a run folder, which is created if necessary.
+
+    Raises:
+        RunError: another process holds it, or it cannot be written.
+    """
     with contextlib.ExitStack() as held:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder / _OWNER, wait=False))
         except BlockingIOError:
             found = "another process writes this run; wait until it has ended, or name another folder with --out"
             raise RunError(f"{folder}: {found}") from None
+        except OSError as error:
+            raise RunError(f"{folder}: a run is written there, which is not possible: {error.strerror}") from None
         yield
 
 
 def resume(
-    folder: Path, *, data_root: Path | None = None, download: bool = False, device: str = "auto", progress: bool = True
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    download: bool = False,
+    save_every: int | str | None = None,
+    device: str = "auto",
+    progress: bool = True,
 ) -> Run:
-    """Resume a run that was interrupted; the result is the same as without the interruption.
+    """Resume a run that was interrupted, from where it was saved last.
 
-    A finished run is returned unchanged. The arguments are those of `train`.
+    On the CPU, the result is the same as without the interruption, to the bit. A finished run is returned unchanged.
+    The arguments are those of `train`; by default, ``save_every`` is what it was.
 
     Raises:
-        RunError: the folder holds no run, its state cannot be read, or another process trains it.
+        RunError: the folder holds no run, its state cannot be read, its training options were changed, another process
+            trains it, or it cannot be written.
+        CheckpointError: the layers of its spec were changed.
         DivergedError: the run diverged, before the interruption or now.
-        InvflowError: this machine does not have the device.
+        InvflowError: this machine does not have the device, or ``save_every`` is no interval.
+        OSError: as `train` does.
     """
     accelerator = _accelerator(device)
-    Run.open(folder)  # before a folder without a run is changed
+    recorded = Run.open(folder).record  # before a folder without a run is changed
+    every = recorded.get("save_every", SAVE_EVERY) if save_every is None else save_every
+    interval = Interval.parse(every)
     with owned(folder):
         run = Run.open(folder)  # as the owner before left it
         if run.record.get("status") == "finished":
@@ -249,12 +250,36 @@ def resume(
             raise DivergedError(f"{folder}: {run.record.get('why', 'training diverged')}; it would diverge again")
         if "frozen_from" in run.record:
             raise RunError(f"{folder}: frozen from {run.record['frozen_from']}; resume that run, then freeze it again")
+        _require_unedited(run)
+        run.update(save_every=str(every))
         if "freeze" in run.record:  # the interruption may have come after the exact model was written
             run = Run(folder, run.spec.replace(numerics=None), run.record)
         task = _initialized(
             run.spec, check_trainable(run.spec, data_root, folder=run.data_folder, download=download).data
         )
-        return _fit(run, task, accelerator, progress)
+        return _trained(run, task, interval, accelerator, progress)
+
+
+def _require_unedited(run: Run) -> None:
+    """Raise RunError if the training options are not those with which the run began."""
+    known = run.record.get("training")
+    changed = known and diff_specs(run.spec.replace(training=known), run.spec)
+    if changed:
+        edited = f"the training options were edited after the run began: {changed[0]}"
+        raise RunError(f"{run.folder / SPEC_FILE}: {edited}; undo that, or train the spec into another folder")
+
+
+def _trained(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, Any], progress: bool) -> Run:
+    """The run, trained to its end, and frozen if its numerics are exact."""
+    seconds = fit(run, task, interval, accelerator, progress)
+    if "freeze" in run.record:
+        write_checkpoint(run.spec.document, task.model.state_dict(), run.folder / FLOAT)
+        run = Run(run.folder, run.spec.replace(numerics=run.record["freeze"]), run.record)
+        seen = task.data.train.first(FREEZING_SAMPLES)
+        exact = freeze(task.model, seen.values, Exact.model_validate(run.record["freeze"]), seen.context)
+        write_checkpoint(run.spec.document, exact.state_dict(), run.folder)
+    run.update(status="finished", seconds=seconds, parameters=task.parameters())
+    return run
 
 
 def folder_name(spec: Spec) -> str:
@@ -347,91 +372,3 @@ def _accelerator(device: str) -> dict[str, Any]:
         raise InvflowError(f"device {device!r} is not available; expected auto or one of: {', '.join(there)}")
     kind, _, index = device.partition(":")
     return {"accelerator": kind, "devices": [int(index)] if index else 1}
-
-
-class _CheckpointIO(TorchCheckpointIO):
-    """Lightning's, but it writes beside the target: Lightning's own copies from the system's temporary folder."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        target, content = Path(path), io.BytesIO()
-        torch.save(checkpoint, content)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, content.getvalue())
-        for partial in target.parent.glob(f".{target.name}.*"):  # of trainings that were killed
-            partial.unlink()
-
-
-class _CSVLogger(CSVLogger):
-    """Lightning's, but it keeps all rows and writes the file as a whole: Lightning's own appends to it."""
-
-    def save(self) -> None:
-        rows, text = self.experiment.metrics, io.StringIO()
-        table = csv.DictWriter(text, sorted(set().union(*rows)))
-        table.writeheader()
-        table.writerows(rows)
-        write_atomically(Path(self.experiment.metrics_file_path), text.getvalue().encode())
-
-
-def _fit(run: Run, task: Task[Any], accelerator: dict[str, Any], progress: bool) -> Run:
-    options, logs, last = run.training, run.folder / "logs", run.folder / "resume" / "last.ckpt"
-    if last.is_file():
-        try:
-            torch.load(last, map_location="meta", weights_only=True)
-        except Exception as error:  # each kind of damage raises its own
-            raise RunError(f"{last}: cannot be resumed ({type(error).__name__}); train the spec again") from None
-    callbacks = [
-        LambdaCallback(on_validation_end=functools.partial(_keep, run, task.score)),
-        ModelCheckpoint(last.parent, last.stem, save_on_train_epoch_end=True, enable_version_counter=False),
-        *([RichProgressBar(leave=False, console_kwargs={"stderr": True})] if progress else []),
-    ]
-    module, samples = task.training(task, options), test_loader(task.data.judge[1])
-    started = time.monotonic()
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            max_epochs=options.epochs,
-            check_val_every_n_epoch=options.evaluate_every,
-            gradient_clip_val=options.clip_gradient,
-            inference_mode=False,  # a log-determinant may take derivatives of its own
-            **accelerator,
-            logger=[_CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")],
-            callbacks=callbacks,
-            plugins=[_CheckpointIO()],
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            reload_dataloaders_every_n_epochs=1,
-        )
-        try:
-            trainer.fit(module, val_dataloaders=samples, ckpt_path=last if last.is_file() else None, weights_only=True)
-            if options.epochs % options.evaluate_every:
-                trainer.validate(module, samples, verbose=False)
-        except SystemExit:  # Lightning turns Ctrl-C into SystemExit, and ignores further ones
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
-        except DivergedError as error:
-            run.update(status="diverged", why=str(error))
-            raise DivergedError(f"{run.folder}: {error}") from None
-    if "freeze" in run.record:
-        write_checkpoint(run.spec.document, task.model.state_dict(), run.folder / FLOAT)
-        run = Run(run.folder, run.spec.replace(numerics=run.record["freeze"]), run.record)
-        seen = task.data.train.first(FREEZING_SAMPLES)
-        exact = freeze(task.model, seen.values, Exact.model_validate(run.record["freeze"]), seen.context)
-        write_checkpoint(run.spec.document, exact.state_dict(), run.folder)
-    seconds = float(run.record.get("seconds", 0.0)) + time.monotonic() - started
-    run.update(status="finished", seconds=seconds, parameters=task.parameters())
-    return run
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice about workers, devices and logging intervals, and failures that are reported twice."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    hook = threading.excepthook
-    threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or hook(failed)  # TensorBoard's thread
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            yield
-    finally:
-        threading.excepthook = hook

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from ..diagnostics.roundtrip import RoundTrip, round_trips
 from ..models import Classifier, Flow, bits_per_dimension, dequantize
 from ..samples import Batch, DataSet
 from ..spec.document import Spec
-from ..spec.training import Training
 from ..state import flat_size, map_state
 from .data import test_loader
 from .module import ModelTraining, evaluation_draws
@@ -199,21 +196,12 @@ BITS = Score("bits_per_dim", "bits per dimension", " bits/dim", 3, 1, higher_is_
 class ClassifierTraining(ModelTraining):
     """Cross-entropy training of a classifier."""
 
-    def __init__(self, task: Classification, options: Training) -> None:
-        super().__init__(task, options)
-        for stage in ("train", "val", "test"):
-            setattr(self, f"{stage}_accuracy", MulticlassAccuracy(task.data.classes, average="micro"))
-
-    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
-        logits, metric, labels = (
-            self.model(batch.values, batch.context),
-            getattr(self, f"{stage}_accuracy"),
-            batch.labels,
-        )
+    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        logits, labels = self.model(batch.values, batch.context), batch.labels
         assert labels is not None  # `Classification.check` has seen that there are some
-        metric.update(logits, labels)
         smoothing = self.options.label_smoothing if stage == "train" else 0.0
-        return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing), {ACCURACY.name: metric}
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss, {ACCURACY.name: (logits.argmax(1) == labels).float().mean()}
 
 
 @dataclass(frozen=True)
@@ -290,7 +278,7 @@ class FlowTraining(ModelTraining):
     clipping have the same effect for images of every size.
     """
 
-    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         log_prob, data = self.model(self.task.inputs(batch.values), batch.context).mean(), self.task.data
         if data.levels is None:
             return -log_prob, {NLL.name: -log_prob}

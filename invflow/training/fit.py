@@ -1,0 +1,101 @@
+"""Lightning's trainer, as runs use it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import lightning
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from ..errors import DivergedError
+from .data import test_loader
+from .saving import BEST, HeldSignals, Interval, Saving, Stopped
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .tasks import Task
+
+
+def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, Any], progress: bool) -> float:
+    """Train the model of a task to the end, from where the run was saved, and return how many seconds that took.
+
+    Args:
+        run: the run, whose folder is owned.
+        task: the task, with a model that is initialized.
+        interval: how often to save in the middle of an epoch.
+        accelerator: Lightning's arguments for the device.
+        progress: whether to show a progress bar.
+
+    Raises:
+        RunError: the state of the run cannot be read, or its folder was removed.
+        DivergedError: the loss or a weight is no longer finite.
+        KeyboardInterrupt: it was interrupted; what other signals do, their handlers say. The state is saved before.
+    """
+    options, module = run.training, task.training(task, run.training)
+    with HeldSignals() as signals:
+        saving = Saving(run, task.score, interval, signals)
+        bar = [RichProgressBar(leave=False, console_kwargs={"stderr": True})] if progress else []
+        with quiet_lightning():
+            trainer = lightning.Trainer(
+                max_epochs=options.epochs,
+                check_val_every_n_epoch=options.evaluate_every,
+                gradient_clip_val=options.clip_gradient,
+                inference_mode=False,  # a log-determinant may take derivatives of its own
+                **accelerator,
+                logger=TensorBoardLogger(run.folder / "logs", name="tensorboard"),
+                callbacks=[saving, *bar],
+                enable_progress_bar=progress,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                reload_dataloaders_every_n_epochs=1,
+            )
+            saving.restore(trainer, module)
+            try:
+                trainer.fit(module, val_dataloaders=test_loader(task.data.judge[1]))
+            except Stopped:
+                pass
+            except SystemExit as ended:  # Lightning turns Ctrl-C into SystemExit
+                interrupt = ended.__context__
+                raise interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt from None
+            except RuntimeError:  # a process that loads data obeys a signal, which its group was sent, at once
+                if signals.received is None:
+                    raise
+            except OSError:
+                saving.require_folder()  # if it is gone, that is what to say
+                raise
+            except DivergedError as error:
+                run.update(status="diverged", why=str(error))
+                raise DivergedError(f"{run.folder}: {error}; {_kept(run)}") from None
+    if signals.received is not None:
+        signal.raise_signal(signals.received)
+        raise KeyboardInterrupt
+    return saving.seconds
+
+
+def _kept(run: Run) -> str:
+    """Where the last finite weights of a run are, in words."""
+    done = run.record.get("epochs_done", 0)
+    last = f"{run.folder} holds the weights after {done} {'epoch' if done == 1 else 'epochs'}"
+    return f"{last}, {run.folder / BEST} the best" if (run.folder / BEST).is_dir() else last
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's advice about workers, devices and logging intervals, and failures that are reported twice."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    hook = threading.excepthook
+    threading.excepthook = lambda failed: issubclass(failed.exc_type, OSError) or hook(failed)  # TensorBoard's thread
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        threading.excepthook = hook
