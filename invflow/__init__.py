@@ -3,7 +3,9 @@
 A JSON spec becomes a checked chain of bijections that trains, runs backwards, and proves how exactly it does.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from . import bijections, data, models, nets, numerics
 from ._torch import Constants
@@ -16,7 +18,23 @@ from .registry import register, register_data, register_head, register_net, regi
 from .sequential import Sequential
 from .spec import Limits, Spec, build, build_model, load, load_spec, save, to_spec
 
+if TYPE_CHECKING:
+    from . import plot
+    from .training.public import evaluate, fit, interpolate, lightning, open_run, round_trip, train
+
 __version__ = version("invflow")
+
+_OF_TRAINING = frozenset({"evaluate", "fit", "interpolate", "lightning", "open_run", "round_trip", "train"})
+
+
+def __getattr__(name: str) -> Any:
+    """What needs Lightning or matplotlib is imported when it is used: `import invflow` takes little more than torch."""
+    if name == "plot":
+        return import_module(".plot", __name__)
+    if name in _OF_TRAINING:
+        return getattr(import_module(".training.public", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Bijection",
@@ -39,11 +57,17 @@ __all__ = [
     "build",
     "build_model",
     "data",
+    "evaluate",
+    "fit",
+    "interpolate",
+    "lightning",
     "load",
     "load_spec",
     "models",
     "nets",
     "numerics",
+    "open_run",
+    "plot",
     "register",
     "register_data",
     "register_head",
@@ -51,6 +75,8 @@ __all__ = [
     "register_part",
     "register_prior",
     "registered",
+    "round_trip",
     "save",
     "to_spec",
+    "train",
 ]

@@ -15,7 +15,7 @@ from .diagnostics.interpolation import interpolate
 from .errors import InvflowError
 from .sequential import Sequential
 from .training.module import evaluation_draws
-from .training.run import Run
+from .training.run_folder import Run
 from .training.tasks import evaluating, in_turn
 
 Model: TypeAlias = models.Classifier | models.Flow
@@ -118,7 +118,7 @@ def interpolation(
 def curves(run: Run | str | Path) -> Figure:
     """The training and test metrics of a run by epoch."""
     opened = run if isinstance(run, Run) else Run.open(Path(run))
-    return pictures.training_curves(opened.metrics())
+    return pictures.training_curves(opened.metrics)
 
 
 def _draw(flow: models.Flow, count: int, context: Tensor | None, seed: int) -> Tensor:

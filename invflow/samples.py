@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ class Samples(Dataset[Batch], ABC):
         """The positions of all samples in a random order, in which a training takes them."""
         return torch.randperm(len(self), generator=generator)
 
-    def batches(self) -> Iterator[Batch] | None:
+    def own_batches(self) -> Iterable[Batch] | None:
         """All samples in batches and an order of their own; None if they are taken by their positions."""
         return None
 
@@ -159,7 +159,7 @@ class InMemory(Samples):
         self, values: Tensor, labels: Tensor | None = None, context: Tensor | None = None, *, levels: int | None = None
     ) -> None:
         self._all = Batch(values, labels, context)
-        self._levels = levels
+        self.levels = levels
         self.labels = labels
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class InMemory(Samples):
         found = self._all.rows(positions)
         if found.values.is_floating_point():
             return found
-        return found._replace(values=found.values.to(torch.get_default_dtype()) / (self._levels or 1))
+        return found._replace(values=found.values.to(torch.get_default_dtype()) / (self.levels or 1))
 
 
 class Subset(Samples):

@@ -15,9 +15,8 @@ from PIL import Image
 
 import invflow
 from invflow.cli import app, main
-from invflow.cli.options import new_folder
 from invflow.errors import UnfinishedWarning
-from invflow.training.run import Run
+from invflow.training.run_folder import Run, new_folder
 from tests.test_density_training import images, points
 from tests.test_training import fill_the_disk, tiny
 

@@ -30,7 +30,7 @@ from invflow.spec.training import Data
 from invflow.training import data as loading
 from invflow.training.data import load_data
 from invflow.training.data import test_loader as loader_of
-from invflow.training.run import Run
+from invflow.training.run_folder import Run
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,9 +18,10 @@ from invflow.spec.training import Augmentation, Data
 from invflow.training import run as runs
 from invflow.training.compare import compare
 from invflow.training.data import load_data
-from invflow.training.evaluate import evaluate_run
 from invflow.training.illustrate import illustrate
 from invflow.training.module import ModelTraining
+from invflow.training.public import evaluate
+from invflow.training.run_folder import Run
 from invflow.training.tasks import task_of
 from tests.test_training import tiny
 
@@ -179,21 +180,21 @@ class TestRuns:
         model = run.load()
         assert isinstance(model, Flow)
         assert not model.bijection.awaits_data
-        found = evaluate_run(run)
-        assert found.scores == evaluate_run(run).scores, "an evaluation draws the same noise each time"
+        found = evaluate(run)
+        assert found.scores == evaluate(run).scores, "an evaluation draws the same noise each time"
         for name, value in found.scores.items():
-            assert value == pytest.approx(run.metrics()[-1][name], rel=1e-5)  # float32 means
+            assert value == pytest.approx(run.metrics[-1][name], rel=1e-5)  # float32 means
             assert name == next(iter(found.scores)) or f"best_{name}" not in run.record
         score = next(iter(found.scores))
         assert run.record[f"best_{score}"] <= run.record[score]
-        rows = [row[score] for row in run.metrics()]
+        rows = [row[score] for row in run.metrics]
         assert run.record[f"best_{score}"] == pytest.approx(min(rows), rel=1e-5)
         assert rows[-1] < rows[0], "it learns nothing"
         for (dtype, _), trip in found.round_trips.items():
             assert trip.relative <= 64 * torch.finfo(getattr(torch, dtype)).eps  # two couplings: a few roundings
 
     def test_bits_and_nats_agree(self, tmp_path):
-        found = evaluate_run(runs.train(images(epochs=1), tmp_path / "run", progress=False))
+        found = evaluate(runs.train(images(epochs=1), tmp_path / "run", progress=False))
         assert found.test_bits_per_dim == pytest.approx(found.test_nll / (64 * math.log(2)) + 4)  # pixels k / 16
 
     def test_the_evaluation_is_the_density_of_the_pixels(self, tmp_path):
@@ -202,7 +203,7 @@ class TestRuns:
         model, pixels = run.load().eval(), load_data(run.training.data).test.all().values
         with torch.no_grad():
             nll = -model.log_prob((pixels * 16 + torch.rand_like(pixels)) / 16).mean()
-        assert evaluate_run(run).test_nll == pytest.approx(nll.item(), abs=0.03 * 64)
+        assert evaluate(run).test_nll == pytest.approx(nll.item(), abs=0.03 * 64)
 
     @pytest.mark.parametrize("make", [points, images, residual_images])
     @pytest.mark.parametrize("epoch", [0, 1])
@@ -223,7 +224,7 @@ class TestRuns:
         run = runs.resume(tmp_path / "run", progress=False)
         expected, found = whole.load().state_dict(), run.load().state_dict()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
-        assert evaluate_run(run).scores == evaluate_run(whole).scores
+        assert evaluate(run).scores == evaluate(whole).scores
 
     def test_gradients_are_clipped(self, tmp_path):
         """Plain gradient descent moves by lr times the gradient, so that the bound limits the norm of the step."""
@@ -242,7 +243,7 @@ class TestRuns:
         with pytest.raises(DivergedError, match=r"run: training diverged in epoch \d+, step \d+: .*clip_gradient") as e:
             runs.train(spec, tmp_path / "run", progress=False)
         assert "\n" not in str(e.value)
-        run = runs.Run.open(tmp_path / "run")
+        run = Run.open(tmp_path / "run")
         assert run.record["status"] == "diverged"
         with pytest.warns(UnfinishedWarning, match=r"run: training diverged in .* the weights are those after 0 of"):
             model = run.load()

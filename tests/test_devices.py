@@ -21,6 +21,7 @@ from invflow.training import frozen, illustrate, tasks
 from invflow.training import run as runs
 from invflow.training.augment import Augment
 from invflow.training.data import load_data
+from invflow.training.run_folder import Run
 from invflow.training.tasks import task_of
 from tests.numerics.test_runs import SPEC
 from tests.test_density_training import images, points
@@ -196,7 +197,7 @@ def test_an_interpolation_moves_model_and_images(device, monkeypatch, tmp_path):
 
 
 def test_freezing_measures_on_the_device_and_writes_the_same_model(trained, monkeypatch, tmp_path):
-    run, mode = runs.Run.open(trained["classifier"]), Exact(mode="exact")
+    run, mode = Run.open(trained["classifier"]), Exact(mode="exact")
     expected, result = frozen.freeze_run(run, tmp_path / "cpu", mode)
     moved, module_to, tensor_to = [], torch.nn.Module.to, Tensor.to
 

@@ -30,8 +30,9 @@ from invflow.spec.training import (
 from invflow.training import run as runs
 from invflow.training.augment import Augment
 from invflow.training.data import load_data, seed_at, train_loader
-from invflow.training.evaluate import evaluate_run
 from invflow.training.module import ModelTraining, make_optimizer, make_schedule
+from invflow.training.public import evaluate
+from invflow.training.run_folder import Run
 
 
 def tiny(**training):
@@ -189,17 +190,17 @@ def fill_the_disk(patch, name, at=1):
 class TestRuns:
     def test_a_run_folder_holds_everything(self, tmp_path):
         run = runs.train(tiny(), tmp_path / "run", overrides={"epochs": 2, "lr": 0.01, "seed": 3}, progress=False)
-        reopened = runs.Run.open(tmp_path / "run")
+        reopened = Run.open(tmp_path / "run")
         assert reopened.record["status"] == "finished"
         assert reopened.record["overrides"] == {"epochs": 2, "lr": 0.01, "seed": 3}
         assert (reopened.training.epochs, reopened.training.optimizer.lr, reopened.training.seed) == (2, 0.01, 3)
         assert {"torch", "invflow", "python"} <= set(reopened.record["versions"])
-        assert [row["epoch"] for row in run.metrics()] == [0, 1]
-        assert {"train_loss", "train_accuracy", "test_loss", "test_accuracy"} <= set(run.metrics()[0])
+        assert [row["epoch"] for row in run.metrics] == [0, 1]
+        assert {"train_loss", "train_accuracy", "test_loss", "test_accuracy"} <= set(run.metrics[0])
         assert any((tmp_path / "run" / "logs" / "tensorboard").rglob("events*"))
         assert isinstance(invflow.load(tmp_path / "run" / "best"), invflow.Classifier)
-        found = evaluate_run(reopened)
-        assert found.test_accuracy == pytest.approx(run.metrics()[-1]["test_accuracy"], abs=1e-6)
+        found = evaluate(reopened)
+        assert found.test_accuracy == pytest.approx(run.metrics[-1]["test_accuracy"], abs=1e-6)
         for (dtype, _), trip in found.round_trips.items():
             assert trip.relative <= 64 * torch.finfo(getattr(torch, dtype)).eps  # two couplings: a few roundings
 
@@ -232,12 +233,12 @@ class TestRuns:
                 runs.train(spec, tmp_path / "run", progress=False)
         with pytest.warns(UnfinishedWarning, match=f"those after {epoch} of 4 epochs"):
             assert isinstance(invflow.load(tmp_path / "run"), invflow.Classifier), "not readable after it"
-        assert runs.Run.open(tmp_path / "run").record["epochs_done"] == epoch
+        assert Run.open(tmp_path / "run").record["epochs_done"] == epoch
         run = runs.resume(tmp_path / "run", progress=False)
         expected, found = whole.load().state_dict(), run.load().state_dict()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
-        assert [row["epoch"] for row in run.metrics()] == [0, 1, 2, 3]
-        assert run.metrics()[-1]["test_accuracy"] == whole.metrics()[-1]["test_accuracy"]
+        assert [row["epoch"] for row in run.metrics] == [0, 1, 2, 3]
+        assert run.metrics[-1]["test_accuracy"] == whole.metrics[-1]["test_accuracy"]
         assert runs.resume(tmp_path / "run").record == run.record, "a finished run is left as it is"
 
     def test_the_last_epoch_is_evaluated_whatever_the_interval(self, tmp_path):
@@ -245,8 +246,8 @@ class TestRuns:
         weights = run.load().state_dict()
         every = runs.train(tiny(epochs=3), tmp_path / "every", progress=False).load().state_dict()
         assert all(torch.equal(weights[name], every[name]) for name in weights)
-        assert [row["epoch"] for row in run.metrics()] == [0, 1, 2]
-        assert "test_accuracy" in run.metrics()[-1]
+        assert [row["epoch"] for row in run.metrics] == [0, 1, 2]
+        assert "test_accuracy" in run.metrics[-1]
         assert run.record["epochs_done"] == 3
 
     def test_a_folder_that_holds_something_is_not_touched(self, tmp_path):
@@ -283,7 +284,7 @@ class TestRuns:
         assert [path.name for path in (folder / "resume").iterdir()] == ["last.ckpt"]
         expected, found = whole.load().state_dict(), run.load().state_dict()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
-        assert run.metrics() == whole.metrics()
+        assert run.metrics == whole.metrics
 
     def test_a_run_that_cannot_begin_leaves_nothing(self, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
@@ -306,8 +307,8 @@ class TestRuns:
         monkeypatch.setattr(runs, "_initialized", meanwhile)
         with pytest.raises(RunError, match="exists already"):
             runs.train(tiny(epochs=1), other, progress=False)
-        assert runs.Run.open(other).training.seed == 1
-        assert runs.Run.open(other).record["status"] == "finished"
+        assert Run.open(other).training.seed == 1
+        assert Run.open(other).record["status"] == "finished"
 
     @pytest.mark.parametrize("content", [None, "{", "[]"])
     def test_a_folder_that_is_no_run(self, tmp_path, content):
@@ -315,7 +316,7 @@ class TestRuns:
         if content is not None:
             (tmp_path / "run.json").write_text(content)
         with pytest.raises(RunError, match="no run here" if content is None else "cannot be read"):
-            runs.Run.open(tmp_path)
+            Run.open(tmp_path)
 
     def test_a_truncated_state_cannot_be_gone_on_from(self, tmp_path):
         run = runs.train(tiny(epochs=1), tmp_path / "run", progress=False)

@@ -25,7 +25,7 @@ VERBS: tuple[Callable[..., None], ...] = tuple(vars(module)[module.__name__.spli
 The help lists the first sentence of each docstring, of at most 61 characters.
 """
 
-TRAIN_EXTRA = frozenset({"lightning", "torchmetrics", "sklearn", "tensorboard"})
+TRAIN_EXTRA = frozenset({"lightning", "sklearn", "tensorboard"})
 """The packages of the extra ``train`` by their import names: the core does not install them."""
 
 app = typer.Typer(name="invflow", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

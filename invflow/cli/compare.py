@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, TrainSize, new_folder
+from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, TrainSize
 from .output import err, out, print_json, print_table, stdout_for_the_answer
 
 if TYPE_CHECKING:
     from ..training.compare import Comparison, Row
+    from ..training.run_folder import new_folder
 
 
 def compare(

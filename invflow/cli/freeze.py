@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvflowError
-from .options import AsJson, DataRoot, Device, Plugins, RunPath
+from .options import AsJson, DataName, DataRoot, Device, Plugins, RunPath, named_data
 from .output import out, print_caveat, print_json, stdout_for_the_answer
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def freeze(
     frac_bits: Annotated[int | None, typer.Option(help="The grid is the multiples of 2^-FRAC_BITS.")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The new run folder; default: RUN-MODE.")] = None,
     device: Device = "auto",
+    data: DataName = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     plugin: Plugins = None,
@@ -34,7 +35,7 @@ def freeze(
     from ..fields import describe
     from ..numerics import Numerics
     from ..training.frozen import freeze_run
-    from ..training.run import Run
+    from ..training.run_folder import Run
 
     options = {"mode": mode} | ({} if frac_bits is None else {"frac_bits": frac_bits})
     try:
@@ -43,7 +44,7 @@ def freeze(
         raise InvflowError(f"freeze: {describe(error.errors(include_url=False)[0])}") from None
     with stdout_for_the_answer(as_json):
         folder = to or run.with_name(f"{run.resolve().name}-{mode}")
-        frozen, found = freeze_run(Run.open(run), folder, numerics, data_root, device)
+        frozen, found = freeze_run(Run.open(run), folder, numerics, data_root, device, named_data(data))
     if as_json:
         known = {"run": str(frozen.folder), "unfinished": frozen.unfinished}
         print_json({**known, "numerics": numerics.model_dump()}, found)

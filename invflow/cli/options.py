@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
-from datetime import datetime
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InvflowError
 from ..plugins import load_plugin
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", callback=_load_plugins, is_eager=True, help=_PLUGIN),
 ]
+DataName = Annotated[
+    str | None,
+    typer.Option("--data", metavar="NAME", help="A data set's name, or its JSON, in the place of the spec's."),
+]
 Epochs = Annotated[int | None, typer.Option(help="Override the number of epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Override the batch size.")]
 LearningRate = Annotated[float | None, typer.Option(help="Override the learning rate.")]
@@ -46,6 +50,13 @@ def load_document(source: Path) -> Spec:
     return load_spec(source / SPEC_FILE if source.is_dir() else source)
 
 
-def new_folder(name: str) -> Path:
-    """The default folder of a training, a new one at each call."""
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+def named_data(text: str | None) -> dict[str, Any] | None:
+    """The document of a data set that an option names."""
+    if text is None or not text.lstrip().startswith("{"):
+        return None if text is None else {"name": text}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InvflowError(f'--data expects a name, or JSON such as {{"name": "moons"}}: {error}') from None
+    assert isinstance(found, dict)
+    return found

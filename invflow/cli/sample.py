@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvflowError
-from .options import AsJson, DataRoot, Device, Plugins, RunPath
+from .options import AsJson, DataName, DataRoot, Device, Plugins, RunPath, named_data
 from .output import out, print_json, stdout_for_the_answer
 
 
@@ -19,6 +19,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="The seed of the samples.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", help="The picture; default: RUN/pictures/drawn.png.")] = None,
     device: Device = "auto",
+    data: DataName = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     plugin: Plugins = None,
@@ -28,13 +29,14 @@ def sample(
     The result is a picture or, with --json, the numbers and their log-densities.
     """
     from ..diagnostics.pictures import write_figure
-    from ..training.run import PICTURES, Run
+    from ..training.run import task_of_run
+    from ..training.run_folder import PICTURES, Run
     from ..training.tasks import Density
 
     to = to or run / PICTURES / "drawn.png"
     with stdout_for_the_answer(as_json):
         opened = Run.open(run)
-        task = opened.task(data_root, device)
+        task = task_of_run(opened, data_root, device, named_data(data))
         if not isinstance(task, Density):
             raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
         drawn = task.draw(count, temperature=temperature, seed=seed)

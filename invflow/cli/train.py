@@ -13,7 +13,19 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvflowError
-from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, TrainSize, new_folder
+from .options import (
+    AsJson,
+    BatchSize,
+    DataName,
+    DataRoot,
+    Device,
+    Download,
+    Epochs,
+    LearningRate,
+    Plugins,
+    TrainSize,
+    named_data,
+)
 from .output import err, out, print_evaluation, print_json, stdout_for_the_answer
 
 
@@ -29,6 +41,7 @@ def train(
     save_every: Annotated[
         str | None, typer.Option(metavar="STEPS|MINUTESm", help="Save that often, each epoch too; default: 5m.")
     ] = None,
+    data: DataName = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     download: Download = False,
@@ -43,8 +56,16 @@ def train(
     from ..spec.record import RUN_FILE
     from ..training import run as runs
     from ..training.illustrate import illustrate
+    from ..training.run_folder import folder_name, new_folder
 
-    overrides = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": lr, "train_size": train_size}
+    overrides = {
+        "data": named_data(data),
+        "seed": seed,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "train_size": train_size,
+    }
     if (spec is None) == (resume is None):
         raise InvflowError("train expects a SPEC, or --resume RUN, and not both")
     if resume is not None and (to is not None or any(value is not None for value in overrides.values())):
@@ -59,7 +80,7 @@ def train(
                 run = runs.resume(resume, **options)
             elif spec is not None:
                 document = load_spec(spec)
-                folder = to or new_folder(runs.folder_name(document))
+                folder = to or new_folder(folder_name(document))
                 run = runs.train(document, folder, overrides=overrides, **options)
             found, pictures = illustrate(run, data_root, device)
         except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, SIGTERM, a full disk

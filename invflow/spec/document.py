@@ -158,6 +158,11 @@ class Spec:
         self.training = self.top.training
         self.name = self.top.name
 
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        top = next((f", {name} {node.tag}" for name, node in (("head", self.head), ("prior", self.prior)) if node), "")
+        return f"Spec({name}input {self.input_shape}, {counted(len(self.layers), 'layer')}{top})"
+
     @property
     def folder(self) -> Path | None:
         """The folder of the file that the spec was read from; None if it was no file."""

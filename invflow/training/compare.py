@@ -13,8 +13,8 @@ import torch
 from ..errors import DivergedError, InvflowError
 from ..spec.document import Spec
 from ..spec.training import Training
-from .evaluate import evaluate_run
-from .run import check_trainable, folder_name, overridden, train
+from .run import check_trainable, overridden, task_of_run, train
+from .run_folder import folder_name
 from .tasks import Score
 
 _UNTESTED = {"train_size", "validation_size", "augmentation"}  # of the data, what does not change the test samples
@@ -120,7 +120,7 @@ def compare(
                 row.scores.setdefault(f"test_{score.name}", []).append(math.nan)
                 row.diverged += 1
                 continue
-            result = evaluate_run(run, data_root, options.get("device", "auto"))
+            result = task_of_run(run, data_root, options.get("device", "auto")).evaluate()
             run.update(**result.scores)
             for key, value in result.scores.items():
                 row.scores.setdefault(key, []).append(value)

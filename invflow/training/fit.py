@@ -19,7 +19,7 @@ from .data import test_loader
 from .saving import BEST, HeldSignals, Interval, Saving, Stopped
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .run_folder import Run
     from .tasks import Task
 
 

@@ -11,7 +11,8 @@ from ..errors import RunError
 from ..models.freezing import freeze
 from ..numerics import Mode
 from ..spec import to_spec
-from .run import Run, begin, owned, require_empty, versions
+from .run import task_of_run, versions
+from .run_folder import Run, begin, owned, require_empty
 from .tasks import FREEZING_SAMPLES, Classification, Task, evaluating
 
 INVERTED_IMAGES = 10_000
@@ -38,7 +39,12 @@ class Frozen:
 
 
 def freeze_run(
-    run: Run, folder: Path, numerics: Mode, data_root: Path | None = None, device: str = "auto"
+    run: Run,
+    folder: Path,
+    numerics: Mode,
+    data_root: Path | None = None,
+    device: str = "auto",
+    named: dict[str, Any] | None = None,
 ) -> tuple[Run, Frozen]:
     """Write a trained run's model in other numerics into a new run folder.
 
@@ -51,6 +57,7 @@ def freeze_run(
         numerics: the numerics of the new run.
         data_root: see `load_data`.
         device: where both models are evaluated; see `device_of`.
+        named: the document of other data than those of the run's spec.
 
     Raises:
         RunError: the folder is not empty, another process writes there, or the run is of a flow.
@@ -58,7 +65,7 @@ def freeze_run(
         InvflowError: this machine does not have the device.
     """
     require_empty(folder)
-    task: Task[Any] = run.task(data_root, device)
+    task: Task[Any] = task_of_run(run, data_root, device, named)
     if not isinstance(task, Classification):
         raise RunError(f"{run.folder}: a density, whose data are off the grid; freeze expects the run of a classifier")
     seen = task.data.train.first(FREEZING_SAMPLES)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -51,18 +50,17 @@ class OfLoader(Samples):
         try:
             return len(self._loader.dataset)
         except (AttributeError, TypeError):
-            return sum(len(batch.values) for batch in self.batches())
+            return sum(len(batch.values) for batch in self.own_batches())
 
-    def batches(self) -> Iterator[Batch]:
-        for batch in map(as_batch, self._loader):
-            yield batch if self._classes is None else one_hot(batch, self._classes)
+    def own_batches(self) -> Iterable[Batch]:
+        return _Batches(self._loader, self._classes)
 
     def take(self, positions: Tensor) -> Batch:
         raise DataError("the samples of a DataLoader have no positions; pass its Dataset")
 
     def first(self, count: int) -> Batch:
         found: list[Batch] = []
-        for batch in self.batches():
+        for batch in self.own_batches():
             found.append(batch)
             if sum(len(one.values) for one in found) >= count:
                 break
@@ -72,6 +70,21 @@ class OfLoader(Samples):
 
     def with_labels_as_context(self, classes: int) -> Samples:
         return OfLoader(self._loader, classes)
+
+
+class _Batches:
+    """The batches of a loader, whatever it returns; see `OfLoader`."""
+
+    def __init__(self, loader: Any, classes: int | None) -> None:
+        self._loader = loader
+        self._classes = classes
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in map(as_batch, self._loader):
+            yield batch if self._classes is None else one_hot(batch, self._classes)
 
 
 def data_set(
@@ -105,9 +118,9 @@ def data_set(
         parts = [None if one is None else OfLoader(one) for one in _loaders(given)]
     train, tested, validated = parts
     assert train is not None
-    levels = levels or (_BYTES if _are_bytes(given) else None)
+    levels = getattr(train, "levels", levels)
     names = class_names([part for part in parts if part is not None], classes)
-    if train.batches() is None:
+    if train.own_batches() is None:
         return request.data_set(train, tested, validated, levels=levels, class_names=names)
     if tested is None:
         raise DataError("fit expects test=, the test data, along with a DataLoader, whose samples cannot be split")
@@ -157,15 +170,10 @@ def _loaders(module: LightningDataModule) -> list[Any]:
     return [train, validation, None] if test is None else [train, test, validation]
 
 
-def _are_bytes(given: Given) -> bool:
-    values = given
-    while isinstance(values, tuple | list) and values:
-        values = values[0]
-    return isinstance(values, torch.Tensor | np.ndarray) and str(values.dtype).rpartition(".")[-1] == "uint8"
-
-
 def _sound(batch: Batch) -> Batch:
     """Arrays as samples in memory. Raises DataError if they are empty, not finite, or of different lengths."""
+    if batch.values.dim() < 2 or not batch.values.numel():
+        raise DataError(f"values: expected at least one sample, in rows, got shape {tuple(batch.values.shape)}")
     for name, one in zip(Batch._fields, batch, strict=True):
         if one is None:
             continue
@@ -176,8 +184,6 @@ def _sound(batch: Batch) -> Batch:
         wrong = (~one.reshape(len(one), -1).isfinite().all(1)).nonzero()
         if len(wrong):
             raise DataError(f"{name}: NaN or infinite in {len(wrong)} of {len(one)} rows, first in row {int(wrong[0])}")
-    if not len(batch.values):
-        raise DataError("values: expected at least one sample, got none")
     labels, context = batch.labels, batch.context
     if labels is not None and (labels.is_floating_point() or int(labels.min()) < 0):
         raise DataError(f"labels: expected classes counted from 0, got {labels.min().item()}")

@@ -13,7 +13,8 @@ from ..diagnostics.interpolation import interpolate
 from ..diagnostics.solver_plot import inverse_errors, solver_plot
 from ..errors import DataError, InvflowError
 from .module import evaluation_draws
-from .run import PICTURES, Run
+from .run import task_of_run
+from .run_folder import PICTURES, Run
 from .tasks import Evaluation, Task, evaluating
 
 SHOWN = 8
@@ -24,11 +25,11 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
 
     Pictures of inversion are drawn only of a model that is invertible.
     """
-    task = run.task(data_root, device)
+    task = task_of_run(run, data_root, device)
     chain, data, folder = task.model.bijection, task.data, run.folder / PICTURES
     found, shown = task.evaluate(), data.test.first(SHOWN)
     images = shown.values
-    figures = {**task.figures(), "curves": pictures.training_curves(run.metrics())}
+    figures = {**task.figures(), "curves": pictures.training_curves(run.metrics)}
     with evaluating(task.model), evaluation_draws(0):
         if data.holds_images:
             if not found.caveat:

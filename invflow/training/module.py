@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,9 @@ import lightning
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
-from torch.utils.data import DataLoader
 
 from ..errors import DivergedError
-from ..samples import Batch
+from ..samples import Batch, as_batch
 from ..spec.training import OneCycle, Optimizer, Schedule, Training
 from .augment import Augment
 from .data import seed_at, train_loader
@@ -103,9 +102,16 @@ class ModelTraining(lightning.LightningModule):
         """The averages over the training samples of this epoch so far, as plain data."""
         return asdict(self._averages["train"])
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Iterable[Batch]:
         seed = seed_at(self.options.seed, self.current_epoch)
         return train_loader(self.task.data.train, self.options.batch_size, seed, self.batches_done)
+
+    def on_before_batch_transfer(self, batch: Any, _: int) -> Batch:
+        return as_batch(batch)
+
+    def on_train_batch_start(self, batch: Batch, _: int) -> None:
+        if self.global_step == 0 and self.task.model.bijection.awaits_data:  # under a trainer that is not a run's
+            self.task.model.bijection.initialize(self.task.inputs(batch.values), batch.context)
 
     def on_train_epoch_start(self) -> None:
         self.values = {}

@@ -1,23 +1,8 @@
-"""Runs: a training and the folder that holds all of it.
-
-A run folder is a checkpoint (``spec.json`` and its weights, so `invflow.load` reads it). It also has ``best/``, another
-checkpoint, ``run.json`` (overrides, versions, results), ``logs/`` (CSV and TensorBoard), ``resume/`` (the state from
-which an interrupted training goes on, see `saving`) and ``pictures/``. A spec in exact numerics is trained in float and
-frozen at the end: the float model stays in ``float/``, and the one in ``best/`` is float too. Each file is written
-beside its target and renamed, so that an interruption or a full disk leaves a folder to read and to resume; only
-TensorBoard's events, which nothing here reads, are appended to.
-"""
+"""The training of a run, to its end or from where it was interrupted."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
 import platform
-import re
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,110 +10,30 @@ import torch
 from lightning import Fabric
 
 from ..errors import DivergedError, InvflowError, RunError
-from ..files import locked, write_atomically
 from ..models import Classifier, Flow
 from ..models.freezing import freeze
 from ..numerics import Exact
 from ..samples import DataSet
 from ..spec.build import build_model
-from ..spec.checkpoint import SPEC_FILE, load, read_checkpoint_spec, write_checkpoint
+from ..spec.checkpoint import SPEC_FILE, write_checkpoint
 from ..spec.diff import diff_specs
 from ..spec.document import Spec
-from ..spec.record import RUN_FILE, read_record, unfinished
-from ..spec.training import Data, Training
-from ..state import TensorShape
+from ..spec.training import Training
 from .data import load_data
 from .fit import fit
+from .run_folder import Run, begin, misfit, owned, require_empty
 from .saving import SAVE_EVERY, Interval
 from .tasks import CPU, FREEZING_SAMPLES, Task, task_of
 
 FLOAT = "float"
-PICTURES = "pictures"
-_OWNER = ".training"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder.
-
-    Attributes:
-        folder: its path.
-        spec: the spec that it trains, with its overrides.
-        record: the content of ``run.json``.
-    """
-
-    folder: Path
-    spec: Spec
-    record: dict[str, Any]
-
-    @classmethod
-    def open(cls, folder: Path) -> Run:
-        """Open a folder that `train` wrote. Raise RunError if there is no run in it."""
-        record = read_record(folder)
-        if record is None:
-            expected = f"expected a folder with {RUN_FILE}, as 'invflow train' writes it"
-            raise RunError(f"{folder}: no run here: {expected}")
-        return cls(folder, read_checkpoint_spec(folder)[0], record)
-
-    @property
-    def training(self) -> Training:
-        """The spec's training block, or its defaults."""
-        return self.spec.training or Training()
-
-    @property
-    def unfinished(self) -> str | None:
-        """Why the training of the model did not reach its end, in words; None if it did."""
-        return unfinished(self.record, self.spec.training)
-
-    def load(self) -> Classifier | Flow:
-        """The trained model, with the weights of the last evaluation. Warn if its training did not reach its end."""
-        model = load(self.folder)
-        if not isinstance(model, Classifier | Flow):
-            raise RunError(f"{self.folder}: a chain without a head or a prior: nothing to evaluate")
-        return model
-
-    def task(self, data_root: Path | None = None, device: str = "auto") -> Task[Any]:
-        """The task of evaluating the trained model on the data of its spec.
-
-        Args:
-            data_root: see `load_data`.
-            device: see `device_of`.
-        """
-        place = device_of(device)
-        return task_of(self.load(), self.data(data_root), place)
-
-    def data(self, data_root: Path | None = None) -> DataSet:
-        """The data set of its spec; see `load_data`."""
-        return load_data(self.training.data, data_root, folder=self.data_folder)
-
-    @property
-    def data_folder(self) -> Path | None:
-        """The folder of the spec that was trained, to which the paths of its data are relative."""
-        known = self.record.get("data_folder")
-        return Path(known) if isinstance(known, str) else None
-
-    def update(self, **entries: Any) -> None:
-        """Add entries to ``run.json``."""
-        self.record.update(entries)
-        write_atomically(self.folder / RUN_FILE, json.dumps(self.record, indent=2).encode() + b"\n")
-
-    def metrics(self) -> list[dict[str, float]]:
-        """One row per epoch, from the CSV logs of a run and its resumptions; a later log overrides an earlier one."""
-        rows: dict[int, dict[str, float]] = {}
-        logs = self.folder.glob("logs/csv/version_[0-9]*/metrics.csv")
-        for log in sorted(logs, key=lambda path: int(path.parent.name.removeprefix("version_"))):
-            for row in csv.DictReader(log.read_text().splitlines()):
-                known = {name: float(value) for name, value in row.items() if value}
-                # Version 0.2 logged the final evaluation under an epoch that does not exist.
-                known["epoch"] = min(known["epoch"], self.training.epochs - 1)
-                rows.setdefault(int(known["epoch"]), {}).update(known)
-        return [rows[epoch] for epoch in sorted(rows)]
 
 
 def train(
     spec: Spec,
     folder: Path,
     *,
+    data: DataSet | None = None,
+    model: Classifier | Flow | None = None,
     data_root: Path | None = None,
     download: bool = False,
     overrides: dict[str, Any] | None = None,
@@ -141,6 +46,8 @@ def train(
     Args:
         spec: a spec with a head or a prior; the training block may be absent.
         folder: the run folder to write; it must be empty or absent.
+        data: the data; None for those that the spec names.
+        model: the model, which the spec describes, with the weights to begin with; None for random weights.
         data_root: see `load_data`.
         download: see `load_data`.
         overrides: entries that override those of the training block: seed, epochs, batch_size, lr, train_size.
@@ -163,11 +70,11 @@ def train(
     require_empty(folder)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
-    data = check_trainable(spec, data_root, download=download).data
+    data = check_trainable(spec, data_root, data=data, download=download).data
     to_freeze: dict[str, Any] = {}
     if spec.top.numerics.integer_nets:
         to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
-    task = _initialized(spec, data)
+    task = _initialized(spec, data, model)
     with owned(folder):
         started: dict[str, Any] = {"name": spec.name, "status": "training", "overrides": overrides, "epochs_done": 0}
         if spec.folder is not None:  # to which the paths of files are relative
@@ -178,47 +85,11 @@ def train(
         return _trained(run, task, interval, accelerator, progress)
 
 
-def begin(folder: Path, document: dict[str, Any], model: Classifier | Flow, record: dict[str, Any]) -> Run:
-    """Write a new run into a folder that is owned. Raise RunError if it's not empty; after an error, nothing stays."""
-    require_empty(folder)
-    try:
-        write_checkpoint(document, model.state_dict(), folder)
-        run = Run(folder, read_checkpoint_spec(folder)[0], {})
-        run.update(**record)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return run
-
-
-def require_empty(folder: Path) -> None:
-    """Raise RunError if a folder is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(path.name != _OWNER for path in folder.iterdir())):
-        raise RunError(f"{folder}: exists already; name another folder with --out, or resume it with --resume")
-
-
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Hold a run folder, which is created if necessary.
-
-    Raises:
-        RunError: another process holds it, or it cannot be written.
-    """
-    with contextlib.ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / _OWNER, wait=False))
-        except BlockingIOError:
-            found = "another process writes this run; wait until it has ended, or name another folder with --out"
-            raise RunError(f"{folder}: {found}") from None
-        except OSError as error:
-            raise RunError(f"{folder}: a run is written there, which is not possible: {error.strerror}") from None
-        yield
-
-
 def resume(
     folder: Path,
     *,
+    data: DataSet | None = None,
+    model: Classifier | Flow | None = None,
     data_root: Path | None = None,
     download: bool = False,
     save_every: int | str | None = None,
@@ -244,6 +115,8 @@ def resume(
     interval = Interval.parse(every)
     with owned(folder):
         run = Run.open(folder)  # as the owner before left it
+        if not run.record:
+            raise RunError(f"{folder}: a model that a program saved: there is no training to resume")
         if run.record.get("status") == "finished":
             return run
         if run.record.get("status") == "diverged":
@@ -254,9 +127,8 @@ def resume(
         run.update(save_every=str(every))
         if "freeze" in run.record:  # the interruption may have come after the exact model was written
             run = Run(folder, run.spec.replace(numerics=None), run.record)
-        task = _initialized(
-            run.spec, check_trainable(run.spec, data_root, folder=run.data_folder, download=download).data
-        )
+        options: dict[str, Any] = {"data": data, "folder": run.data_folder, "download": download}
+        task = _initialized(run.spec, check_trainable(run.spec, data_root, **options).data, model)
         return _trained(run, task, interval, accelerator, progress)
 
 
@@ -282,30 +154,28 @@ def _trained(run: Run, task: Task[Any], interval: Interval, accelerator: dict[st
     return run
 
 
-def folder_name(spec: Spec) -> str:
-    """A folder name for a spec: its own name without characters that lead elsewhere; the spec may be a stranger's."""
-    return re.sub(r"[^\w.-]+", "-", spec.name or "").strip(".-")[:60] or "run"
-
-
 def check_trainable(
-    spec: Spec, data_root: Path | None = None, *, folder: Path | None = None, download: bool = False
+    spec: Spec,
+    data_root: Path | None = None,
+    *,
+    data: DataSet | None = None,
+    folder: Path | None = None,
+    download: bool = False,
 ) -> Task[Any]:
     """The task of training a spec's model, on the meta device. Raises the errors of `train` if it cannot be trained.
 
     Args:
         spec: the spec.
         data_root: see `load_data`.
+        data: the data; None for those that the spec names.
         folder: to which the paths of data are relative; by default the spec's own.
         download: see `load_data`.
     """
-    options = (spec.training or Training()).data
-    data = load_data(options, data_root, folder=folder or spec.folder, download=download)
-    if spec.input_shape != data.shape:
-        kind = "images" if data.holds_images else "points"
-        message = f"{options.name} has {kind} of shape {data.shape}, the spec expects {spec.input_shape}"
-        raise spec.error(("input", "shape"), message)
-    if spec.context_shape != data.context_shape:
-        raise spec.error(("input", "context_shape"), _misfit(options, spec.context_shape, data.context_shape))
+    if data is None:
+        options = (spec.training or Training()).data
+        data = load_data(options, data_root, folder=folder or spec.folder, download=download)
+    if spec.input_shape != data.shape or spec.context_shape != data.context_shape:
+        raise spec.error(*misfit(spec, data, True))
     with torch.device("meta"):
         model = build_model(spec)
     if isinstance(model, Flow) and spec.top.numerics.on_grid:
@@ -313,14 +183,6 @@ def check_trainable(
     task = task_of(model, data)
     task.check(spec)
     return task
-
-
-def _misfit(options: Data, wanted: TensorShape | None, there: TensorShape | None) -> str:
-    """What is wrong if the data have another context than the spec expects."""
-    if there is None:
-        return f'{options.name} gives no context to train with; name one in training.data, such as "context": "labels"'
-    expects = "no context_shape" if wanted is None else f"the context_shape {list(wanted)}"
-    return f"{options.name} gives a context of shape {list(there)}, but the input has {expects}"
 
 
 def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
@@ -341,11 +203,26 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _initialized(spec: Spec, data: DataSet) -> Task[Any]:
-    """The task of training a spec's model, with random weights, and layers initialized with the first batch."""
+def task_of_run(
+    run: Run, data_root: Path | None = None, device: str = "auto", named: dict[str, Any] | None = None
+) -> Task[Any]:
+    """The task of evaluating the trained model of a run on the data of its spec, or on others.
+
+    Args:
+        run: the run.
+        data_root: see `load_data`.
+        device: see `device_of`.
+        named: the document of other data.
+    """
+    place = device_of(device)
+    return task_of(run.load(), run.data(data_root, named), place)
+
+
+def _initialized(spec: Spec, data: DataSet, model: Classifier | Flow | None) -> Task[Any]:
+    """The task of training a spec's model, by default with random weights; the first batch initializes its layers."""
     options = spec.training or Training()
     torch.manual_seed(options.seed)
-    task = task_of(build_model(spec), data)
+    task = task_of(build_model(spec) if model is None else model, data)
     task.check_range(spec)
     some = data.train.first(options.batch_size)
     task.model.bijection.initialize(task.inputs(some.values), some.context)

@@ -31,7 +31,7 @@ from ..spec.record import RUN_FILE
 from .module import ModelTraining
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .run_folder import Run
     from .tasks import Score
 
 BEST = "best"
@@ -135,7 +135,7 @@ class Saving(Checkpoint):
         for path in (self._path, run.folder / METRICS, run.folder / RUN_FILE):
             remove_partial(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-        known = run.metrics()
+        known = run.metrics
         self._rows = [row for row in known if self._state and row["epoch"] < self._state["epoch"]]
         if self._rows != known:
             self._write_rows()

@@ -74,7 +74,7 @@ class Score:
         return value > best if self.higher_is_better else value < best
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(ABC):
     """The evaluation of a trained model on the test samples.
 
@@ -98,6 +98,11 @@ class Evaluation(ABC):
     @abstractmethod
     def summary(self) -> str:
         """The scores in words."""
+
+    def __repr__(self) -> str:
+        error = max(trip.relative for (dtype, _), trip in self.round_trips.items() if dtype == "float32")
+        caveat = f"; {self.caveat}" if self.caveat else ""
+        return f"<{self.summary()}, {self.parameters:,} parameters, round-trip error {error:.1e} in float32{caveat}>"
 
 
 class Task(ABC, Generic[M]):
@@ -204,7 +209,7 @@ class ClassifierTraining(ModelTraining):
         return loss, {ACCURACY.name: (logits.argmax(1) == labels).float().mean()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassifierEvaluation(Evaluation):
     """The evaluation of a trained classifier on the test samples.
 
@@ -286,7 +291,7 @@ class FlowTraining(ModelTraining):
         return bits, {NLL.name: -log_prob, BITS.name: bits}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowEvaluation(Evaluation):
     """The evaluation of a trained flow on the test samples.
 

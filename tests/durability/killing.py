@@ -12,7 +12,7 @@ import torch
 
 from invflow.cli import main
 from invflow.diagnostics import pictures
-from invflow.training.run import Run
+from invflow.training.run_folder import Run
 
 # A server that has imported everything forks a process for each command: a fresh interpreter takes seconds to start.
 SERVER = multiprocessing.get_context("forkserver")
@@ -83,7 +83,7 @@ def require_equal(found: Path, expected: Path) -> None:
     assert mine.record == other.record
     metrics = Path("logs", "csv", "version_0", "metrics.csv")
     assert (found / metrics).read_text() == (expected / metrics).read_text()
-    assert [row["epoch"] for row in mine.metrics()] == list(range(mine.training.epochs))
+    assert [row["epoch"] for row in mine.metrics] == list(range(mine.training.epochs))
     for part in ("", "best"):
         names = {path.name for path in (found / part).glob("weights-*")}
         assert len(names) == 1

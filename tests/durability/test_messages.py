@@ -21,6 +21,7 @@ from invflow.diagnostics import pictures
 from invflow.errors import InvflowError, RunError
 from invflow.training import run as runs
 from invflow.training.module import ModelTraining
+from invflow.training.run_folder import Run
 from invflow.training.saving import Interval, Saving
 from tests.test_density_training import points
 from tests.test_training import fill_the_disk, tiny
@@ -105,7 +106,7 @@ class TestSaveEvery:
                 begin = runs.resume if number else functools.partial(runs.train, tiny())
                 with pytest.raises(KeyboardInterrupt):
                     begin(run, save_every=every, progress=False)
-            assert runs.Run.open(run).record["save_every"] == recorded
+            assert Run.open(run).record["save_every"] == recorded
             assert position(run) == saved
 
 
@@ -125,7 +126,7 @@ class TestSignals:
         runs.train(invflow.load_spec(spec), Path("whole"), progress=False)
         weights = [next(Path(name).glob("weights-*")).name for name in ("run", "whole")]
         assert weights[0] == weights[1]
-        assert runs.Run.open(Path("run")).metrics() == runs.Run.open(Path("whole")).metrics()
+        assert Run.open(Path("run")).metrics == Run.open(Path("whole")).metrics
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
     def test_a_second_one_acts_at_once(self, call, spec, monkeypatch, number, status):
@@ -151,7 +152,7 @@ class TestSignals:
         monkeypatch.setattr(ModelTraining, stage, told)
         assert call("train", spec, "--out", "run")[0] == 143
         assert position(Path("run")) == (2, 0)
-        assert len(runs.Run.open(Path("run")).metrics()) == 2
+        assert len(Run.open(Path("run")).metrics) == 2
 
     @pytest.mark.parametrize("stage", ["configure_optimizers", "train_dataloader", "on_train_start"])
     def test_when_the_training_begins(self, call, spec, monkeypatch, stage):
@@ -389,7 +390,7 @@ class TestDiverged:
         assert said.startswith("invflow: run: training diverged in epoch 2, step 6: the loss is nan, ")
         assert f"the first output that is not finite is that of layers.{layer}, AdditiveCoupling(" in said
         assert said.endswith(self.BEST)
-        assert runs.Run.open(Path("run")).record["status"] == "diverged"
+        assert Run.open(Path("run")).record["status"] == "diverged"
         for folder in ("run", "run/best"):
             warns = pytest.warns(UserWarning, match="diverged") if folder == "run" else contextlib.nullcontext()
             with warns:

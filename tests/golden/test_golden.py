@@ -12,8 +12,8 @@ import invflow
 from invflow.bijections import Residual
 from invflow.spec import load_spec
 from invflow.state import flatten, make_state
-from invflow.training.evaluate import evaluate_run
-from invflow.training.run import Run
+from invflow.training.public import evaluate
+from invflow.training.run_folder import Run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -90,7 +90,7 @@ def test_checkpoints_load(name):
 @pytest.mark.parametrize(("name", "score"), [("run", "test_accuracy"), ("moons", "test_nll")])
 def test_a_run_evaluates_to_what_was_recorded(name, score):
     run = Run.open(OLD / name)
-    assert evaluate_run(run).scores[score] == pytest.approx(run.record[score], abs=1e-5)
+    assert evaluate(run).scores[score] == pytest.approx(run.record[score], abs=1e-5)
 
 
 def test_a_document_of_version_1_keeps_its_identity():

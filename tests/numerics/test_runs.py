@@ -16,6 +16,7 @@ from invflow.numerics import Exact
 from invflow.spec import load_spec
 from invflow.training import run as runs
 from invflow.training.frozen import freeze_run
+from invflow.training.run_folder import Run
 
 SPEC = {
     "name": "small",
@@ -48,7 +49,7 @@ def test_a_frozen_run_is_exact_and_as_good(float_run, tmp_path, capsys):
     assert set(found["bit_equal"].values()) == {found["images"]} == {449}
     assert len(found["bit_equal"]) == 8
     assert abs(found["accuracy_after"] - found["accuracy_before"]) < POINTS
-    frozen = runs.Run.open(tmp_path / "exact")
+    frozen = Run.open(tmp_path / "exact")
     assert frozen.load().bijection.exactness == "exact"
     assert frozen.record["test_accuracy"] == found["accuracy_after"]
     assert frozen.spec.training == float_run.spec.training
@@ -90,7 +91,7 @@ def test_mistakes_get_one_line(float_run, tmp_path, capsys):
 def test_an_exact_spec_trains_in_float_and_is_frozen(float_run, tmp_path):
     run = runs.train(load_spec({**SPEC, "numerics": {"mode": "exact"}}), tmp_path / "run", progress=False)
     assert run.spec.hash == load_spec({**SPEC, "numerics": {"mode": "exact"}}).hash
-    opened = runs.Run.open(run.folder)
+    opened = Run.open(run.folder)
     assert opened.record["status"] == "finished"
     assert opened.load().bijection.exactness == "exact"
     real = invflow.load(run.folder / "float")
