@@ -182,9 +182,14 @@ class Bijection(Handled, ABC):
         """The relative error at which an iterative inverse stops; None if it runs until rounding stops it."""
         return None
 
-    rounding_growth: ClassVar[float] = 1.0
-    """How many times the roundings of a closed form a round trip may add up: above 1 for a map through logarithms,
-    because an exponential multiplies their rounding errors by their size."""
+    @property
+    def rounding_growth(self) -> float:
+        """How many times the roundings of a closed form a round trip may add up.
+
+        It is above 1 for a map through logarithms, because an exponential multiplies their rounding errors by their
+        size, and for a map of an interval longer than 1, whose ends are rounded.
+        """
+        return 1.0
 
     def set_numerics(self, numerics: Mode) -> None:
         """Sets what the layer computes in; a chain calls this for each of its layers.

@@ -404,7 +404,7 @@ def test_a_fault_in_a_spec_is_one_line(call, tmp_path, change, message, verb):
         (("train", DIGITS, "--device", "tpu"), "device 'tpu' is not available; expected auto or one of: cpu"),
         (("train", DIGITS, "--device", "cuda:99"), "device 'cuda:99' is not available"),
         (("train", "--resume", ".", "--device", "gpu"), "device 'gpu' is not available"),
-        (("train", DIGITS, "--train-size", "99999"), "digits has 1348 training images"),
+        (("train", DIGITS, "--train-size", "99999"), "digits has 1348 training samples"),
         (("plot-psi", DIGITS, "--images", "0"), "Invalid value for '--images'"),
         (("shwo",), "No such command 'shwo'"),
     ],

@@ -14,6 +14,7 @@ from invflow.cli import main
 from invflow.errors import DataError
 from invflow.models import Flow, StandardNormal
 from invflow.numerics import Exact
+from invflow.samples import DataSet, InMemory
 from invflow.spec import build_model, load_spec
 from invflow.spec.training import Augmentation
 from invflow.state import leaves
@@ -22,7 +23,7 @@ from invflow.training import run as runs
 from invflow.training.augment import Augment
 from invflow.training.data import load_data
 from invflow.training.run_folder import Run
-from invflow.training.tasks import task_of
+from invflow.training.tasks import Classification, task_of
 from tests.numerics.test_runs import SPEC
 from tests.test_density_training import images, points
 from tests.test_training import tiny
@@ -155,7 +156,9 @@ def places(model):
 @pytest.mark.parametrize("spec", [tiny(), points(), images()], ids=["classifier", "points", "images"])
 def test_an_evaluation_moves_model_and_data_and_returns_to_the_cpu(device, monkeypatch, spec):
     seen = []
-    monkeypatch.setattr(tasks, "round_trips", lambda chain, x: seen.append((places(chain), x.device.type)) or {})
+    monkeypatch.setattr(
+        tasks, "round_trips", lambda chain, x, context: seen.append((places(chain), x.device.type)) or {}
+    )
     one = task(spec, device)
     found = one.evaluate()
     assert seen == [({"meta"}, "meta")]
@@ -169,7 +172,7 @@ def test_samples_are_drawn_on_the_cpu_and_inverted_on_the_device(device, monkeyp
     drawn, inverted = [], []
     sample, inverse = StandardNormal.sample, Flow.inverse
     monkeypatch.setattr(StandardNormal, "sample", lambda *given: drawn.append(sample(*given)) or drawn[-1])
-    monkeypatch.setattr(Flow, "inverse", lambda flow, z: inverted.append(leaves(z)) or inverse(flow, z))
+    monkeypatch.setattr(Flow, "inverse", lambda flow, z, context: inverted.append(leaves(z)) or inverse(flow, z))
     one = task(spec, device)
     x = one.draw(5, seed=3)
     assert (x.shape, x.device.type) == ((5, *one.data.shape), "cpu")
@@ -185,9 +188,9 @@ def test_an_interpolation_moves_model_and_images(device, monkeypatch, tmp_path):
     seen = []
     walk = illustrate.interpolate
 
-    def interpolate(chain, first, last, steps):
+    def interpolate(chain, first, last, *rest):
         seen.extend([places(chain), {first.device.type, last.device.type}])
-        return walk(chain, first, last, steps)
+        return walk(chain, first, last, *rest)
 
     monkeypatch.setattr(illustrate, "interpolate", interpolate)
     one = task(tiny(), device)
@@ -224,8 +227,10 @@ def test_images_are_augmented_where_they_are(change):
 
 
 def test_few_test_images_make_few_pairs():
-    assert illustrate._pairs([0, 0, 1, 1, 2, 3, 3], 5) == [(0, 2), (3, 4)]
-    assert illustrate._pairs([0, 0, 1, 1, 2, 3, 3], 1) == [(0, 2)]
+    some = InMemory(torch.zeros(7, 1, 8, 8), torch.tensor([0, 0, 1, 1, 2, 3, 3]))
+    of_some = Classification(build_model(tiny()), DataSet("some", some, some, class_names=tuple("0123")))
+    assert illustrate._pairs(of_some, 5) == [(0, 2), (3, 4)]
+    assert illustrate._pairs(of_some, 1) == [(0, 2)]
     one = task(tiny(data={"name": "digits", "train_size": 64, "test_size": 1}), torch.device("cpu"))
     with pytest.raises(DataError, match="expects test images of different classes, got 1 of one class"):
         illustrate.draw_interpolation(one, 5, 9, None)

@@ -32,7 +32,7 @@ from invflow.training.augment import Augment
 from invflow.training.data import load_data, seed_at, train_loader
 from invflow.training.module import ModelTraining, make_optimizer, make_schedule
 from invflow.training.public import evaluate
-from invflow.training.run_folder import Run
+from invflow.training.run_folder import Run, folder_name
 
 
 def tiny(**training):
@@ -298,11 +298,11 @@ class TestRuns:
         initialized = runs._initialized
         other = tmp_path / "run"
 
-        def meanwhile(spec, data):
+        def meanwhile(spec, data, model):
             with monkeypatch.context() as patch:
                 patch.setattr(runs, "_initialized", initialized)
                 runs.train(tiny(epochs=1, seed=1), other, progress=False)
-            return initialized(spec, data)
+            return initialized(spec, data, model)
 
         monkeypatch.setattr(runs, "_initialized", meanwhile)
         with pytest.raises(RunError, match="exists already"):
@@ -312,8 +312,8 @@ class TestRuns:
 
     @pytest.mark.parametrize("content", [None, "{", "[]"])
     def test_a_folder_that_is_no_run(self, tmp_path, content):
-        invflow.save(invflow.build_model(tiny()), tmp_path)
         if content is not None:
+            invflow.save(invflow.build_model(tiny()), tmp_path)
             (tmp_path / "run.json").write_text(content)
         with pytest.raises(RunError, match="no run here" if content is None else "cannot be read"):
             Run.open(tmp_path)
@@ -328,7 +328,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("name", ["../../escape", "/absolute", "..", "a/b", "", None, "x" * 500])
     def test_a_specs_name_leads_to_no_other_folder(self, name):
-        made = runs.folder_name(tiny().replace(name=name))
+        made = folder_name(tiny().replace(name=name))
         assert made
         assert Path("runs") / made == (Path("runs") / made).parent / Path(made).name
         assert len(made) <= 60

@@ -64,6 +64,11 @@ class SplineCoupling(Coupling):
         super().__init__(net, outputs=spline.numbers)
         self.spline = spline
 
+    @property
+    def rounding_growth(self) -> float:
+        """The length of the interval, whose knots are rounded."""
+        return max(1.0, 2 * self.spline.bound)
+
     @classmethod
     def outputs(cls, fields: Mapping[str, Any]) -> int:
         return 3 * int(fields["bins"]) - 1
@@ -128,6 +133,11 @@ class Spline(OfChannels):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, log_slope = self.spline.undo(y, self._numbers(y))
         return x, -summed(log_slope, y)
+
+    @property
+    def rounding_growth(self) -> float:
+        """The length of the interval, whose knots are rounded."""
+        return max(1.0, 2 * self.spline.bound)
 
     @torch.no_grad()
     def lipschitz_bounds(self) -> tuple[float, float]:

@@ -14,7 +14,6 @@ from .output import err, out, print_json, print_table, stdout_for_the_answer
 
 if TYPE_CHECKING:
     from ..training.compare import Comparison, Row
-    from ..training.run_folder import new_folder
 
 
 def compare(
@@ -38,6 +37,7 @@ def compare(
     from ..diagnostics.pictures import comparison, write_figure
     from ..spec import load_spec
     from ..training.compare import compare as run_all
+    from ..training.run_folder import new_folder
 
     loaded = [(str(path), load_spec(path)) for path in specs]
     folder = to or new_folder("compare")
