@@ -156,9 +156,7 @@ def places(model):
 @pytest.mark.parametrize("spec", [tiny(), points(), images()], ids=["classifier", "points", "images"])
 def test_an_evaluation_moves_model_and_data_and_returns_to_the_cpu(device, monkeypatch, spec):
     seen = []
-    monkeypatch.setattr(
-        tasks, "round_trips", lambda chain, x, context: seen.append((places(chain), x.device.type)) or {}
-    )
+    monkeypatch.setattr(tasks, "round_trips", lambda chain, x, _: seen.append((places(chain), x.device.type)) or {})
     one = task(spec, device)
     found = one.evaluate()
     assert seen == [({"meta"}, "meta")]

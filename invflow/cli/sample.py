@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,10 @@ def sample(
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many samples.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="Below 1, samples are closer to the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the samples.")] = 0,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="A class, or numbers with commas; repeat the option. Default: those of the test data."),
+    ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The picture; default: RUN/pictures/drawn.png.")] = None,
     device: Device = "auto",
     data: DataName = None,
@@ -31,7 +35,7 @@ def sample(
     from ..diagnostics.pictures import write_figure
     from ..training.run import task_of_run
     from ..training.run_folder import PICTURES, Run
-    from ..training.tasks import Density
+    from ..training.tasks import Density, in_turn
 
     to = to or run / PICTURES / "drawn.png"
     with stdout_for_the_answer(as_json):
@@ -39,10 +43,12 @@ def sample(
         task = task_of_run(opened, data_root, device, named_data(data))
         if not isinstance(task, Density):
             raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
-        drawn = task.draw(count, temperature=temperature, seed=seed)
+        rows = in_turn(task.rows_of_context(context or []), count)
+        drawn = task.draw(count, rows, temperature=temperature, seed=seed)
     if as_json:
-        known = {"run": str(run), "unfinished": opened.unfinished}
-        print_json({**known, "samples": drawn.tolist(), "log_prob": task.log_prob(drawn).tolist()})
+        known: dict[str, Any] = {"run": str(run), "unfinished": opened.unfinished}
+        known |= {} if rows is None else {"context": rows.tolist()}
+        print_json({**known, "samples": drawn.tolist(), "log_prob": task.log_prob(drawn, rows).tolist()})
     else:
-        write_figure(task.picture(drawn), to)
+        write_figure(task.picture(drawn, rows if context else None), to)
         out.print(f"wrote {to}")

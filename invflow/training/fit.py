@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import lightning
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
 
 from ..errors import DivergedError
 from .data import test_loader
@@ -41,7 +42,7 @@ def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, An
     options, module = run.training, task.training(task, run.training)
     with HeldSignals() as signals:
         saving = Saving(run, task.score, interval, signals)
-        bar = [RichProgressBar(leave=False, console_kwargs={"stderr": True})] if progress else []
+        bar = [_progress_bar()] if progress else []
         with quiet_lightning():
             trainer = lightning.Trainer(
                 max_epochs=options.epochs,
@@ -78,6 +79,13 @@ def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, An
         signal.raise_signal(signals.received)
         raise KeyboardInterrupt
     return saving.seconds
+
+
+def _progress_bar() -> ProgressBar:
+    """Of rich, on stderr; in a notebook that of tqdm, because rich's needs ipywidgets there."""
+    if Console().is_jupyter:
+        return TQDMProgressBar()
+    return RichProgressBar(leave=False, console_kwargs={"stderr": True})
 
 
 def _kept(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diagnostics.roundtrip import RoundTrip, round_trips
+from ..errors import DataError
 from ..models import Classifier, Flow, bits_per_dimension, dequantize
 from ..samples import Batch, DataSet
 from ..spec.document import Spec
@@ -28,6 +29,8 @@ SHOWN_IMAGES = 32
 DRAWN_IMAGES = 64
 DRAWN_POINTS = 2000
 ROUND_TRIP_SAMPLES = 1000
+MOST_NAMES = 12
+"""Of classes, in a message."""
 FREEZING_SAMPLES = 10_000
 """The number of training samples on which the ranges of activations are measured."""
 ITERATED_SAMPLES = 200
@@ -377,16 +380,60 @@ class Density(Task[Flow]):
         with evaluating(self.model, self.device), evaluation_draws(0):
             return self.model.log_prob(x.to(self.device), in_turn(context, len(x), self.device)).cpu()
 
-    def picture(self, drawn: Tensor) -> Figure:
-        """Samples: images side by side, or points next to the data and the flow's density."""
+    def rows_of_context(self, texts: Sequence[str]) -> Tensor | None:
+        """The rows of a context in words, for samples; of the test samples, if there are no words but a context.
+
+        A row is a class by its number or its name, if the context is one-hot of the classes, or else its numbers,
+        separated by commas.
+
+        Args:
+            texts: one per row.
+
+        Raises:
+            DataError: the model takes no context, or a row does not fit.
+        """
+        shape, data = self.model.bijection.declared_context_shape, self.data
+        if shape is None:
+            if texts:
+                raise DataError("--context expects a flow that takes a context, got one that takes none")
+            return None
+        if not texts:
+            return data.test.first(DRAWN_POINTS).context
+        of_classes, rows = shape == (data.classes,), []
+        for text in texts:
+            named = [text in (str(place), name) for place, name in enumerate(data.class_names)]
+            if of_classes and any(named):
+                rows.append(torch.tensor(named).float())
+                continue
+            try:
+                rows.append(torch.tensor([float(word) for word in text.split(",")]).reshape(shape))
+            except (ValueError, RuntimeError):
+                classes = f"a class ({', '.join(data.class_names[:MOST_NAMES])}) or " if of_classes else ""
+                numbers = f"{classes}{flat_size(shape)} numbers with commas"
+                raise DataError(f"--context expects {numbers}, got {text!r}") from None
+        return torch.stack(rows)
+
+    def picture(self, drawn: Tensor, context: Tensor | None = None) -> Figure:
+        """Samples: images side by side, or points next to the data and the flow's density.
+
+        Args:
+            drawn: the samples.
+            context: that the samples have, if it is not that of the test samples: the test samples that have it too,
+                if there are some, are shown.
+        """
         from ..diagnostics.pictures import gallery
         from ..diagnostics.plane import density
 
         if self.data.holds_images:
             return gallery(drawn, f"{len(drawn)} samples of the flow")
+        if self.data.shape != (2,):
+            raise DataError(f"a picture shows images or points of the plane, got samples of shape {self.data.shape}")
         some = self.data.test.first(DRAWN_POINTS)
+        if context is not None and some.context is not None:
+            alike = (some.context[:, None] == context).flatten(2).all(2).any(1)
+            some = some.rows(alike) if bool(alike.any()) else some
         with evaluating(self.model):
-            return density(self.model, some.values, drawn, some.context)
+            return density(self.model, some.values, drawn, some.context if context is None else context)
 
 
 def in_turn(context: Tensor | None, count: int, device: torch.device = CPU) -> Tensor | None:
