@@ -129,11 +129,45 @@ class TestFit:
         with pytest.raises(invflow.SpecError, match="but the input has no context_shape"):
             invflow.fit(FLOW, (points(), context), tmp_path / "c", **QUIET)
 
-    def test_an_interrupted_run_is_resumed_with_the_same_data(self, tmp_path):
-        whole = invflow.fit(FLOW, points(), tmp_path / "whole", **{**QUIET, "epochs": 4})
-        run = invflow.fit(FLOW, points(), tmp_path / "run", **{**QUIET, "epochs": 4})
-        assert invflow.fit(FLOW, points(), tmp_path / "run", resume=True, progress=False).record == run.record
-        assert whole.metrics == run.metrics
+    @pytest.mark.parametrize("kind", ["arrays", "loader"])
+    def test_an_interrupted_run_is_resumed_with_the_same_data(self, tmp_path, kind):
+        pixels, labels = images()
+        given, test = (pixels, labels), {}
+        if kind == "loader":  # whose order is drawn from torch's global generator
+            given, test = DataLoader(Pairs(), batch_size=16, shuffle=True), {"test": given}
+        options = {**QUIET, "epochs": 4, "save_every": 1, **test}
+        whole = invflow.fit(CLASSIFIER, given, tmp_path / "whole", **options)
+        model, steps = invflow.build_model(CLASSIFIER), []
+
+        def interrupt(*_):
+            steps.append(None)
+            if len(steps) == 8:
+                raise KeyboardInterrupt
+
+        hook = model.head.register_full_backward_hook(interrupt)
+        torch.manual_seed(0)  # as the training of a spec begins
+        model.load_state_dict(invflow.build_model(CLASSIFIER).state_dict())
+        with pytest.raises(KeyboardInterrupt):
+            invflow.fit(model, given, tmp_path / "run", **options)
+        hook.remove()
+        torch.rand(7)  # another state of the generator
+        run = invflow.fit(CLASSIFIER, given, tmp_path / "run", resume=True, progress=False, **test)
+        assert run.metrics == whole.metrics
+        weights, expected = run.load().state_dict(), whole.load().state_dict()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+    def test_measured_on_a_loader(self, tmp_path):
+        run = invflow.fit(CLASSIFIER, images(), tmp_path / "run", **QUIET)
+        loader = DataLoader(Pairs(), batch_size=7)
+        assert invflow.evaluate(run, loader).scores == invflow.evaluate(run, images()).scores
+        with pytest.raises(DataError, match="a classifier is measured on samples with labels"):
+            invflow.evaluate(run, images()[0])
+
+    def test_an_exact_model_has_no_gradients(self, tmp_path):
+        spec = {**CLASSIFIER, "layers": [{"type": "psi", "block_size": 2}], "numerics": {"mode": "exact"}}
+        assert invflow.fit(spec, images(), tmp_path / "run", **QUIET).model.bijection.exactness == "exact"
+        with pytest.raises(InvflowError, match="fit expects a model that is not exact yet"):
+            invflow.fit(invflow.build_model(spec), images(), tmp_path / "other", **QUIET)
 
     @pytest.mark.parametrize(
         ("data", "message"),

@@ -60,10 +60,12 @@ class OfLoader(Samples):
 
     def first(self, count: int) -> Batch:
         found: list[Batch] = []
-        for batch in self.own_batches():
-            found.append(batch)
-            if sum(len(one.values) for one in found) >= count:
-                break
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a loader that shuffles has the same first ones each time
+            for batch in self.own_batches():
+                found.append(batch)
+                if sum(len(one.values) for one in found) >= count:
+                    break
         if not found:
             raise DataError("expected a DataLoader with at least one batch, got one without")
         return joined(found).rows(slice(count))

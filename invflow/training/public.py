@@ -87,6 +87,8 @@ def fit(
         torch.Size([3])
     """
     given = model if isinstance(model, Classifier | Flow) else None
+    if given is not None and given.bijection.numerics.integer_nets:
+        raise InvflowError("fit expects a model that is not exact yet: integers have no gradients; pass its spec")
     spec = None if given is not None else load_spec(model)  # type: ignore[arg-type]
     parts = Data() if spec is None or spec.training is None else spec.training.data
     if context is not None:

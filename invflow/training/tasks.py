@@ -155,14 +155,16 @@ class Task(ABC, Generic[M]):
         """The number of trained parameters."""
         return sum(weight.numel() for weight in self.model.parameters())
 
-    def outputs(self) -> Tensor:
-        """The model's outputs for all test samples, in eval mode."""
-        found = []
+    def outputs(self) -> tuple[Tensor, Tensor | None]:
+        """The model's outputs for all test samples, in eval mode, and their labels, if there are some."""
+        found, labels = [], []
         with evaluating(self.model, self.device):
             for index, batch in enumerate(test_loader(self.data.test)):
                 with evaluation_draws(index):
                     found.append(self.of_model(batch).cpu())
-        return torch.cat(found)
+                labels.append(batch.labels)
+        known = [one for one in labels if one is not None]
+        return torch.cat(found), torch.cat(known) if len(known) == len(found) else None
 
     def of_model(self, batch: Batch) -> Tensor:
         """The model's outputs for samples of the data set."""
@@ -251,17 +253,13 @@ class Classification(Task[Classifier]):
             )
 
     def evaluate(self) -> ClassifierEvaluation:
-        logits, labels = self.outputs(), self._labels
+        logits, labels = self.outputs()
+        if labels is None:
+            raise DataError(f"a classifier is measured on samples with labels, {self.data.name} has some without")
         accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
         loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
         invertible, caveat = self.model.linear_head, self.model.caveat
         return ClassifierEvaluation(self.parameters(), invertible, caveat, self.round_trips(), accuracy, loss)
-
-    @property
-    def _labels(self) -> Tensor:
-        """Of the test samples; `check` has seen that there are some."""
-        assert self.data.test.labels is not None
-        return self.data.test.labels
 
     def figures(self) -> dict[str, Figure]:
         from ..diagnostics.pictures import samples
@@ -272,11 +270,17 @@ class Classification(Task[Classifier]):
                 return {}
             some = self.data.test.first(DRAWN_POINTS)
             with evaluating(self.model):
-                return {"decisions": decisions(self.model, some.values, self._labels[: len(some.values)])}
+                return {"decisions": decisions(self.model, some.values, _labels(some))}
         some = self.data.test.first(SHOWN_IMAGES)
         with evaluating(self.model):
             guesses = self.model(some.values, some.context).argmax(1)
-        return {"samples": samples(some.values, self._labels[: len(guesses)], guesses)}
+        return {"samples": samples(some.values, _labels(some), guesses)}
+
+
+def _labels(batch: Batch) -> Tensor:
+    """The labels of samples, of which `Classification.check` has seen that they have some."""
+    assert batch.labels is not None
+    return batch.labels
 
 
 class FlowTraining(ModelTraining):
@@ -343,7 +347,7 @@ class Density(Task[Flow]):
         return values if self.data.levels is None else dequantize(values, self.data.levels)
 
     def evaluate(self) -> FlowEvaluation:
-        log_prob, levels = self.outputs().double().mean(), self.data.levels
+        log_prob, levels = self.outputs()[0].double().mean(), self.data.levels
         bits = None if levels is None else float(bits_per_dimension(log_prob, flat_size(self.data.shape), levels))
         return FlowEvaluation(self.parameters(), True, self.model.caveat, self.round_trips(), -float(log_prob), bits)
 
