@@ -326,6 +326,22 @@ class TestRuns:
         with pytest.raises(RunError, match=r"last\.ckpt: cannot be resumed"):
             runs.resume(tmp_path / "run", progress=False)
 
+    def test_averages_of_the_weights_are_what_is_measured_and_saved(self, tmp_path, monkeypatch):
+        seen, step = [], ModelTraining.optimizer_step
+
+        def stepped(module, *args, **kwargs):
+            step(module, *args, **kwargs)
+            seen.append(module.model.head.linear.weight.detach().clone())
+
+        monkeypatch.setattr(ModelTraining, "optimizer_step", stepped)
+        run = runs.train(tiny(average={"decay": 0.8}, epochs=2), tmp_path / "run", progress=False)
+        expected = seen[0]
+        for weight in seen[1:]:
+            expected = 0.8 * expected + 0.2 * weight
+        torch.testing.assert_close(run.model.head.linear.weight, expected, atol=1e-6, rtol=1e-5)  # float32
+        assert not torch.allclose(run.model.head.linear.weight, seen[-1], atol=1e-4)
+        assert evaluate(run).test_accuracy == pytest.approx(run.metrics[-1]["test_accuracy"], abs=1e-6)
+
     @pytest.mark.parametrize("name", ["../../escape", "/absolute", "..", "a/b", "", None, "x" * 500])
     def test_a_specs_name_leads_to_no_other_folder(self, name):
         made = folder_name(tiny().replace(name=name))

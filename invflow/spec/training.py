@@ -128,6 +128,12 @@ class Cosine(Options):
     final_lr: NonNegativeFloat = Field(default=0.0, description="the learning rate at the end")
 
 
+class Average(Options):
+    """Exponential moving averages of the weights, which change less from step to step than these do."""
+
+    decay: Fraction = Field(default=0.999, gt=0, lt=1, description="the share of the average that a step keeps")
+
+
 Optimizer: TypeAlias = Annotated[SGD | Adam | AdamW, Field(discriminator="type")]
 Schedule: TypeAlias = Annotated[OneCycle | Cosine, Field(discriminator="type")]
 
@@ -141,6 +147,9 @@ class Training(Options):
     optimizer: Optimizer = Field(default=Adam(type="adam"), description="the optimiser")
     schedule: Schedule | None = Field(default=None, description="how the learning rate changes; null: it is constant")
     clip_gradient: PositiveFloat | None = Field(default=None, description="largest norm of the gradients; null: any")
+    average: Average | None = Field(
+        default=None, description="evaluate and save moving averages of the weights; null: the weights themselves"
+    )
     label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and all random draws")

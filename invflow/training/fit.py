@@ -78,6 +78,8 @@ def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, An
     if signals.received is not None:
         signal.raise_signal(signals.received)
         raise KeyboardInterrupt
+    if module.averaged is not None:
+        task.model.load_state_dict(module.result.state_dict())
     return saving.seconds
 
 

@@ -12,6 +12,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import DivergedError
 from ..samples import Batch, as_batch
@@ -78,7 +79,25 @@ class ModelTraining(lightning.LightningModule):
         self.augment = Augment(options.data.augmentation) if options.data.augmentation else nn.Identity()
         self.batches_done = 0
         self.values: dict[str, float] = {}
+        self.averaged: AveragedModel | None = None
+        if options.average is not None:
+            average: Any = get_ema_multi_avg_fn
+            self.averaged = AveragedModel(task.model, multi_avg_fn=average(options.average.decay))
         self._averages = {"train": Averages(), task.data.judge[0]: Averages()}
+
+    @property
+    def result(self) -> nn.Module:
+        """The model that is evaluated and saved: the one that is trained, or its moving average."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def model_in(self, stage: str) -> nn.Module:
+        """The model that is measured in a stage, "train" or another."""
+        return self.model if stage == "train" else self.result
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
 
     @abstractmethod
     def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:

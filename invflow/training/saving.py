@@ -152,6 +152,8 @@ class Saving(Checkpoint):
         try:
             loop, progress = trainer.fit_loop, trainer.fit_loop.epoch_progress
             module.model.load_state_dict(self._state["model"])
+            if module.averaged is not None:
+                module.averaged.load_state_dict(self._state["average"])
             module.begin_in_epoch(self._state["batches"], self._state["averages"])
             for name, kept in self._state["anchors"].items():
                 module.model.get_submodule(name).reconstruction.anchors.update(kept)
@@ -195,7 +197,7 @@ class Saving(Checkpoint):
         module.require_finite()
         self.require_folder()
         run, name = self._run, f"{module.task.data.judge[0]}_{self._score.name}"
-        document, weights = run.spec.document, module.model.state_dict()
+        document, weights = run.spec.document, module.result.state_dict()
         value = round(module.values[name], 6)  # further digits of a float32 are noise
         best: float | None = run.record.get(f"best_{name}")
         write_checkpoint(document, weights, run.folder)
@@ -222,6 +224,7 @@ class Saving(Checkpoint):
             "averages": module.averages_so_far(),
             "seconds": self.seconds,
             "model": module.model.state_dict(),
+            "average": None if module.averaged is None else module.averaged.state_dict(),
             "anchors": {name: sorted(chain.reconstruction.anchors) for name, chain in chains},
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
             "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],

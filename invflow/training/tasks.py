@@ -207,7 +207,7 @@ class ClassifierTraining(ModelTraining):
     """Cross-entropy training of a classifier."""
 
     def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        logits, labels = self.model(batch.values, batch.context), batch.labels
+        logits, labels = self.model_in(stage)(batch.values, batch.context), batch.labels
         assert labels is not None  # `Classification.check` has seen that there are some
         smoothing = self.options.label_smoothing if stage == "train" else 0.0
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -291,7 +291,7 @@ class FlowTraining(ModelTraining):
     """
 
     def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        log_prob, data = self.model(self.task.inputs(batch.values), batch.context).mean(), self.task.data
+        log_prob, data = self.model_in(stage)(self.task.inputs(batch.values), batch.context).mean(), self.task.data
         if data.levels is None:
             return -log_prob, {NLL.name: -log_prob}
         bits = bits_per_dimension(log_prob, flat_size(data.shape), data.levels)
