@@ -15,6 +15,9 @@ from torch.utils.data import Dataset
 
 from .errors import DataError
 
+BYTES = 256
+"""The number of grey levels of pixels that are bytes."""
+
 
 class Batch(NamedTuple):
     """Some samples.
@@ -306,6 +309,13 @@ class DataSet:
         """The same data set with each of its parts changed."""
         validation = None if self.validation is None else change(self.validation)
         return replace(self, train=change(self.train), test=change(self.test), validation=validation)
+
+    @classmethod
+    def without_samples(cls, shape: tuple[int, ...], levels: int | None = None, classes: int = 0) -> DataSet:
+        """A data set that only says of what shape its samples would be."""
+        nothing = InMemory(torch.zeros(0, *shape), torch.zeros(0, dtype=torch.long))
+        names = tuple(map(str, range(classes)))
+        return cls("nothing", nothing, nothing, nothing, levels, class_names=names)
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train)} training, {len(self.test)} test"

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import invflow
+from invflow.cli import main
 from invflow.errors import DataError, InvflowError
 from invflow.samples import DataSet, InMemory
 from invflow.training.run_folder import Run
@@ -218,11 +219,34 @@ class TestOwnLoop:
 
     @pytest.mark.parametrize("verb", ["evaluate", "check", "freeze", "interpolate"])
     def test_every_verb_takes_the_folder(self, folder, verb, capsys):
-        from invflow.cli import main
-
         with pytest.raises(SystemExit) as ended:
             main([verb, str(folder)])
         assert ended.value.code == 0, capsys.readouterr().err
+
+    @pytest.mark.parametrize("from_fit", [True, False])
+    def test_a_flow_is_sampled_without_data(self, tmp_path, from_fit, capsys):
+        folder = tmp_path / "flow"
+        if from_fit:
+            invflow.fit(FLOW, points(), folder, **QUIET)
+        else:
+            invflow.save(invflow.build_model(FLOW), folder)
+        for arguments in (["--json"], []):
+            with pytest.raises(SystemExit) as ended:
+                main(["sample", str(folder), "--count", "5", *arguments])
+            assert ended.value.code == 0, capsys.readouterr().err
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", str(folder)])
+        assert ended.value.code == 2
+        expected = "passed to invflow.fit; pass them to" if from_fit else "digits is the default: name others in"
+        assert expected in capsys.readouterr().err
+
+    def test_a_conditional_flow_says_what_it_needs(self, tmp_path, capsys):
+        invflow.save(invflow.build_model(CONDITIONAL), tmp_path / "flow")
+        for arguments, status in ((["--context", "0,1,0"], 0), ([], 2), (["--context", "1"], 2)):
+            with pytest.raises(SystemExit) as ended:
+                main(["sample", str(tmp_path / "flow"), *arguments])
+            assert ended.value.code == status, capsys.readouterr().err
+        assert "--context expects 3 numbers with commas, got '1'" in capsys.readouterr().err
 
     def test_in_python(self, folder):
         assert invflow.evaluate(folder).test_accuracy > 0.5

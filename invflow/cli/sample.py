@@ -33,14 +33,14 @@ def sample(
     The result is a picture or, with --json, the numbers and their log-densities.
     """
     from ..diagnostics.pictures import write_figure
-    from ..training.run import task_of_run
+    from ..training.run import task_to_sample
     from ..training.run_folder import PICTURES, Run
     from ..training.tasks import Density, in_turn
 
     to = to or run / PICTURES / "drawn.png"
     with stdout_for_the_answer(as_json):
         opened = Run.open(run)
-        task = task_of_run(opened, data_root, device, named_data(data))
+        task = task_to_sample(opened, data_root, device, named_data(data))
         if not isinstance(task, Density):
             raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
         rows = in_turn(task.rows_of_context(context or []), count)

@@ -11,13 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..errors import DataError
-from ..samples import Batch, DataSet, InMemory, Samples, as_batch, joined, one_hot
+from ..samples import BYTES, Batch, DataSet, InMemory, Samples, as_batch, joined, one_hot
 from ..source import Request, Source
 
 Given: TypeAlias = Any
 """Tensors, arrays, ``(x, y)``, a Dataset, a DataLoader, a LightningDataModule, a DataSet or a Source."""
-
-_BYTES = 256
 
 
 class OfDataset(Samples):
@@ -144,7 +142,7 @@ def samples_of(given: Given, levels: int | None = None) -> Samples:
         return OfLoader(_loaders(given)[0])
     values, labels, context = _sound(as_batch(given))
     if levels is None and values.dtype == torch.uint8:
-        levels = _BYTES
+        levels = BYTES
     return InMemory(values, labels, context, levels=levels)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from ..arguments import arguments_of
 from ..bijection import Bijection
+from ..data.given import NAME as GIVEN
 from ..diagnostics import interpolation, roundtrip
 from ..errors import InvflowError
 from ..models import Classifier, Flow
-from ..samples import DataSet, InMemory
+from ..samples import DataSet
 from ..sequential import Sequential
 from ..source import Request
 from ..spec import load_spec, to_spec
@@ -30,7 +30,6 @@ from .saving import SAVE_EVERY
 from .tasks import Evaluation, task_of
 
 Model: TypeAlias = Classifier | Flow
-GIVEN = "given"
 
 
 def fit(
@@ -161,10 +160,8 @@ def lightning(model: Model, *, levels: int | None = None, **training: Any) -> Mo
         'FlowTraining'
     """
     shape = model.bijection.declared_shape
-    values = torch.zeros(0, *(shape if shape is not None and is_tensor_shape(shape) else (1,)))
-    nothing = InMemory(values, torch.zeros(0, dtype=torch.long))
-    names = tuple(map(str, range(_classes(model, None))))
-    data = DataSet(GIVEN, nothing, nothing, nothing, levels, class_names=names)
+    known = shape if shape is not None and is_tensor_shape(shape) else (1,)
+    data = DataSet.without_samples(known, levels, _classes(model, None))
     task = task_of(model, data)
     document = {"input": {"shape": [1]}, "layers": []}  # of which only the training block counts
     options = runs.overridden(load_spec(document), training).training or Training()

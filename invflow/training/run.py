@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from lightning import Fabric
 
+from ..data.given import NAME as GIVEN
 from ..errors import DivergedError, InvflowError, RunError
 from ..models import Classifier, Flow
 from ..models.freezing import freeze
 from ..numerics import Exact
-from ..samples import DataSet
+from ..samples import BYTES, DataSet
 from ..spec.build import build_model
 from ..spec.checkpoint import SPEC_FILE, write_checkpoint
 from ..spec.diff import diff_specs
 from ..spec.document import Spec
 from ..spec.training import Training
+from ..state import is_tensor_shape
 from .data import load_data
 from .fit import fit
 from .run_folder import Run, begin, misfit, owned, require_empty
@@ -214,8 +216,20 @@ def task_of_run(
         device: see `device_of`.
         named: the document of other data.
     """
-    place = device_of(device)
-    return task_of(run.load(), run.data(data_root, named), place)
+    return task_of(run.load(), run.data(data_root, named), device_of(device))
+
+
+def task_to_sample(
+    run: Run, data_root: Path | None = None, device: str = "auto", named: dict[str, Any] | None = None
+) -> Task[Any]:
+    """The same, without data if the spec names none that can be loaded: to sample, a model needs none."""
+    shape, training = run.spec.input_shape, run.spec.training
+    loads = named is not None or (training is not None and training.data.name != GIVEN)
+    if loads or not is_tensor_shape(shape):
+        return task_of_run(run, data_root, device, named)
+    are_images = len(shape) == len(("channels", "height", "width"))
+    data = DataSet.without_samples(shape, BYTES if are_images else None)
+    return task_of(run.load(), data, device_of(device))
 
 
 def _initialized(spec: Spec, data: DataSet, model: Classifier | Flow | None) -> Task[Any]:

@@ -402,7 +402,10 @@ class Density(Task[Flow]):
                 raise DataError("--context expects a flow that takes a context, got one that takes none")
             return None
         if not texts:
-            return data.test.first(DRAWN_POINTS).context
+            found = data.test.first(DRAWN_POINTS).context
+            if found is None:
+                raise DataError("the flow takes a context, and there are no data that have one: pass --context")
+            return found
         of_classes, rows = shape == (data.classes,), []
         for text in texts:
             named = [text in (str(place), name) for place, name in enumerate(data.class_names)]
@@ -433,6 +436,8 @@ class Density(Task[Flow]):
         if self.data.shape != (2,):
             raise DataError(f"a picture shows images or points of the plane, got samples of shape {self.data.shape}")
         some = self.data.test.first(DRAWN_POINTS)
+        if not len(some.values):
+            some = Batch(drawn)
         if context is not None and some.context is not None:
             alike = (some.context[:, None] == context).flatten(2).all(2).any(1)
             some = some.rows(alike) if bool(alike.any()) else some
