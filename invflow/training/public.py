@@ -79,7 +79,7 @@ def fit(
         DivergedError: the loss or a weight is no longer finite.
 
     Examples:
-        >>> import tempfile, invflow
+        >>> import tempfile, torch, invflow
         >>> spec = {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
         >>> run = invflow.fit(spec, torch.randn(100, 2), tempfile.mkdtemp(), epochs=1, progress=False)
         >>> run.model.log_prob(torch.zeros(3, 2)).shape
@@ -203,6 +203,7 @@ def round_trip(model: Model | Bijection, x: Any, context: Tensor | None = None) 
         context: as the chain takes it.
 
     Examples:
+        >>> import torch
         >>> from invflow.bijections import Psi
         >>> round_trip(Psi(2), torch.randn(3, 1, 4, 4)).absolute
         0.0
