@@ -195,7 +195,7 @@ class ModelTraining(lightning.LightningModule):
 def _seed_draws(seed: int) -> None:
     """``torch.manual_seed`` for the devices in use: for others it formats the call stack, which takes 1 ms a step."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
