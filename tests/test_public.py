@@ -68,7 +68,7 @@ class Module(lightning.LightningDataModule):
 
 
 class TestFit:
-    @pytest.mark.parametrize("kind", [torch.as_tensor, lambda x: x.numpy(), lambda x: x.numpy().astype(np.float32)])
+    @pytest.mark.parametrize("kind", [torch.as_tensor, lambda x: x.numpy(), lambda x: x.numpy().astype(np.float64)])
     def test_values_alone(self, tmp_path, kind):
         run = invflow.fit(FLOW, kind(points()), tmp_path / "run", **QUIET)
         assert run.spec.training.data.name == "given"

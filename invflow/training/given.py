@@ -95,6 +95,7 @@ def data_set(
     validation: Given | None = None,
     levels: int | None = None,
     classes: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> DataSet:
     """What a program passes, as a data set.
 
@@ -105,6 +106,7 @@ def data_set(
         validation: the validation data; None for those that the request asks for.
         levels: the number of grey levels of pixels; None: 256 for bytes, and none for any other numbers.
         classes: the number of classes that the model knows; there may be more in the data.
+        dtype: that of the model, to which arrays of floats are converted.
 
     Raises:
         DataError: the data are of an unknown kind, empty, not finite, or do not match.
@@ -113,7 +115,7 @@ def data_set(
         return given
     if isinstance(given, Source):
         return given.load(request)
-    parts = [None if one is None else samples_of(one, levels) for one in (given, test, validation)]
+    parts = [None if one is None else samples_of(one, levels, dtype) for one in (given, test, validation)]
     if isinstance(given, LightningDataModule):
         parts = [None if one is None else OfLoader(one) for one in _loaders(given)]
     train, tested, validated = parts
@@ -128,7 +130,7 @@ def data_set(
     return found.with_labels_as_context() if request.context == "labels" else found
 
 
-def samples_of(given: Given, levels: int | None = None) -> Samples:
+def samples_of(given: Given, levels: int | None = None, dtype: torch.dtype = torch.float32) -> Samples:
     """What a program passes, as samples; see `data_set`."""
     if isinstance(given, Samples):
         return given
@@ -140,7 +142,7 @@ def samples_of(given: Given, levels: int | None = None) -> Samples:
         return OfDataset(given)
     if isinstance(given, LightningDataModule):
         return OfLoader(_loaders(given)[0])
-    values, labels, context = _sound(as_batch(given))
+    values, labels, context = _sound(as_batch(given), dtype)
     if levels is None and values.dtype == torch.uint8:
         levels = BYTES
     return InMemory(values, labels, context, levels=levels)
@@ -170,7 +172,7 @@ def _loaders(module: LightningDataModule) -> list[Any]:
     return [train, validation, None] if test is None else [train, test, validation]
 
 
-def _sound(batch: Batch) -> Batch:
+def _sound(batch: Batch, dtype: torch.dtype) -> Batch:
     """Arrays as samples in memory. Raises DataError if they are empty, not finite, or of different lengths."""
     if batch.values.dim() < 2 or not batch.values.numel():
         raise DataError(f"values: expected at least one sample, in rows, got shape {tuple(batch.values.shape)}")
@@ -187,6 +189,5 @@ def _sound(batch: Batch) -> Batch:
     labels, context = batch.labels, batch.context
     if labels is not None and (labels.is_floating_point() or int(labels.min()) < 0):
         raise DataError(f"labels: expected classes counted from 0, got {labels.min().item()}")
-    if context is not None and not context.is_floating_point():
-        context = context.to(torch.get_default_dtype())
-    return Batch(batch.values, None if labels is None else labels.long(), context)
+    values = batch.values.to(dtype) if batch.values.is_floating_point() else batch.values
+    return Batch(values, None if labels is None else labels.long(), None if context is None else context.to(dtype))

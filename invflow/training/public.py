@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ..arguments import arguments_of
@@ -19,7 +20,7 @@ from ..source import Request
 from ..spec import load_spec, to_spec
 from ..spec.document import Spec, SpecSource
 from ..spec.training import Data, Training
-from ..state import is_tensor_shape
+from ..state import common_dtype, is_tensor_shape
 from . import run as runs
 from .data import load_data
 from .given import Given, data_set, samples_of
@@ -100,7 +101,9 @@ def fit(
         named = {**parts.model_dump(mode="json", exclude_defaults=True, exclude={*parts.of_source}), "name": GIVEN}
         request = Request(**{**parts.model_dump(exclude={"augmentation", *parts.of_source}), "name": GIVEN})
         classes = _classes(given, spec)
-        found = data_set(data, request, test=test, validation=validation, levels=levels, classes=classes)
+        found = data_set(
+            data, request, test=test, validation=validation, levels=levels, classes=classes, dtype=_dtype(given)
+        )
     if given is not None:
         spec = load_spec(to_spec(given, None if given.bijection.declared_shape else found.shape))
     assert spec is not None
@@ -241,6 +244,11 @@ def _chain(model: Model | Bijection) -> Sequential:
     return model if isinstance(model, Sequential) else Sequential(model)
 
 
+def _dtype(model: Model | None) -> torch.dtype:
+    """That of a model's weights; of one that is still to be built, the default."""
+    return torch.get_default_dtype() if model is None else common_dtype(model) or torch.get_default_dtype()
+
+
 def _classes(model: Model | None, spec: Spec | None) -> int:
     """The number of classes that a model tells apart or is told; 0 if it knows of none."""
     if isinstance(model, Classifier):
@@ -259,7 +267,7 @@ def _to_measure_on(model: Model, data: Given, levels: int | None, root: Path | N
         return load_data(parsed_data({"name": data} if isinstance(data, str) else data), root)
     if isinstance(data, DataSet):
         return data
-    samples = samples_of(data, levels)
+    samples = samples_of(data, levels, _dtype(model))
     labels = samples.labels
     count = max(_classes(model, None), 0 if labels is None else int(labels.max()) + 1)
     names = tuple(map(str, range(count if isinstance(model, Classifier) or labels is not None else 0)))
