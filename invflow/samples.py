@@ -172,7 +172,7 @@ class InMemory(Samples):
         found = self._all.rows(positions)
         if found.values.is_floating_point():
             return found
-        return found._replace(values=found.values.to(torch.get_default_dtype()) / (self.levels or 1))
+        return found._replace(values=found.values / (self.levels or 1))  # of the default dtype
 
 
 class Subset(Samples):

@@ -368,7 +368,7 @@ class TestWorkers:
 
     def test_batches_do_not_depend_on_the_processes(self, data, cpus):
         loader = loading.train_loader(data.train, 4, seed=5)
-        assert loader.num_workers == {1: 0, 2: 2}[cpus]
+        assert getattr(loader, "num_workers", 0) == {1: 0, 2: 2}[cpus]
         order = data.train.order(torch.Generator().manual_seed(5))
         wanted = [data.train.take(some) for some in torch.split(order, 4)]
         for _ in range(2):
@@ -398,7 +398,7 @@ class TestWorkers:
         assert [len(batch.values) for batch in loader_of(data.test)] == [1] * 4
 
     def test_tensors_need_no_processes(self):
-        assert loader_of(load_data(Data()).train).num_workers == 0
+        assert not hasattr(loader_of(load_data(Data()).train), "num_workers")
 
 
 class TestArrays:

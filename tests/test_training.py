@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import invflow
 from invflow.errors import DataError, RunError, UnfinishedWarning
@@ -28,6 +29,7 @@ from invflow.spec.training import (
     Training,
 )
 from invflow.training import run as runs
+from invflow.training import saving
 from invflow.training.augment import Augment
 from invflow.training.data import load_data, seed_at, train_loader
 from invflow.training.module import ModelTraining, make_optimizer, make_schedule
@@ -197,7 +199,10 @@ class TestRuns:
         assert {"torch", "invflow", "python"} <= set(reopened.record["versions"])
         assert [row["epoch"] for row in run.metrics] == [0, 1]
         assert {"train_loss", "train_accuracy", "test_loss", "test_accuracy"} <= set(run.metrics[0])
-        assert any((tmp_path / "run" / "logs" / "tensorboard").rglob("events*"))
+        logged = EventAccumulator(str(next((tmp_path / "run" / "logs" / "tensorboard").rglob("events*")))).Reload()
+        for name in run.metrics[0].keys() - {"step"}:
+            points = [(point.step, point.value) for point in logged.Scalars(name)]
+            assert points == [(row["step"], pytest.approx(row[name])) for row in run.metrics]
         assert isinstance(invflow.load(tmp_path / "run" / "best"), invflow.Classifier)
         found = evaluate(reopened)
         assert found.test_accuracy == pytest.approx(run.metrics[-1]["test_accuracy"], abs=1e-6)
@@ -267,6 +272,31 @@ class TestRuns:
                 runs.train(tiny(epochs=1), tmp_path / "new", progress=False)
         assert runs.resume(tmp_path / "run", progress=False).record["status"] == "finished"
         assert runs.train(tiny(epochs=1), tmp_path / "new", progress=False).record["status"] == "finished"
+
+    @pytest.mark.parametrize(("apart", "states"), [(0.0, 4), (1e6, 2)])
+    def test_the_state_is_saved_at_most_once_a_second(self, tmp_path, monkeypatch, apart, states):
+        """At the ends of epochs: of the first and the last always. What fails between has the metrics all the same."""
+        written: list[Path] = []
+        write = saving.write_atomically
+        monkeypatch.setattr(saving, "_SECONDS_APART", apart)
+        monkeypatch.setattr(saving, "write_atomically", lambda path, text: (written.append(path), write(path, text)))
+        whole = runs.train(tiny(), tmp_path / "whole", progress=False)
+        assert [path.name for path in written].count("last.ckpt") == states
+        assert len(whole.metrics) == 4
+
+        def fail(module: ModelTraining) -> None:
+            if module.current_epoch == 3:
+                raise RuntimeError("a layer is wrong")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelTraining, "on_train_epoch_start", fail)
+            with pytest.raises(RuntimeError, match="a layer is wrong"):
+                runs.train(tiny(), tmp_path / "failed", progress=False)
+        assert Run.open(tmp_path / "failed").metrics == whole.metrics[:3]
+        again = runs.resume(tmp_path / "failed", progress=False)
+        assert again.metrics == whole.metrics
+        expected, found = whole.load().state_dict(), again.load().state_dict()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
 
     @pytest.mark.parametrize("name", ["run.json", "spec.json", "last.ckpt", "metrics.csv"])
     def test_a_full_disk_leaves_a_run_to_resume(self, tmp_path, monkeypatch, name):

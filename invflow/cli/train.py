@@ -39,7 +39,7 @@ def train(
     lr: LearningRate = None,
     train_size: TrainSize = None,
     save_every: Annotated[
-        str | None, typer.Option(metavar="STEPS|MINUTESm", help="Save that often, each epoch too; default: 5m.")
+        str | None, typer.Option(metavar="STEPS|MINUTESm", help="Save that often, ends of epochs too; default: 5m.")
     ] = None,
     data: DataName = None,
     device: Device = "auto",

@@ -76,9 +76,23 @@ def test_loader(samples: Samples) -> Iterable[Batch]:
     return _loader(samples, torch.split(torch.arange(len(samples)), max(1, min(TEST_BATCH, fitting))))
 
 
-def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> DataLoader[Batch]:
+def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> Iterable[Batch]:
     workers = min(_MOST_WORKERS, _cpus(), len(batches)) if samples.slow else 0
-    return _Loader(samples, batches, workers if workers > 1 else 0)
+    return _Loader(samples, batches, workers) if workers > 1 else _Batches(samples, batches)
+
+
+class _Batches:
+    """Batches of samples, by their positions. PyTorch's loader takes 0.1 ms longer for each."""
+
+    def __init__(self, samples: Samples, batches: tuple[Tensor, ...]) -> None:
+        self._samples = samples
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._samples.take, self._batches)
 
 
 class _Seeded:
@@ -103,7 +117,7 @@ def _cpus() -> int:
 
 
 class _Loader(DataLoader[Batch]):
-    """Batches of samples, which other processes take in the same order, if there are some, for the time of one epoch.
+    """Batches of samples, which other processes take in the same order, for the time of one epoch.
 
     A "sample" of PyTorch's loader is a whole batch, taken by a tensor of positions: one indexing is faster than
     collating its rows.
@@ -111,20 +125,19 @@ class _Loader(DataLoader[Batch]):
     Args:
         samples: the samples.
         batches: the positions of each batch.
-        workers: the number of processes; 0 to take the batches in this one.
+        workers: the number of processes.
 
     Raises:
         DataError: on iteration, a file cannot be read.
     """
 
     def __init__(self, samples: Samples, batches: tuple[Tensor, ...], workers: int) -> None:
-        context = "fork" if workers else None
         super().__init__(
             _Told(samples),
             sampler=batches,
             batch_size=None,
             num_workers=workers,
-            multiprocessing_context=context,
+            multiprocessing_context="fork",
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from rich.console import Console
 
 from ..errors import DivergedError
@@ -40,6 +42,7 @@ def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, An
         KeyboardInterrupt: it was interrupted; what other signals do, their handlers say. The state is saved before.
     """
     options, module = run.training, task.training(task, run.training)
+    module.in_run = True
     with HeldSignals() as signals:
         saving = Saving(run, task.score, interval, signals)
         bar = [_progress_bar()] if progress else []
@@ -55,12 +58,14 @@ def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, An
                 enable_progress_bar=progress,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
-                log_every_n_steps=1,
+                log_every_n_steps=0,  # an epoch's averages are logged
+                profiler=_NoProfiler(),
                 reload_dataloaders_every_n_epochs=1,
             )
             saving.restore(trainer, module)
             try:
-                trainer.fit(module, val_dataloaders=test_loader(task.data.judge[1]))
+                with _quick_look_for_cuda():
+                    trainer.fit(module, val_dataloaders=test_loader(task.data.judge[1]))
             except Stopped:
                 pass
             except SystemExit as ended:  # Lightning turns Ctrl-C into SystemExit
@@ -83,11 +88,38 @@ def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, An
     return saving.seconds
 
 
+class _NoProfiler(PassThroughProfiler):
+    """Lightning's default makes a context of its own for each of the 25 calls of a step that it does not measure."""
+
+    _none = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._none
+
+
 def _progress_bar() -> ProgressBar:
     """Of rich, on stderr; in a notebook that of tqdm, because rich's needs ipywidgets there."""
     if Console().is_jupyter:
-        return TQDMProgressBar()
-    return RichProgressBar(leave=False, console_kwargs={"stderr": True})
+        return _NotebookBar()
+    return _RichBar(leave=False, console_kwargs={"stderr": True})
+
+
+class _Values(ProgressBar):
+    """A bar that shows the averages of this epoch; before there are some, those of the last."""
+
+    _shown: Mapping[str, float] = {}
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
+        self._shown = pl_module.values or self._shown
+        return dict(self._shown)
+
+
+class _RichBar(_Values, RichProgressBar):
+    pass
+
+
+class _NotebookBar(_Values, TQDMProgressBar):
+    pass
 
 
 def _kept(run: Run) -> str:
@@ -95,6 +127,18 @@ def _kept(run: Run) -> str:
     done = run.record.get("epochs_done", 0)
     last = f"{run.folder} holds the weights after {done} {'epoch' if done == 1 else 'epochs'}"
     return f"{last}, {run.folder / BEST} the best" if (run.folder / BEST).is_dir() else last
+
+
+@contextlib.contextmanager
+def _quick_look_for_cuda() -> Iterator[None]:
+    """Without a variable that Lightning sets: with it, each step of an optimiser loads the driver's library again."""
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager

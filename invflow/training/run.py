@@ -54,7 +54,7 @@ def train(
         download: see `load_data`.
         overrides: entries that override those of the training block: seed, epochs, batch_size, lr, train_size.
         save_every: how often to save the state in the middle of an epoch: steps, such as 200, or minutes, such as "5m".
-            It is saved at the end of each epoch too.
+            The ends of epochs are saved too, at most one a second.
         device: auto, cpu, cuda, cuda:1, mps.
         progress: whether to show a progress bar.
 

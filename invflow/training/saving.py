@@ -7,8 +7,10 @@ from it: an epoch that was interrupted is repeated from there, and gives the sam
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import math
 import os
 import re
 import signal
@@ -38,6 +40,8 @@ BEST = "best"
 LAST = Path("resume", "last.ckpt")
 METRICS = Path("logs", "csv", "version_0", "metrics.csv")
 SAVE_EVERY = "5m"
+_SECONDS_APART = 1.0
+"""The least time between the ends of two epochs that are saved, so that short epochs are not spent on it."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Saving(Checkpoint):
     Args:
         run: the run.
         score: of its kind of model.
-        interval: how often to save in the middle of an epoch; the end of an epoch is saved always.
+        interval: how often to save in the middle of an epoch. The ends of epochs are saved too, at most one a second.
         signals: that end the training after it was saved.
 
     Raises:
@@ -132,6 +136,7 @@ class Saving(Checkpoint):
         self._folder = run.folder.stat()
         self._before = float(self._state["seconds"]) if self._state else 0.0
         self._started = self._saved = time.monotonic()
+        self._epoch_saved = -math.inf
         for path in (self._path, run.folder / METRICS, run.folder / RUN_FILE):
             remove_partial(path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,16 +212,26 @@ class Saving(Checkpoint):
         run.update(**{name: value, f"best_{name}": best}, epochs_done=trainer.current_epoch + 1)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        epoch = trainer.current_epoch
-        self._rows.append({"epoch": float(epoch), "step": float(trainer.global_step), **module.values})
-        self.require_folder()
-        self._write_rows()  # before the state: a row too many is dropped, one that is missing never comes again
-        self._save(trainer, module, epoch + 1)
+        epoch, step = trainer.current_epoch, trainer.global_step
+        self._rows.append({"epoch": float(epoch), "step": float(step), **module.values})
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": epoch, **module.values}, step)
+        ends = self._signals.received is not None or epoch + 1 == self._run.training.epochs
+        now = time.monotonic()
+        if ends or self._interval.over(step, self._saved) or now - self._epoch_saved >= _SECONDS_APART:
+            self._epoch_saved = now
+            self._save(trainer, module, epoch + 1)
+
+    def on_exception(self, *_: Any) -> None:
+        with contextlib.suppress(OSError, RunError):  # what went wrong is told already
+            self.require_folder()
+            self._write_rows()
 
     def _save(self, trainer: lightning.Trainer, module: ModelTraining, epoch: int) -> None:
-        """Write the state, in the given epoch; then stop if a signal told so."""
+        """Write the metrics and the state, in the given epoch; then stop if a signal told so."""
         module.require_finite()
         self.require_folder()
+        self._write_rows()  # before the state: a row too many is dropped, one that is missing never comes again
         chains = [(name, part) for name, part in module.model.named_modules() if isinstance(part, Sequential)]
         state = {
             "epoch": epoch,
@@ -238,6 +253,7 @@ class Saving(Checkpoint):
             raise Stopped
 
     def _write_rows(self) -> None:
+        """Write the metrics of the epochs that have ended."""
         text = io.StringIO()
         table = csv.DictWriter(text, sorted(set().union(*self._rows)))
         table.writeheader()

@@ -211,7 +211,7 @@ class ClassifierTraining(ModelTraining):
         assert labels is not None  # `Classification.check` has seen that there are some
         smoothing = self.options.label_smoothing if stage == "train" else 0.0
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        return loss, {ACCURACY.name: (logits.argmax(1) == labels).float().mean()}
+        return loss, {ACCURACY.name: (logits.argmax(1) == labels).mean(dtype=torch.float)}
 
 
 @dataclass(frozen=True, repr=False)
