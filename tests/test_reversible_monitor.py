@@ -17,6 +17,7 @@ from invflow.bijections import AdditiveCoupling, AffineCoupling, Linear1x1, Merg
 from invflow.diagnostics.reconstruction import reconstruction_errors
 from invflow.errors import ReconstructionError, ReconstructionWarning
 from invflow.reversible import Reconstruction, tolerance
+from invflow.reversible import monitor as monitoring
 from invflow.reversible.monitor import CHANNELS, SAMPLES, Fingerprint, _places, errors_of, relative_errors, set_back
 
 GRADIENT = 1e-5
@@ -402,6 +403,40 @@ class TestMeasure:
         loss.backward()
         assert chain.reconstruction.errors
         assert tolerance(torch.bfloat16) > 100 * tolerance(torch.float32)
+
+    @pytest.mark.parametrize(("precisions", "repaired"), [(("none", "none"), True), (("none", "tf32"), False)])
+    def test_tf32_is_judged_by_its_own_digits(self, monkeypatch, precisions, repaired):
+        """As on CUDA, where convolutions are computed in TF32 by default; here a conditioner rounds as they do."""
+
+        class Tf32(nn.Conv2d):
+            def forward(self, x):
+                return self._conv_forward(of_11_bits(x), of_11_bits(self.weight), self.bias)
+
+        def of_11_bits(number):
+            mantissa, exponent = torch.frexp(number.detach())
+            return number + (torch.ldexp((mantissa * 2**11).round(), exponent - 11) - number).detach()
+
+        monkeypatch.setattr(monitoring, "float32_precisions", lambda _: precisions)
+        torch.manual_seed(0)
+        nets = [nn.Sequential(Tf32(8, 8, 3, padding=1), nn.ReLU(), Tf32(8, 8, 3, padding=1)) for _ in range(64)]
+        chain = Sequential(Split(), *map(AdditiveCoupling, nets), Merge(), backprop="reversible")
+        x = torch.randn(8, 16, 8, 8)
+        found, expected = gradients(chain, x, "reversible"), gradients(chain, x, "stored")
+        chain(x).square().mean().backward()
+        assert bool(chain.reconstruction.anchors) == repaired
+        assert (found - expected).norm() / expected.norm() < 3e-3, "TF32's own error is 1e-3"
+
+    @pytest.mark.parametrize("precision", ["ieee", "none", "tf32", "bf16"])
+    def test_tolerances_follow_the_device(self, monkeypatch, precision):
+        monkeypatch.setattr(
+            monitoring, "float32_precisions", {"cuda": (precision, "none"), "mkldnn": ("none",) * 2}.get
+        )
+        cuda, allowed = torch.device("cuda"), {"tf32": 3.9e-3, "bf16": tolerance(torch.bfloat16)}
+        assert tolerance(torch.float32, cuda) == pytest.approx(
+            allowed.get(precision, tolerance(torch.float32)), rel=0.01
+        )
+        for dtype in (torch.float64, torch.bfloat16, torch.float16):
+            assert tolerance(dtype, cuda) == tolerance(dtype)
 
     def test_errors_by_layer_as_data(self):
         chain = Sequential(Psi(2), Linear1x1(shape=(16, 3, 3)), *chain_of(4), Inverse(Psi(2)), backprop="reversible")

@@ -50,7 +50,8 @@ def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = 
         for which, leaf in enumerate(leaves(before)):
             if leaf.is_floating_point() and leaf.numel():
                 numbers = by_channel(leaf)
-                tensors[which] = set_back(tensors[which], numbers, by_channel(tensors[which]), tolerance(leaf.dtype))
+                allowed = tolerance(leaf.dtype, device)
+                tensors[which] = set_back(tensors[which], numbers, by_channel(tensors[which]), allowed)
                 found.append(float(relative_errors(numbers, by_channel(tensors[which]))))
         y = arranged(y, tensors)
         errors[step.name] = max(found)

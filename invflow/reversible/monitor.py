@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from .._torch import float32_precisions
 from ..errors import ReconstructionError, ReconstructionWarning
 from ..state import State, arranged, leaves
 from ..steps import Step
@@ -18,6 +19,8 @@ from ..steps import Step
 Monitor: TypeAlias = Literal["off", "warn", "raise", "anchor", "repair"]
 MONITORS = ("off", "warn", "raise", "anchor", "repair")
 
+TF32_EPS = 2**-10
+_CPU = torch.device("cpu")
 NUMBERS = 4096
 """How many numbers of a tensor are kept at most, shared between its channels: 16 KiB in float32."""
 SAMPLES = 64
@@ -35,15 +38,27 @@ CHANNELS = NUMBERS // LEAST
 """The most channels that numbers are kept of, evenly spaced."""
 GOLDEN, PLASTIC = 0.6180339887498949, 0.7548776662466927
 """Their multiples, modulo 1, are spread evenly, however many there are: no stride coincides with a row."""
-DIGITS_TO_KEEP, OF_DOUBLES = 3 / 5, 2 / 3
+DIGITS_TO_KEEP, OF_DOUBLES, OF_TF32 = 3 / 5, 2 / 3, 4 / 5
 """The part of a dtype's digits that a reconstruction must keep: 4.2 of float32's 7 (7e-5); float64 has digits to spare,
 and must keep 10.4 of 16 (3.7e-11). A chain of a hundred well-conditioned couplings keeps more (2e-6 in float32); one
-that keeps less has gradients with about the same error, which will grow."""
+that keeps less has gradients with about the same error, which will grow. TF32 must keep 2.4 of 3 (3.9e-3): 64 couplings
+come back with an error of 1e-3, which adds as much to the error of the gradients as TF32's own products do."""
 
 
-@functools.cache
-def tolerance(dtype: torch.dtype) -> float:
-    """The largest relative error of a reconstruction in a dtype that the monitor accepts."""
+def tolerance(dtype: torch.dtype, device: torch.device = _CPU) -> float:
+    """The largest relative error of a reconstruction that the monitor accepts.
+
+    Args:
+        dtype: of the states.
+        device: where they are; what it may compute products of float32 in, such as TF32, counts as their dtype.
+    """
+    if dtype == torch.float32:
+        backend = "cuda" if device.type == "cuda" else "mkldnn"
+        precisions = float32_precisions(backend)
+        if "bf16" in precisions:
+            dtype = torch.bfloat16
+        elif "tf32" in precisions:
+            return float(TF32_EPS**OF_TF32)
     return float(torch.finfo(dtype).eps ** (OF_DOUBLES if dtype == torch.float64 else DIGITS_TO_KEEP))
 
 
@@ -119,7 +134,8 @@ class Fingerprint:
             autocast: what autocast computed in; None if it was off.
         """
         dtypes = {leaf.dtype for leaf in leaves(output)} | ({autocast} if autocast else set())
-        self._allowed = max((tolerance(dtype) for dtype in dtypes if dtype.is_floating_point), default=0.0)
+        device = next(leaves(output)).device
+        self._allowed = max((tolerance(dtype, device) for dtype in dtypes if dtype.is_floating_point), default=0.0)
         kept = [(position, before) for position, tensors in self._kept.items() for _, before, _ in tensors]
         for group in _alike(kept):
             found = _constant(torch.stack([before for _, before in group])).any(-1)
