@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._torch import Constants, Converted, Filled, constants, weights
+from ._torch import Constants, Converted, DispatchMode, Filled, constant_to_compiler, constants, weights
 from .arguments import one_line
 from .errors import InvflowError, NumericsError, ShapeError
 from .numerics.modes import FLOAT, NONE, REAL_ARITHMETIC, Level, Limit, Mode, least
@@ -233,6 +233,25 @@ class Bijection(Handled, ABC):
         """Whether `torch.compile` can hold it in one graph: its control flow does not depend on the data."""
         return True
 
+    @constant_to_compiler
+    def draws(self, backwards: bool, shape: Shape, context_shape: Shape | None) -> bool:
+        """Whether the layer, in the mode that it is in, draws random numbers for an input of this shape.
+
+        A copy of it runs on the meta device; a layer that cannot be run there may draw some.
+        """
+        mode = _Draws()  # type: ignore[no-untyped-call]
+        try:
+            # From within torch.compile this runs as an ordinary call does, while the surrounding code is traced.
+            probe = copy.deepcopy(self).to("meta")
+            like = next((weight for weight in probe.parameters() if weight.is_floating_point()), torch.empty(0))
+            x = zeros(shape, batch=2, dtype=like.dtype, device="meta")
+            context: Any = None if context_shape is None else zeros(context_shape, 2, dtype=like.dtype, device="meta")
+            with torch.no_grad(), mode:
+                (probe.inverse if backwards else probe)(x, context)
+        except Exception:
+            return True
+        return mode.found
+
     @property
     def may_be_flat(self) -> bool:
         """Whether slopes may be so small that y is the same floating-point number for distant x.
@@ -280,6 +299,16 @@ class Bijection(Handled, ABC):
     def __repr__(self) -> str:
         """The class with the arguments it was constructed with, on one line."""
         return one_line(self)
+
+
+class _Draws(DispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether an operator that draws random numbers ran."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found = self.found or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 class Injection(Bijection):

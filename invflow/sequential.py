@@ -103,7 +103,7 @@ class Sequential(Converted, Several):
 
     @property
     def taken_apart(self) -> bool:
-        return super().taken_apart and self.own_numerics == FLOAT
+        return self._is_bare and self.own_numerics == FLOAT
 
     @property
     def inverts(self) -> bool:

@@ -201,7 +201,7 @@ def fitting_batch(state: Any, shape: Any, dtype: torch.dtype | None) -> int | No
     """
     if isinstance(state, Tensor):
         size = state.shape  # a slice of it would take longer than all of this
-        fits = bool(size) and (shape is None or (size[0], *shape) == size) and dtype in (None, state.dtype)
+        fits = len(size) > 0 and (shape is None or (size[0], *shape) == size) and dtype in (None, state.dtype)
         return size[0] if fits else None
     if not isinstance(state, tuple) or (shape is not None and (is_tensor_shape(shape) or len(state) != len(shape))):
         return None

@@ -94,6 +94,11 @@ class Wired(Bijection):
     @property
     def taken_apart(self) -> bool:
         """Whether its steps may replace it: nothing but its layers acts on the state."""
+        return self._is_bare
+
+    @property
+    def _is_bare(self) -> bool:
+        # A property of its own, because torch.compile cannot ask `super()` for one in every version.
         return self._is_its_wires and not is_hooked(self)
 
     @property
@@ -258,7 +263,7 @@ class Wrapper(Wired):
     @property
     def taken_apart(self) -> bool:
         """Only if it wraps a bijection of several steps: around a single layer it is one step."""
-        return super().taken_apart and isinstance(self.layer, Wired)
+        return self._is_bare and isinstance(self.layer, Wired)
 
 
 class Several(Wired):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .._torch import DispatchMode, constant_to_compiler, forward_mode_active, transforms_active
-from ..bijection import Bijection
-from ..state import Shape, State, leaves, part_of, shape_of, with_part, zero_log_det, zeros
+from .._torch import forward_mode_active, transforms_active
+from ..state import Shape, State, leaves, part_of, shape_of, with_part, zero_log_det
 from ..steps import Step
 from ..wires import Outcome
 from .monitor import Fingerprint, Monitor, Reconstruction
@@ -94,7 +92,7 @@ def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None)
     shape, context_shape = _fixed(shape_of(x)), None if context is None else _fixed(shape_of(context))
     for step in steps:
         part = part_of(shape, step.path)
-        step.reversible = step.reversible and not _draws_random_numbers(step.layer, step.backwards, part, context_shape)
+        step.reversible = step.reversible and not step.layer.draws(step.backwards, part, context_shape)
         shape = step.shape_after(shape)
     return steps
 
@@ -102,36 +100,6 @@ def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None)
 def _fixed(shape: Shape) -> Shape:
     """The shape in constants: torch.compile may hold sizes as symbols, which a range turns into numbers."""
     return tuple(_fixed(size) if isinstance(size, tuple) else len(range(size)) for size in shape)
-
-
-class _Draws(DispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether an operator that draws random numbers ran."""
-
-    found = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found = self.found or torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
-
-
-@constant_to_compiler
-def _draws_random_numbers(layer: Bijection, backwards: bool, shape: Shape, context_shape: Shape | None) -> bool:
-    """Whether a layer, in the mode that it is in, draws random numbers for an input of this shape.
-
-    A copy of it runs on the meta device; a layer that cannot be run there may draw some.
-    """
-    mode = _Draws()  # type: ignore[no-untyped-call]
-    try:
-        # From within torch.compile this runs as an ordinary call does, while the surrounding code is traced.
-        probe = copy.deepcopy(layer).to("meta")
-        like = next((weight for weight in probe.parameters() if weight.is_floating_point()), torch.empty(0))
-        x = zeros(shape, batch=2, dtype=like.dtype, device="meta")
-        context: Any = None if context_shape is None else zeros(context_shape, 2, dtype=like.dtype, device="meta")
-        with torch.no_grad(), mode:
-            (probe.inverse if backwards else probe)(x, context)
-    except Exception:
-        return True
-    return mode.found
 
 
 def _checkpoint(step: Step, x: State, context: Tensor | None, log_det: bool) -> Outcome:

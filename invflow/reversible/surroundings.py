@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._torch import Slots, buffers, has_hooks, parameters, submodules
+from .._torch import Slots, buffers, constant_to_compiler, has_hooks, parameters, submodules
 
 Generators: TypeAlias = list[Tensor]
 Values: TypeAlias = list[tuple[Slots, str, Tensor | None]]
@@ -131,9 +131,14 @@ class Surroundings:
             yield
 
 
+@constant_to_compiler
+def _knows_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What autocast computes in on a device; None if it is off."""
-    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    enabled = _knows_autocast(device.type) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else None
 
 
