@@ -218,10 +218,13 @@ def _log_det_error(trial: Trial, log_det: Tensor) -> float:
     condition = condition_number(bijection, x, context)
     if bijection.may_be_flat and not condition < 1 / eps(trial.setting.dtype):
         return 0.0  # a slope was rounded away beside others, and the determinant is one of roundings
-    # Beside huge numbers a state is off by their roundings, and its log-determinant by what these make of it.
+    # Beside huge numbers a state is off by their roundings, and its log-determinant by what these make of it; so is
+    # that of a state at a kink, of which one of two opposite steps is on the other side.
     reach = roundings(ROUND_TRIP_ROUNDINGS)(trial) * magnitude(*trace(bijection, x, context))
-    shaken = dataclasses.replace(trial, x=map_state(lambda leaf: leaf + reach, x))
-    moved = float(_apart(trial, _dense_log_det(shaken)[0], expected).max())
+    flat = flatten(x)
+    step = reach * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0), dtype=flat.dtype)
+    shaken = [dataclasses.replace(trial, x=unflatten(flat + way * step, trial.shape)) for way in (1, -1)]
+    moved = sum(float(_apart(trial, _dense_log_det(one)[0], expected).max()) for one in shaken)
     return error / max(1.0, condition / LOG_DET_CONDITION, moved / LOG_DET)
 
 
