@@ -123,7 +123,7 @@ def curves(run: Run | str | Path) -> Figure:
 
 def _draw(flow: models.Flow, count: int, context: Tensor | None, seed: int) -> Tensor:
     with evaluating(flow), evaluation_draws(seed):
-        drawn: Tensor = flow.sample(count, in_turn(context, count))
+        drawn: Tensor = flow.sample(count) if context is None else flow.sample(1, in_turn(context, count))[0]
     return drawn
 
 

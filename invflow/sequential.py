@@ -39,6 +39,8 @@ _COUPLINGS = [
     {"type": "merge"},
 ]
 
+_CONTEXT = "the context of the chain"
+
 
 @register("sequential")
 class Sequential(Converted, Several):
@@ -158,23 +160,32 @@ class Sequential(Converted, Several):
         if fitting_batch(state, shape, self._dtype) is None:
             # The dtype is found again, because weights may have been replaced.
             require_state("the inverse of the chain" if backwards else "the chain", shape, common_dtype(self), state)
-        wanted = self.declared_context_shape
-        return context if context is None and wanted is None else self._admit_context(state, context, wanted)
+        if context is None and self.declared_context_shape is None:
+            return None
+        self.require_context(context)
+        given: Any = context
+        rows, batch = given.shape[0], batch_size(state)
+        if rows not in (1, batch):
+            raise ShapeError(f"{_CONTEXT}: expected one row, or one for each of {batch} samples, got {rows} rows")
+        return context if rows == batch else given.expand(batch, *given.shape[1:])
 
-    def _admit_context(self, state: State, context: Tensor | None, wanted: TensorShape | None) -> Tensor:
+    def require_context(self, context: Tensor | None) -> None:
+        """Refuses a context that the chain was not built for, whatever the number of its rows.
+
+        Raises:
+            ShapeError: a context that is missing, not wanted, or of another shape or dtype.
+        """
+        wanted, declared = self.declared_context_shape, self.declared_shape is not None
         if context is None:
-            raise ShapeError(f"the chain expects a context of shape {wanted}, got none; pass it after the state")
-        declared = self.declared_shape is not None
+            if wanted is not None:
+                raise ShapeError(f"the chain expects a context of shape {wanted}, got none; pass it after the state")
+            return
         if declared and wanted is None:
             raise ShapeError("the chain expects no context, got one; give the spec's input a context_shape, or omit it")
-        who = "the context of the chain"
         if not isinstance(context, Tensor):
-            require_state(who, wanted or (), None, context)
-        require_state(who, wanted, common_dtype(self) if declared and context.dtype != self._dtype else None, context)
-        rows, batch = context.shape[0], batch_size(state)
-        if rows not in (1, batch):
-            raise ShapeError(f"{who}: expected one row, or one for each of {batch} samples, got {rows} rows")
-        return context if rows == batch else context.expand(batch, *context.shape[1:])
+            require_state(_CONTEXT, wanted or (), None, context)
+        dtype = common_dtype(self) if declared and context.dtype != self._dtype else None
+        require_state(_CONTEXT, wanted, dtype, context)
 
     def initialize(self, x: Any, context: Tensor | None = None) -> None:
         super().initialize(x, self.admit(x, context))

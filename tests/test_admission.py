@@ -193,7 +193,10 @@ def test_contexts(name):
         for call, state in every:
             converted = call in CONVERTING.values() and kind in ("numpy", "list")
             refused(call, model, state, contexts[kind], match=None if converted else match)
-        refused(model.sample, 3, contexts[kind], match=match)
+        for call in (model.sample, model.sample_with_log_prob) if kind != "rows" else ():  # any number of rows is right
+            refused(call, 3, contexts[kind], match=match)
+        if kind not in (None, "rows"):
+            refused(model.distribution, contexts[kind], match=match)
     for call, state in every:
         if call not in CONVERTING.values():
             refused(call, model, state, context.double(), match=r"expects torch\.float32.*got torch\.float64")
@@ -209,7 +212,7 @@ def test_one_row_of_context_is_for_all_samples(name):
         found, expected = call(model, state, row), call(model, state, row.expand(3, 2))
         if isinstance(found, torch.Tensor):
             assert torch.equal(found, expected)
-    assert model.sample(5, row).shape == (5, 4)
+    assert model.sample(5, row).shape == (5, 1, 4)
     assert model.log_prob(x[:0], row).shape == (0,)
     model.log_prob(x, row).sum().backward()
     assert row.grad.shape == (1, 2)

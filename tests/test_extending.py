@@ -102,7 +102,7 @@ def test_all_together(folder):
     assert model(x, context).shape == (5, 3)
     assert model.linear_head
     flow = invflow.build_model(document(prior={"type": "acme.laplace"}))
-    assert flow.sample(5, context).shape == (5, 4, 3, 3)
+    assert flow.sample(2, context).shape == (2, 5, 4, 3, 3)
     assert flow.log_prob(x, context).shape == (5,)
     assert not torch.allclose(flow.log_prob(x, context), flow.log_prob(x, context + 1))
     invflow.save(flow, folder / "saved")

@@ -1,5 +1,6 @@
 """Models: a chain with a head on top is a classifier, a chain with a prior is a density."""
 
+from .distribution import FlowDistribution
 from .heads import ConvNetHead, Head, LinearHead
 from .model import Classifier, Flow, caveat
 from .priors import Prior, StandardNormal, bits_per_dimension, dequantize
@@ -8,6 +9,7 @@ __all__ = [
     "Classifier",
     "ConvNetHead",
     "Flow",
+    "FlowDistribution",
     "Head",
     "LinearHead",
     "Prior",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..arguments import one_line
 from ..bijection import Handled
-from ..errors import ShapeError
+from ..errors import InvflowError, ShapeError
 from ..sequential import Sequential
-from ..state import State, leaves, shape_of
+from ..state import Shape, State, leaves, map_state, shape_of
+from .distribution import FlowDistribution
 from .priors import Prior
 
 
@@ -108,6 +111,8 @@ class Flow(_Model):
 
     Reference: Rezende, Mohamed: Variational Inference with Normalizing Flows, 2015, https://arxiv.org/abs/1505.05770
 
+    A context conditions the chain, and the prior if it takes one: then this is the density of x given the context.
+
     Args:
         bijection: f, a chain from data to the prior's states.
         prior: the distribution of f(x).
@@ -122,44 +127,156 @@ class Flow(_Model):
         >>> flow = Flow(Sequential(), StandardNormal(shape=(2,)))
         >>> flow.log_prob(torch.zeros(3, 2)).shape, flow.sample(5).shape
         (torch.Size([3]), torch.Size([5, 2]))
+        >>> flow.sample(5, torch.eye(4)).shape  # for each of four rows of context
+        torch.Size([5, 4, 2])
     """
 
     def __init__(self, bijection: Sequential, prior: Prior) -> None:
         super().__init__(bijection)
+        if not isinstance(prior, Prior):
+            raise InvflowError(
+                f"a flow expects a prior that is an invflow.models.Prior, got {type(prior).__name__}; subclass it"
+            )
         if not bijection.surjective:
             names = _that_widen(bijection)
             raise ShapeError(f"a flow expects a chain that adds no dimensions, got one with {names}; put a head on it")
         self.prior = prior
 
+    @property
+    def shape(self) -> Shape:
+        """The shape of x, without the batch.
+
+        Raises:
+            ShapeError: the chain was not built from a spec, and its inverse does not run without a context.
+        """
+        declared = self.bijection.declared_shape
+        return self.bijection.input_shape(self.prior.shape) if declared is None else declared
+
     def log_prob(self, x: Any, context: Tensor | None = None) -> Tensor:
-        """The log-density of each sample, in nats, ``(batch,)``."""
+        """The log-density of each sample, in nats, ``(batch,)``.
+
+        Args:
+            x: the samples, with the batch.
+            context: one row, or one for each sample.
+        """
         z, log_det = self.bijection.forward_and_log_det(x, context)
         _require_equal_sizes(x, z)
-        if log_det.dim() != 1:
-            raise ShapeError(f"a flow expects log-determinants of shape (batch,), got {tuple(log_det.shape)}")
-        return self.prior.log_prob(z) + log_det
+        _require_one_each(log_det)
+        return self._prior_log_prob(z, context) + log_det
 
     def sample(self, count: int, context: Tensor | None = None, *, temperature: float = 1.0) -> Any:
-        """``count`` samples, differentiable with respect to the weights.
+        """Samples, ``(count, ...)``, or with a context ``(count, rows, ...)``: as many for each of its rows.
+
+        They are differentiable with respect to the weights and the context, if the prior is `reparametrized`.
 
         Args:
             count: the number of samples.
-            context: one row, or one for each sample.
-            temperature: below 1, the prior's samples are nearer to the most likely states, and so, roughly, are these.
+            context: a batch of rows, for each of which samples are drawn.
+            temperature: below 1, the prior's samples are nearer to the most likely states, and so, roughly, are these;
+                each prior says what it multiplies.
+        """
+        z, rows = self.latent(count, context, temperature=temperature)
+        x = self.bijection.inverse(z, rows)
+        _require_equal_sizes(x, z)
+        return _by_row(x, count, context)
+
+    def sample_with_log_prob(
+        self, count: int, context: Tensor | None = None, *, temperature: float = 1.0
+    ) -> tuple[Any, Tensor]:
+        """Samples as those of `sample`, and `log_prob` of each, ``(count,)`` or ``(count, rows)``, from one pass.
+
+        The pass runs backwards: ``log p(x) = log prior(z) - log |det dx/dz|``. Gradients reach the weights through
+        both, so that the mean of ``log_prob - log target(x)`` is trained by reverse Kullback-Leibler divergence. The
+        density is that at temperature 1, whatever the samples' temperature.
+
+        Args:
+            count: as in `sample`.
+            context: as in `sample`.
+            temperature: as in `sample`.
+
+        Examples:
+            >>> import torch
+            >>> from invflow.models import StandardNormal
+            >>> x, log_prob = Flow(Sequential(), StandardNormal(shape=(2,))).sample_with_log_prob(5, torch.eye(4))
+            >>> x.shape, log_prob.shape
+            (torch.Size([5, 4, 2]), torch.Size([5, 4]))
+        """
+        z, rows = self.latent(count, context, temperature=temperature)
+        x, log_det = self.bijection.inverse_and_log_det(z, rows)
+        _require_equal_sizes(x, z)
+        _require_one_each(log_det)
+        # -inf in either direction says that there is no density.
+        change = (-log_det).masked_fill(log_det == -math.inf, -math.inf)
+        log_prob = self._prior_log_prob(z, rows) + change
+        return _by_row(x, count, context), _by_row(log_prob, count, context)
+
+    def latent(
+        self, count: int, context: Tensor | None = None, *, temperature: float = 1.0
+    ) -> tuple[State, Tensor | None]:
+        """What `sample` turns into samples: ``count * rows`` states of the prior, and the context of each.
+
+        The rows of the context take turns; if there is only one, it is returned as it is.
         """
         try:
-            z = self.prior.sample(count, temperature)
-        except (TypeError, RuntimeError) as error:
-            if isinstance(count, int) and count >= 0:
-                raise
-            raise ShapeError(f"a flow expects a whole number of samples, at least 0, got {count!r}") from error
-        z = self.bijection.numerics.nearest(z)
-        x = self.bijection.inverse(z, context)
-        _require_equal_sizes(x, z)
-        return x
+            number = operator.index(count)
+        except TypeError:
+            number = -1
+        if number < 0:
+            raise ShapeError(f"a flow expects a whole number of samples, at least 0, got {count!r}")
+        if not temperature >= 0:
+            raise InvflowError(f"a flow expects a temperature of at least 0, got {temperature!r}")
+        self.bijection.require_context(context)
+        if context is None or len(context) == 1:
+            rows = context
+        else:
+            rows = context.repeat(number, *[1] * (context.dim() - 1))
+            number = len(rows)
+        given = (rows,) if self.prior.takes_context else ()
+        return self.bijection.numerics.nearest(self.prior.sample(number, temperature, *given)), rows
+
+    def distribution(self, context: Tensor | None = None, validate_args: bool | None = None) -> FlowDistribution:
+        """The flow as a `torch.distributions.Distribution`, for pyro, sbi and whatever else takes one.
+
+        Its batch_shape is the number of rows of the context, or () without one, its event_shape the shape of x. It
+        reads the flow's weights when it is used, so that gradients of `log_prob` and `rsample` reach them.
+
+        Args:
+            context: a batch of rows.
+            validate_args: as in torch: whether arguments are checked, which is its default.
+
+        Raises:
+            ShapeError: the flow is over tuples of tensors, or the context does not fit.
+
+        Examples:
+            >>> import torch
+            >>> from invflow.models import StandardNormal
+            >>> given = Flow(Sequential(), StandardNormal(shape=(2,))).distribution(torch.eye(4))
+            >>> given.batch_shape, given.event_shape, given.sample((7, 5)).shape
+            (torch.Size([4]), torch.Size([2]), torch.Size([7, 5, 4, 2]))
+            >>> given.log_prob(torch.zeros(2)).shape
+            torch.Size([4])
+        """
+        self.bijection.require_context(context)
+        return FlowDistribution(self, context, validate_args)
 
     def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
         return self.log_prob(x, context)
+
+    def _prior_log_prob(self, z: State, context: Tensor | None) -> Tensor:
+        given = (context,) if self.prior.takes_context else ()
+        return self.prior.log_prob(z, *given)
+
+
+def _by_row(drawn: Any, count: int, context: Tensor | None) -> Any:
+    """``(count * rows, ...)`` as ``(count, rows, ...)``."""
+    if context is None:
+        return drawn
+    return map_state(lambda leaf: leaf.reshape(count, len(context), *leaf.shape[1:]), drawn)
+
+
+def _require_one_each(log_det: Tensor) -> None:
+    if log_det.dim() != 1:
+        raise ShapeError(f"a flow expects log-determinants of shape (batch,), got {tuple(log_det.shape)}")
 
 
 def _require_equal_sizes(x: State, z: State) -> None:

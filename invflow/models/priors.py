@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,26 @@ from ..state import Shape, State, TensorShape, flat_size, flatten, make_state, r
 
 
 class Prior(nn.Module, ABC):
-    """A distribution over states."""
+    """A distribution over states.
+
+    Args:
+        shape: the shape of the state, without the batch; a parameter of this name is filled when a spec is built, and
+            so is ``context_shape``, the shape of the context or None.
+    """
+
+    takes_context: ClassVar[bool] = False
+    """Whether `log_prob` and `sample` take the context, one row or one for each sample, as a further argument."""
+
+    reparametrized: ClassVar[bool] = True
+    """Whether samples are differentiable with respect to all parameters."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
 
     @abstractmethod
     def log_prob(self, z: State) -> Tensor:
-        """The log-density of each sample, in nats, ``(batch,)``."""
+        """The log-density of each sample, in nats, ``(batch,)``; -inf outside the support."""
 
     @abstractmethod
     def sample(self, count: int, temperature: float = 1.0) -> State:
@@ -45,8 +61,7 @@ class StandardNormal(Constants, Prior):
     origin: Tensor
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape)
         # Samples take the device and the dtype of this tensor, which moves with the model.
         self.origin = self.made("origin")
 

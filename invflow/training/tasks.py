@@ -371,12 +371,11 @@ class Density(Task[Flow]):
         """
         with evaluation_draws(seed):
             with evaluating(self.model):  # on the CPU, because each device has its own random numbers
-                latent = self.model.prior.sample(count, temperature)
+                rows = in_turn(context, count)
+                latent, _ = self.model.latent(count if rows is None else 1, rows, temperature=temperature)
             with evaluating(self.model, self.device):
-                latent = map_state(lambda leaf: leaf.to(self.device), latent)
-                drawn: Tensor = self.model.inverse(
-                    self.model.bijection.numerics.nearest(latent), in_turn(context, count, self.device)
-                )
+                there = map_state(lambda leaf: leaf.to(self.device), latent)
+                drawn: Tensor = self.model.inverse(there, None if rows is None else rows.to(self.device))
         return drawn.cpu()
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
