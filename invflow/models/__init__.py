@@ -1,19 +1,27 @@
 """Models: a chain with a head on top is a classifier, a chain with a prior is a density."""
 
+from .dequantization import bits_per_dimension, dequantize
 from .distribution import FlowDistribution
 from .heads import ConvNetHead, Head, LinearHead
+from .mixture_priors import DiscretizedLogistic, GaussianMixture
 from .model import Classifier, Flow, caveat
-from .priors import Prior, StandardNormal, bits_per_dimension, dequantize
+from .priors import Logistic, Normal, Prior, StandardNormal, StudentT, Uniform
 
 __all__ = [
     "Classifier",
     "ConvNetHead",
+    "DiscretizedLogistic",
     "Flow",
     "FlowDistribution",
+    "GaussianMixture",
     "Head",
     "LinearHead",
+    "Logistic",
+    "Normal",
     "Prior",
     "StandardNormal",
+    "StudentT",
+    "Uniform",
     "bits_per_dimension",
     "caveat",
     "dequantize",

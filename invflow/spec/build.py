@@ -110,7 +110,8 @@ class _Builder:
         chain.declared_context_shape = self.spec.context_shape
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):
             if document is not None:
-                above = self._construct(document, (name,), {"shape": shape}, {})
+                filled = {"shape": shape, "context_shape": self.spec.context_shape}
+                above = self._construct(document, (name,), filled, {})
                 if self.count:
                     self._spend_parameters(_numbers(above), (name,))
                 return chain, above

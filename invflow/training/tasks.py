@@ -291,10 +291,10 @@ class FlowTraining(ModelTraining):
     """
 
     def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        log_prob, data = self.model_in(stage)(self.task.inputs(batch.values), batch.context).mean(), self.task.data
-        if data.levels is None:
+        log_prob = self.model_in(stage)(self.task.inputs(batch.values), batch.context).mean()
+        bits = bits_of(self.task.model, self.task.data, log_prob)
+        if bits is None:
             return -log_prob, {NLL.name: -log_prob}
-        bits = bits_per_dimension(log_prob, flat_size(data.shape), data.levels)
         return bits, {NLL.name: -log_prob, BITS.name: bits}
 
 
@@ -333,23 +333,34 @@ class Density(Task[Flow]):
         if spec.training is not None and spec.training.label_smoothing:
             why = "label_smoothing is for classifiers: a flow learns without labels"
             raise spec.error(("training", "label_smoothing"), why)
+        if self.model.prior.discrete and self.data.levels is None:
+            why = f"a prior on a grid is for images, and {self.data.name} has numbers off any grid; take another prior"
+            raise spec.error(("prior",), why)
 
     def check_range(self, spec: Spec) -> None:
-        if not self.data.holds_images:
+        levels, discrete, high = self.data.levels, self.model.prior.discrete, self.data.high
+        if levels is None:
             return
-        ends = torch.tensor([0.0, self.data.high]).view(2, *[1] * len(self.data.shape)).expand(2, *self.data.shape)
-        if (self.log_prob(ends, self.data.train.first(1).context) == -math.inf).any():
-            who, high = self.data.name, self.data.high
-            why = f"dequantised pixels of {who} lie in [0, {high}], and the model has no density at its ends"
+        if discrete:
+            high -= 1 / levels  # the last pixel, which is not dequantised
+        some = torch.tensor([0.0, 1 / levels, high])
+        constant = some.view(-1, *[1] * len(self.data.shape)).expand(-1, *self.data.shape)
+        if (self.log_prob(constant, self.data.train.first(1).context) == -math.inf).any():
+            if discrete:
+                why = f"{self.data.name} has pixels from 0 to {high} in steps of 1/{levels}, and the prior gives them 0"
+                raise spec.error(("prior",), f"{why}; fit its levels and its bounds")
+            why = f"dequantised pixels of {self.data.name} lie in [0, {high}], and the model has no density at its ends"
             raise spec.error(("layers",), f"{why}; give its logit a larger alpha")
 
     def inputs(self, values: Tensor) -> Tensor:
-        return values if self.data.levels is None else dequantize(values, self.data.levels)
+        levels = self.data.levels
+        return values if levels is None or self.model.prior.discrete else dequantize(values, levels)
 
     def evaluate(self) -> FlowEvaluation:
-        log_prob, levels = self.outputs()[0].double().mean(), self.data.levels
-        bits = None if levels is None else float(bits_per_dimension(log_prob, flat_size(self.data.shape), levels))
-        return FlowEvaluation(self.parameters(), True, self.model.caveat, self.round_trips(), -float(log_prob), bits)
+        log_prob = self.outputs()[0].double().mean()
+        bits = bits_of(self.model, self.data, log_prob)
+        scores = -float(log_prob), None if bits is None else float(bits)
+        return FlowEvaluation(self.parameters(), True, self.model.caveat, self.round_trips(), *scores)
 
     def figures(self) -> dict[str, Figure]:
         shape, context = self.data.shape, self.data.test.first(DRAWN_POINTS).context
@@ -442,6 +453,13 @@ class Density(Task[Flow]):
             some = some.rows(alike) if bool(alike.any()) else some
         with evaluating(self.model):
             return density(self.model, some.values, drawn, some.context if context is None else context)
+
+
+def bits_of(flow: Flow, data: DataSet, log_prob: Tensor) -> Tensor | None:
+    """Bits per dimension of images, of which a discrete prior gives the probability, and any other the density."""
+    if data.levels is None:
+        return None
+    return bits_per_dimension(log_prob, flat_size(data.shape), 1 if flow.prior.discrete else data.levels)
 
 
 def in_turn(context: Tensor | None, count: int, device: torch.device = CPU) -> Tensor | None:

@@ -1,0 +1,560 @@
+"""Every registered prior: a distribution whose samples follow its density, and a part of a model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily
+from torch.distributions import Normal as TorchNormal
+
+import invflow
+from invflow import Flow, InvflowError, Sequential, ShapeError, registry
+from invflow.bijections import Affine
+from invflow.models import GaussianMixture, StandardNormal
+from invflow.registry import priors
+from invflow.spec.schema import json_schema
+from invflow.state import flatten, leaves, shape_of, unflatten
+from invflow.training.data import load_data
+from invflow.training.tasks import bits_of, task_of
+
+BY = {"by": "context"}
+CASES = {
+    "standard_normal": [{}],
+    "normal": [{}],
+    "logistic": [{}],
+    "uniform": [{}, {"low": -1.5, "high": 2.0}],
+    "student_t": [{}, {"df": 2.5}],
+    "gaussian_mixture": [{}, {"components": 3, "spread": 2.0, "learn_scales": False}, BY],
+    "discretized_logistic": [
+        {"levels": 2},
+        {"levels": 17, "components": 1},
+        {"levels": 16, "components": 3, "bounds": [0, 0.9375]},
+    ],
+}
+EVERY = [(tag, fields) for tag, cases in CASES.items() for fields in cases]
+UNITS = [f"{tag} {fields}" for tag, fields in EVERY]
+CLASSES = 3
+
+FALSE_ALARM = 1e-4
+"""The probability with which a test of samples fails though they are right; the seeds are fixed."""
+INTEGRAL = 1e-9
+"""Of the trapezoidal rule, which converges exponentially for these; tails beyond its ends have less."""
+SUM = 1e-12
+"""Of up to 10^5 probabilities in float64."""
+
+every_prior = pytest.mark.parametrize(("tag", "fields"), EVERY, ids=UNITS)
+
+
+def made(tag, fields, shape, seed=0):
+    """A prior in float64 whose parameters are not those of the beginning."""
+    torch.manual_seed(seed)
+    given = {"context_shape": (CLASSES,)} if fields == BY else {}
+    prior = priors.find(tag)(**fields, shape=shape, **given).double()
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.add_(0.4 * torch.randn_like(weight))
+    return prior
+
+
+def context_of(prior, rows=1):
+    one_hot = torch.eye(CLASSES, dtype=torch.float64)[torch.arange(1, rows + 1) % CLASSES]
+    return (one_hot,) if prior.takes_context else ()
+
+
+def log_prob(prior, z):
+    return prior.log_prob(z, *context_of(prior))
+
+
+def sample(prior, count, temperature=1.0):
+    return prior.sample(count, temperature, *context_of(prior))
+
+
+def nodes(tag, fields):
+    """Points of the line with weights, so that a weighted sum is an integral, or a sum over the grid."""
+    if tag == "discretized_logistic":
+        levels = fields["levels"]
+        low, high = fields.get("bounds", (-45, 45))
+        reach = 1 if "bounds" in fields else 3  # scales up to 3: the tails have less than exp(-135 / 3)
+        points = torch.arange(round(reach * low * levels), round(reach * high * levels) + 1).double() / levels
+        return points, torch.ones_like(points)
+    if tag == "uniform":
+        low, high = fields.get("low", 0.0), fields.get("high", 1.0)
+        width = (high - low) / 200
+        points = low - 50.5 * width + width * torch.arange(302).double()  # the ends lie between two points
+        return points, torch.full_like(points, width)
+    t = torch.linspace(-14, 14, 561, dtype=torch.float64)
+    return t.sinh(), t.cosh() * (t[1] - t[0])
+
+
+def test_every_prior_is_tested():
+    assert set(CASES) == {tag for tag in priors.registered() if "." not in tag}
+
+
+@every_prior
+class TestDistribution:
+    def test_its_mass_is_1(self, tag, fields):
+        points, weights = nodes(tag, fields)
+        tolerance = SUM if tag == "discretized_logistic" else INTEGRAL
+        for seed in range(2):
+            found = (log_prob(made(tag, fields, (1,), seed), points[:, None]).exp() * weights).sum()
+            assert found.item() == pytest.approx(1, abs=tolerance)
+            plane = torch.cartesian_prod(points, points)
+            if len(plane) < 4e5:
+                found = log_prob(made(tag, fields, (2,), seed), plane).exp() * torch.cartesian_prod(
+                    weights, weights
+                ).prod(1)
+                assert found.sum().item() == pytest.approx(1, abs=tolerance)
+
+    def test_its_samples_follow_it(self, tag, fields):
+        """A chi-square test on boxes of the plane, whose ends lie half-way between two nodes."""
+        points, weights = nodes(tag, fields)
+        prior, count = made(tag, fields, (2,)), 20_000
+        torch.manual_seed(1)
+        with torch.no_grad():
+            drawn = sample(prior, count)
+            assert drawn.shape == (count, 2)
+            ends = (points[1:] + points[:-1]) / 2
+            quantiles = drawn.quantile(torch.linspace(0.1, 0.9, 6, dtype=torch.float64), dim=0).T.contiguous()
+            cuts = [ends[torch.searchsorted(ends, axis).clamp(max=len(ends) - 1)].unique() for axis in quantiles]
+
+            def boxes(of):
+                i, j = (torch.bucketize(of[:, axis].contiguous(), cuts[axis]) for axis in (0, 1))
+                return i * (len(cuts[1]) + 1) + j
+
+            number = (len(cuts[0]) + 1) * (len(cuts[1]) + 1)
+            masses = torch.zeros(number).double()
+            for x, weight in zip(points, weights, strict=True):
+                column = torch.stack([x.expand_as(points), points], dim=1)
+                masses.index_add_(0, boxes(column), log_prob(prior, column).exp() * weight * weights)
+        counts = torch.bincount(boxes(drawn), minlength=number)
+        kept = masses * count > 5
+        rest = (counts[~kept].sum(), masses[~kept].sum())
+        observed = np.append(counts[kept].numpy(), rest[0]) if rest[1] * count > 5 else counts[kept].numpy()
+        expected = np.append(masses[kept].numpy(), rest[1])[: len(observed)]
+        assert len(observed) > 10
+        found = scipy.stats.chisquare(observed, expected / expected.sum() * observed.sum())
+        assert found.pvalue > FALSE_ALARM
+
+    def test_a_temperature_multiplies_the_distance_from_the_centre(self, tag, fields):
+        prior = made(tag, fields, (2,))
+        if tag == "uniform":
+            for temperature in (0.0, 0.5, 2.0):
+                with pytest.raises(InvflowError, match=r"the uniform prior expects a temperature of 1, got"):
+                    prior.sample(2, temperature)
+            return
+
+        def drawn(temperature):
+            torch.manual_seed(2)
+            return sample(prior, 50, temperature).detach()
+
+        centre = drawn(0.0)
+        means = getattr(prior, "means", torch.zeros(1, 2))
+        assert len(centre.unique(dim=0)) <= len(means) ** 2, "one for each choice of components"
+        if tag == "discretized_logistic":
+            if "bounds" not in fields:  # three numbers, each rounded to the grid
+                off = (drawn(0.25) - centre) - 0.25 * (drawn(1.0) - centre)
+                assert off.abs().max() <= 1.5 / prior.levels
+        else:
+            torch.testing.assert_close(drawn(0.25) - centre, 0.25 * (drawn(1.0) - centre))
+
+    def test_its_gradients_are_finite(self, tag, fields):
+        prior = made(tag, fields, (3,))
+        far = torch.tensor([[0.0, 0.0, 0.0], [40.0, -40.0, 0.25], [1e4, 0.5, -1e4]], dtype=torch.float64)
+        z = torch.cat([sample(prior, 20).detach(), far]).requires_grad_()
+        found = log_prob(prior, z)
+        assert not found.isnan().any()
+        found[found.isfinite()].sum().backward()
+        for tensor in (z, *prior.parameters()):
+            assert tensor.grad.isfinite().all()
+        names, inside = [f"prior.{name}" for name, _ in prior.named_parameters()], z[:4].detach()
+
+        def of_weights(*weights):
+            return torch.func.functional_call(_LogProb(prior), dict(zip(names, weights, strict=True)), inside)
+
+        if names:
+            torch.autograd.gradcheck(of_weights, [weight.detach().requires_grad_() for weight in prior.parameters()])
+
+    def test_samples_are_differentiable_as_it_says(self, tag, fields):
+        prior = made(tag, fields, (3,))
+        drawn, weights = sample(prior, 5), [*prior.parameters()]
+        if prior.reparametrized and weights:
+            drawn.sum().backward()
+            assert all(weight.grad.abs().sum() > 0 for weight in weights)
+        given = Flow(Sequential(), prior).distribution(*context_of(prior))
+        assert given.has_rsample == prior.reparametrized
+        if not prior.reparametrized:
+            with pytest.raises(NotImplementedError, match="expects a prior that is reparametrized"):
+                given.rsample()
+        assert given.sample((4,)).shape == (4, *given.batch_shape, 3)
+
+    def test_it_is_0_and_never_nan_far_away(self, tag, fields):
+        for dtype in (torch.float32, torch.float64):
+            prior = made(tag, fields, (1,)).to(dtype)
+            far = torch.tensor([math.inf, -math.inf, 1e30, -1e30], dtype=dtype)[:, None]
+            found = log_prob(prior, far)
+            assert not found.isnan().any()
+            assert (found[:2] == -math.inf).all()
+            assert (found < -30).all()
+
+    def test_small_states_have_accurate_densities_in_float32(self, tag, fields):
+        prior = made(tag, fields, (3,))
+        z = sample(prior, 200).detach().float()
+        wide = log_prob(prior, z.double()) if tag != "discretized_logistic" else log_prob(prior, sample_on(prior, z))
+        found = log_prob(copy.deepcopy(prior).float(), z)
+        torch.testing.assert_close(found, wide.float(), rtol=2e-5, atol=2e-5)  # eps of float32 times 100
+
+
+def sample_on(prior, z):
+    return (z.double() * prior.levels).round() / prior.levels
+
+
+class _LogProb(torch.nn.Module):
+    def __init__(self, prior):
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, z):
+        return log_prob(self.prior, z)
+
+
+@every_prior
+class TestModules:
+    def test_tuples_are_flattened(self, tag, fields):
+        shape = ((2,), (1, 3))
+        prior, flat = made(tag, fields, shape), made(tag, fields, (5,))
+        flat.load_state_dict(prior.state_dict())
+        z = sample(prior, 7)
+        assert shape_of(z) == shape
+        torch.testing.assert_close(log_prob(prior, z), log_prob(flat, flatten(z)))
+        torch.testing.assert_close(log_prob(prior, unflatten(flatten(z), shape)), log_prob(prior, z))
+        with pytest.raises(
+            ShapeError, match=rf"the {tag} prior expects a batch of states of shape .*, got shape \(5,\)"
+        ):
+            log_prob(prior, flatten(z))
+
+    def test_dtype_and_device_follow_the_module(self, tag, fields):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            prior = made(tag, fields, (3,)).to(dtype)
+            z = sample(prior, 4)
+            assert z.dtype == dtype
+            assert z.isfinite().all()
+            assert log_prob(prior, z).isfinite().all()
+        there = made(tag, fields, (3,)).to("meta")
+        assert there.sample(4, 1.0, *(one.to("meta") for one in context_of(there))).is_meta
+        with pytest.raises(ShapeError, match=r"expects floating-point states, got torch\.int64"):
+            log_prob(made(tag, fields, (3,)), torch.zeros(2, 3, dtype=torch.int64))
+
+    def test_copies_pickles_and_loads(self, tag, fields):
+        prior = made(tag, fields, (3,))
+        z = sample(prior, 4)
+        for other in (copy.deepcopy(prior), pickle.loads(pickle.dumps(prior))):
+            assert torch.equal(log_prob(other, z), log_prob(prior, z))
+        other = made(tag, fields, (3,), seed=5)
+        assert [*other.state_dict()] == [*prior.state_dict()]
+        other.load_state_dict(prior.state_dict())
+        assert torch.equal(log_prob(other, z), log_prob(prior, z))
+
+    def test_is_built_on_the_meta_device(self, tag, fields):
+        prior = made(tag, fields, (3,))
+        with torch.device("meta"):
+            empty = Flow(Sequential(), made(tag, fields, (3,)))
+        assert all(tensor.is_meta for tensor in empty.state_dict().values())
+        empty.load_state_dict({f"prior.{name}": weight for name, weight in prior.state_dict().items()}, assign=True)
+        z = sample(prior, 4)
+        assert torch.equal(log_prob(empty.prior.double(), z), log_prob(prior, z))
+
+    def test_is_a_part_of_a_spec(self, tag, fields, tmp_path):
+        context = {"context_shape": [CLASSES]} if fields == BY else {}
+        document = {
+            "input": {"shape": [3, 2, 2], **context},
+            "layers": [{"type": "actnorm"}],
+            "prior": {"type": tag, **fields},
+        }
+        flow = invflow.build_model(document)
+        written = invflow.to_spec(flow)
+        assert written["prior"] == document["prior"]
+        assert invflow.load_spec(written).hash == invflow.load_spec(document).hash
+        invflow.save(flow, tmp_path)
+        rows = [one.float() for one in context_of(flow.prior)]
+        torch.manual_seed(0)
+        x = flow.sample(5, *rows).reshape(5, 3, 2, 2).detach()
+        assert torch.equal(invflow.load(tmp_path).log_prob(x, *rows), flow.log_prob(x, *rows))
+        entry = json_schema()["$defs"][f"prior.{tag}"]
+        assert set(entry["properties"]) == {"type", "note", *registry.priors.fields(type(flow.prior)).fields}
+
+
+# ------------------------------------------------------------------------------------------------ One by one
+
+SCIPY = {
+    "standard_normal": lambda prior: scipy.stats.norm(),
+    "normal": lambda prior: scipy.stats.norm(prior.mean.detach().numpy(), prior.log_scale.detach().exp().numpy()),
+    "logistic": lambda prior: scipy.stats.logistic(),
+    "uniform": lambda prior: scipy.stats.uniform(prior.low, prior.high - prior.low),
+    "student_t": lambda prior: scipy.stats.t(prior.df),
+}
+
+
+@pytest.mark.parametrize(("tag", "fields"), [one for one in EVERY if one[0] in SCIPY])
+def test_densities_are_those_of_scipy(tag, fields):
+    prior = made(tag, fields, (3,))
+    z = torch.cat([torch.linspace(-60, 60, 90).double().reshape(30, 3), sample(prior, 30).detach()])
+    expected = SCIPY[tag](prior).logpdf(z.numpy()).sum(1)
+    torch.testing.assert_close(log_prob(prior, z).detach(), torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+    # And each number is drawn from its own distribution: the test of Kolmogorov and Smirnov, for each of three.
+    torch.manual_seed(0)
+    drawn = sample(prior, 5000).detach().numpy()
+    for i in range(3):
+
+        def cdf(x, i=i):
+            wide = np.repeat(np.asarray(x)[:, None], 3, axis=1)
+            return SCIPY[tag](prior).cdf(wide)[:, i]
+
+        assert scipy.stats.kstest(drawn[:, i], cdf).pvalue > FALSE_ALARM
+
+
+def test_a_gaussian_mixture_is_that_of_torch():
+    prior = made("gaussian_mixture", {"components": 3}, (2,))
+    components = Independent(TorchNormal(prior.means, prior.log_scales.exp()), 1)
+    expected = MixtureSameFamily(Categorical(logits=prior.logits), components)
+    z = torch.randn(50, 2, dtype=torch.float64) * 5
+    torch.testing.assert_close(prior.log_prob(z), expected.log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+class TestDiscretizedLogistic:
+    def masses(self, prior, x):
+        """The log-probabilities of one number, with 80 digits."""
+        mpmath.mp.dps = 80
+        levels, ends = prior.levels, prior.ends
+        weights = [mpmath.mpf(w) for w in prior.logits[:, 0].softmax(0).tolist()]
+        means, log_scales = prior.means[:, 0].tolist(), prior.log_scales[:, 0].tolist()
+        found = []
+        for index in (round(float(value) * levels) for value in x):
+            total = mpmath.mpf(0)
+            for weight, mean, log_scale in zip(weights, means, log_scales, strict=True):
+                low, high = (
+                    ((index + half) / mpmath.mpf(levels) - mean) / mpmath.exp(log_scale)
+                    for half in (mpmath.mpf(-0.5), mpmath.mpf(0.5))
+                )
+                low = -mpmath.inf if ends is not None and index == ends[0] else low
+                high = mpmath.inf if ends is not None and index == ends[1] else high
+                if low > 0:  # by symmetry, so that two numbers near 1 are not subtracted
+                    low, high = -high, -low
+                total += weight * (1 / (1 + mpmath.exp(-high)) - 1 / (1 + mpmath.exp(-low)))
+            found.append(float(mpmath.log(total)))
+        return torch.tensor(found, dtype=torch.float64)
+
+    @pytest.mark.parametrize("bounds", [None, [0, 0.9375]])
+    @pytest.mark.parametrize("log_scale", [-12.0, -4.0, 0.0, 12.0])
+    def test_tails_and_tiny_scales_keep_their_digits(self, log_scale, bounds):
+        prior = made("discretized_logistic", {"levels": 16, "components": 2, "bounds": bounds}, (1,))
+        with torch.no_grad():
+            prior.log_scales.fill_(log_scale)
+        x = torch.arange(16).double() / 16
+        if bounds is None:
+            x = torch.cat([x, torch.tensor([-50.0, 50.0], dtype=torch.float64)])
+        found = prior.log_prob(x[:, None]).detach()
+        torch.testing.assert_close(found, self.masses(prior, x), rtol=1e-11, atol=1e-11)
+
+    @pytest.mark.parametrize("log_scale", [-300.0, -30.0, 300.0])
+    def test_extreme_scales_give_numbers(self, log_scale):
+        prior = made("discretized_logistic", {"levels": 16}, (1,)).float()
+        with torch.no_grad():
+            prior.log_scales.fill_(log_scale)
+        z = (torch.arange(-8, 8) / 16)[:, None]
+        found = prior.log_prob(z)
+        assert found.isfinite().all()
+        found.sum().backward()
+        assert all(weight.grad.isfinite().all() for weight in prior.parameters())
+        assert prior.sample(10).isfinite().all()
+
+    @pytest.mark.parametrize("levels", [10, 16, 17, 255, 256])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_samples_and_data_are_on_the_grid(self, levels, dtype):
+        prior = made("discretized_logistic", {"levels": levels}, (4,)).to(dtype)
+        z = prior.sample(500)
+        assert torch.equal(z, (z * levels).round() / levels)
+        assert prior.log_prob(z).isfinite().all()
+        pixels = (torch.arange(4 * levels) / levels).to(dtype).reshape(-1, 4)
+        assert prior.log_prob((torch.arange(4 * levels).to(dtype) / levels).reshape(-1, 4)).isfinite().all()
+        between = pixels + 0.3 / levels
+        assert (prior.log_prob(between) == -math.inf).all()
+
+    def test_bounds_are_kept(self):
+        prior = made("discretized_logistic", {"levels": 16, "bounds": [-0.25, 0.5]}, (3,))
+        with torch.no_grad():
+            prior.log_scales.fill_(2.0)
+        z = prior.sample(500)
+        assert (z.min(), z.max()) == (-0.25, 0.5)
+        assert prior.log_prob(torch.tensor([[0.0, 0.5625, 0.0]]).double()) == -math.inf
+        single = made("discretized_logistic", {"levels": 16, "bounds": [0.5, 0.5]}, (3,))
+        assert single.log_prob(torch.full((1, 3), 0.5).double()).abs().item() < SUM
+        for bounds in ([0, 0.97], [0.5, 0.25]):
+            with pytest.raises(InvflowError, match="expects bounds that are multiples of 1/16, the first not above"):
+                made("discretized_logistic", {"levels": 16, "bounds": bounds}, (3,))
+
+    def test_bits_per_dimension_are_those_of_the_pixels(self):
+        """Pixels are not dequantised under a prior of probabilities, so that bits are exact and not bounded."""
+        prior = {"type": "discretized_logistic", "levels": 16, "bounds": [0, 1]}
+        spec = invflow.load_spec(
+            {
+                "input": {"shape": [1, 8, 8]},
+                "layers": [{"type": "psi", "block_size": 2}],
+                "prior": prior,
+                "training": {"data": {"name": "digits", "train_size": 50, "test_size": 40}},
+            }
+        )
+        flow, data = invflow.build_model(spec), load_data(spec.training.data)
+        found = task_of(flow, data).evaluate()
+        x = data.test.first(40).values
+        exact = -flow.log_prob(x).double().mean() / (64 * math.log(2))
+        assert found.test_bits_per_dim == pytest.approx(exact.item(), rel=1e-6)
+        assert 0 < found.test_bits_per_dim < math.log2(17) + 2
+        continuous = Flow(flow.bijection, StandardNormal((4, 4, 4)))
+        assert bits_of(continuous, data, torch.zeros(())) == 4  # 16 levels: the volume of a cell counts
+
+    def spec(self, **top):
+        prior = {"type": "discretized_logistic", "levels": 16, "components": 2, "bounds": [0, 1]}
+        data = {"name": "digits", "train_size": 100, "test_size": 40}
+        return invflow.load_spec(
+            {
+                "input": {"shape": [1, 8, 8]},
+                "layers": [{"type": "psi", "block_size": 2}],
+                "prior": prior,
+                "training": {"data": data, "epochs": 15, "optimizer": {"type": "adam", "lr": 0.05}},
+                **top,
+            }
+        )
+
+    def test_it_is_trained_on_pixels(self, tmp_path):
+        run = invflow.train(self.spec(), tmp_path / "run", progress=False)
+        first, *_, last = [row["train_bits_per_dim"] for row in run.metrics]
+        assert last < first - 0.5
+        drawn = task_of(run.load(), load_data(self.spec().training.data)).draw(20)
+        assert torch.equal(drawn, (drawn * 16).round() / 16)
+
+    def test_data_that_do_not_fit_are_refused(self, tmp_path):
+        prior = self.spec().expanded["prior"]
+        for wrong in ({"levels": 8}, {"bounds": [0, 0.9375]}, {"bounds": [0.0625, 1]}):
+            with pytest.raises(invflow.SpecError, match=r"prior: digits has pixels from 0 to 1\.0 in steps of 1/16"):
+                invflow.train(self.spec(prior=prior | wrong), tmp_path / "run", progress=False)
+        training = {"data": {"name": "moons"}}
+        points = self.spec(input={"shape": [2]}, layers=[], training=training)
+        with pytest.raises(invflow.SpecError, match="prior: a prior on a grid is for images, and moons has"):
+            invflow.train(points, tmp_path / "run", progress=False)
+
+
+class TestByContext:
+    def flow(self, **fields):
+        document = {
+            "input": {"shape": [2], "context_shape": [CLASSES]},
+            "layers": [{"type": "affine"}],
+            "prior": {"type": "gaussian_mixture", **BY, "spread": 3.0, **fields},
+        }
+        torch.manual_seed(0)
+        return invflow.build_model(document).double()
+
+    def test_a_class_is_a_normal_distribution(self):
+        flow = self.flow()
+        x = torch.randn(5, 2, dtype=torch.float64)
+        for c in range(CLASSES):
+            row = torch.eye(CLASSES, dtype=torch.float64)[c : c + 1]
+            expected = TorchNormal(flow.prior.means[c], flow.prior.log_scales[c].exp()).log_prob(x).sum(1)
+            torch.testing.assert_close(flow.log_prob(x, row), expected)
+            torch.testing.assert_close(flow.log_prob(x, row.expand(5, -1)), expected)
+            torch.testing.assert_close(flow.prior.component_log_prob(x)[:, c], expected)
+
+    def test_samples_are_those_of_their_rows(self):
+        flow = self.flow()
+        context = torch.eye(CLASSES, dtype=torch.float64)
+        x, found = flow.sample_with_log_prob(4000, context)
+        means = flow.prior.means
+        assert (x.mean(0) - means).abs().max() < 4 / math.sqrt(4000)  # four standard errors
+        each = torch.stack([flow.log_prob(x[:, c], context[c : c + 1]) for c in range(CLASSES)], dim=1)
+        torch.testing.assert_close(found, each, rtol=1e-10, atol=1e-10)
+        assert flow.distribution(context).rsample((5,)).requires_grad
+
+    def test_bayes_rule_is_linear_with_scales_of_1(self):
+        """log p(z | c) - log p(z | d) = z . (mean_c - mean_d) - (|mean_c|^2 - |mean_d|^2) / 2."""
+        prior = self.flow(learn_scales=False).prior
+        assert [name for name, _ in prior.named_parameters()] == ["means"]
+        z = torch.randn(7, 2, dtype=torch.float64)
+        linear = z @ prior.means.T - prior.means.square().sum(1) / 2
+        found = prior.component_log_prob(z)
+        torch.testing.assert_close(found.log_softmax(1), linear.log_softmax(1))
+
+    def test_gradients_reach_the_means_of_the_class_alone(self):
+        flow = self.flow()
+        context = torch.eye(CLASSES, dtype=torch.float64)[[1]].requires_grad_()
+        flow.log_prob(torch.ones(1, 2, dtype=torch.float64), context).sum().backward()
+        assert (flow.prior.means.grad.abs().sum(1) > 0).tolist() == [False, True, False]
+        assert (context.grad != 0).any()
+
+    @pytest.mark.parametrize("given", [{}, {"context_shape": (2, 2)}, {"context_shape": (3,), "components": 4}])
+    def test_other_contexts_are_refused(self, given):
+        with pytest.raises(ShapeError, match="prior by context expects one"):
+            GaussianMixture(**BY, shape=(2,), **given)
+        prior = GaussianMixture(**BY, shape=(2,), context_shape=(3,))
+        for context in (None, torch.zeros(1, 4)):
+            with pytest.raises(ShapeError, match=r"expects a context \(3,\), got"):
+                prior.log_prob(torch.zeros(1, 2), context)
+
+    def test_the_spec_says_where(self):
+        document = {"input": {"shape": [2]}, "layers": [], "prior": {"type": "gaussian_mixture", **BY}}
+        with pytest.raises(
+            invflow.SpecError, match=r"prior: the gaussian_mixture prior by context expects one \(features,\)"
+        ):
+            invflow.build_model(document)
+
+
+def test_learned_priors_are_trained():
+    """Maximum likelihood moves a normal prior to the mean and the standard deviation of the data."""
+    torch.manual_seed(0)
+    x = 3 * torch.randn(500, 2, dtype=torch.float64) - 1
+    flow = Flow(Sequential(), made("normal", {}, (2,)))
+    optimizer = torch.optim.LBFGS(flow.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = -flow.log_prob(x).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    torch.testing.assert_close(flow.prior.mean.detach(), x.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(flow.prior.log_scale.detach().exp(), x.std(0, correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixture_separates_its_components():
+    """Components with different means do not stay equal: two clusters are found."""
+    torch.manual_seed(1)
+    x = torch.cat([torch.randn(300, 2) + 5, torch.randn(300, 2) - 5]).double()
+    flow = Flow(Sequential(Affine((2,))), made("gaussian_mixture", {"components": 2}, (2,))).double()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-flow.log_prob(x).mean()).backward()
+        optimizer.step()
+    truth = -(math.log(2) + math.log(2 * math.pi) + 1)  # the entropy of the mixture of two far apart, in two dimensions
+    assert flow.log_prob(x).mean().item() == pytest.approx(truth, abs=0.1)
+
+
+def test_uniform_ends_are_in_order():
+    with pytest.raises(InvflowError, match=r"the uniform prior expects low below high, got 1\.0 and 1\.0"):
+        made("uniform", {"low": 1.0, "high": 1.0}, (2,))
+
+
+def test_open_ends_are_never_drawn(monkeypatch):
+    """`torch.rand` draws 0 once in 10^7, where a logit is infinite."""
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    for tag in ("logistic", "uniform", "discretized_logistic"):
+        for dtype in (torch.float64, torch.float32, torch.float16):
+            z = made(tag, CASES[tag][0], (2,)).to(dtype).sample(3)
+            assert all(leaf.isfinite().all() for leaf in leaves(z))
+    assert (made("uniform", {}, (2,)).sample(3) > 0).all()
