@@ -270,6 +270,17 @@ class TestModules:
         z = sample(prior, 4)
         assert torch.equal(log_prob(empty.prior.double(), z), log_prob(prior, z))
 
+    def test_compiles_in_one_graph_and_maps_over_samples(self, tag, fields):
+        prior = made(tag, fields, (3,))
+        flow, rows = Flow(Sequential(), prior), context_of(prior)
+        z = sample(prior, 4).detach()
+        torch._dynamo.reset()
+        compiled = torch.compile(flow.log_prob, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(z, *rows), flow.log_prob(z, *rows))
+        gradients = torch.func.vmap(torch.func.grad(lambda one: flow.log_prob(one[None], *rows)[0]))(z)
+        (expected,) = torch.autograd.grad(flow.log_prob(z.requires_grad_(), *rows).sum(), z)
+        torch.testing.assert_close(gradients, expected)
+
     def test_is_a_part_of_a_spec(self, tag, fields, tmp_path):
         context = {"context_shape": [CLASSES]} if fields == BY else {}
         document = {
@@ -419,6 +430,30 @@ class TestDiscretizedLogistic:
         continuous = Flow(flow.bijection, StandardNormal((4, 4, 4)))
         assert bits_of(continuous, data, torch.zeros(())) == 4  # 16 levels: the volume of a cell counts
 
+    def test_a_chain_on_the_grid_keeps_the_probabilities(self):
+        """A bijection of the grid moves probabilities about: they still sum to 1, and samples are data."""
+        coupling = {"type": "additive_coupling", "net": {"type": "mlp", "hidden": [8], "activation": "tanh"}}
+        torch.manual_seed(0)
+        flow = invflow.build_model(
+            {
+                "input": {"shape": [2]},
+                "layers": [{"type": "split"}, coupling, coupling, {"type": "merge"}],
+                "numerics": {"mode": "grid", "frac_bits": 2},
+                "prior": {"type": "discretized_logistic", "levels": 4, "components": 2},
+            }
+        ).double()
+        with torch.no_grad():
+            for weight in flow.bijection.parameters():
+                weight.mul_(2)
+            side = torch.arange(-160, 161).double() / 4
+            grid = torch.cartesian_prod(side, side)
+            total = flow.log_prob(grid).exp().sum().item()
+            assert total == pytest.approx(1, abs=1e-9)  # scales of 1: the tails beyond 40 have less
+            assert (flow.bijection(grid) != grid).any()
+            x, log_prob = flow.sample_with_log_prob(200)
+            assert torch.equal(x, (x * 4).round() / 4)
+            assert torch.equal(flow.log_prob(x), log_prob)
+
     def spec(self, **top):
         prior = {"type": "discretized_logistic", "levels": 16, "components": 2, "bounds": [0, 1]}
         data = {"name": "digits", "train_size": 100, "test_size": 40}
@@ -479,6 +514,31 @@ class TestByContext:
         each = torch.stack([flow.log_prob(x[:, c], context[c : c + 1]) for c in range(CLASSES)], dim=1)
         torch.testing.assert_close(found, each, rtol=1e-10, atol=1e-10)
         assert flow.distribution(context).rsample((5,)).requires_grad
+
+    def test_a_run_draws_each_class_beside_its_data(self, tmp_path):
+        """The chain does not see the class: the prior alone separates the two moons."""
+        spec = invflow.load_spec(
+            {
+                "input": {"shape": [2], "context_shape": [2]},
+                "layers": [{"type": "affine"}],
+                "prior": {"type": "gaussian_mixture", **BY},
+                "training": {
+                    "data": {"name": "moons", "train_size": 400, "test_size": 100, "context": "labels"},
+                    "epochs": 20,
+                    "optimizer": {"type": "adam", "lr": 0.05},
+                },
+            }
+        )
+        run = invflow.train(spec, tmp_path / "run", progress=False)
+        task = task_of(run.load(), load_data(spec.training.data))
+        rows = torch.eye(2)
+        drawn = task.draw(2001, rows)
+        assert drawn.shape == (2001, 2)
+        test = task.data.test.first(100)
+        for c in range(2):
+            own = test.values[test.labels == c].mean(0)
+            assert (drawn[c::2].mean(0) - own).abs().max() < 0.3  # the moons' centres are (0, 0.5) and (1, 0)
+        assert "5 samples" in invflow.plot.density(run, test.values, 5, context=rows[:1]).axes[1].get_title()
 
     def test_bayes_rule_is_linear_with_scales_of_1(self):
         """log p(z | c) - log p(z | d) = z . (mean_c - mean_d) - (|mean_c|^2 - |mean_d|^2) / 2."""
