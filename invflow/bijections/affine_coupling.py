@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ..errors import InvflowError
 from ..registry import register
 from .coupling import Coupling
+from .univariate import Univariate
 
 Scale: TypeAlias = Literal["tanh", "soft_clip", "sigmoid", "twice_sigmoid", "exp"]
 
-_CLAMP = 2.0
+CLAMP = 2.0
 """The default bound of log-scales, also if the scale has a bound of its own."""
 
 _FARTHEST = 10.0
@@ -57,8 +58,48 @@ _LOG_SCALES: Mapping[Scale, Callable[[Tensor, float, float], Tensor]] = {
 }
 
 
+class Scaled(Univariate):
+    """``u = scale * b + t``, with ``(r, t)`` from a net and the scale a bounded function of r: see `AffineCoupling`."""
+
+    tag: ClassVar[str]
+
+    @classmethod
+    def outputs(cls, fields: Mapping[str, Any]) -> int:
+        return 2
+
+    def _set_scale(self, clamp: float, scale: Scale, floor: float, shift_first: bool) -> None:
+        """Sets the function of r. Raises InvflowError: a clamp or a floor for a scale that has none."""
+        if clamp != CLAMP and scale not in ("tanh", "soft_clip"):
+            raise InvflowError(f'{self.tag} has a clamp with "tanh" and "soft_clip" only, got {clamp} with "{scale}"')
+        if floor and scale != "sigmoid":
+            raise InvflowError(f'{self.tag} has a floor with the scale "sigmoid" only, got {floor} with "{scale}"')
+        self.clamp = clamp
+        self.scale = scale
+        self.floor = floor
+        self.shift_first = shift_first
+        self._log_scale = _LOG_SCALES[scale]
+
+    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
+        log_scale, shift = self._scale_and_shift(made)
+        if self.shift_first:
+            return (b + shift) * log_scale.exp(), log_scale
+        return torch.addcmul(shift, log_scale.exp(), b), log_scale
+
+    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
+        log_scale, shift = self._scale_and_shift(made)
+        if self.shift_first:
+            return torch.exp(-log_scale) * u - shift, log_scale
+        return torch.exp(-log_scale) * (u - shift), log_scale
+
+    def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-scale, and t."""
+        half = made.shape[1] // 2
+        raw, shift = torch.split_with_sizes(made, (half, half), 1)  # in half the time of chunk
+        return self._log_scale(raw, self.clamp, self.floor), shift
+
+
 @register("affine_coupling")
-class AffineCoupling(Coupling):
+class AffineCoupling(Scaled, Coupling):
     """``(a, b) -> (scale * b + t, a)``, where the scale is computed from r, and ``(r, t) = net(a)``.
 
     Its inverse is ``(u, v) -> (v, (u - t) / scale)``, its log-determinant ``sum(log(scale))``. The scale is positive
@@ -109,47 +150,17 @@ class AffineCoupling(Coupling):
     def __init__(
         self,
         net: nn.Module,
-        clamp: PositiveFloat = _CLAMP,
+        clamp: PositiveFloat = CLAMP,
         scale: Scale = "tanh",
         floor: NonNegativeFloat = 0.0,
         shift_first: bool = False,
     ) -> None:
         super().__init__(net, outputs=2)
-        if clamp != _CLAMP and scale not in ("tanh", "soft_clip"):
-            raise InvflowError(f'{self.tag} has a clamp with "tanh" and "soft_clip" only, got {clamp} with "{scale}"')
-        if floor and scale != "sigmoid":
-            raise InvflowError(f'{self.tag} has a floor with the scale "sigmoid" only, got {floor} with "{scale}"')
-        self.clamp = clamp
-        self.scale = scale
-        self.floor = floor
-        self.shift_first = shift_first
-        self._log_scale = _LOG_SCALES[scale]
-
-    @classmethod
-    def outputs(cls, fields: Mapping[str, Any]) -> int:
-        return 2
-
-    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
-        log_scale, shift = self._scale_and_shift(made)
-        if self.shift_first:
-            return (b + shift) * log_scale.exp(), log_scale
-        return torch.addcmul(shift, log_scale.exp(), b), log_scale
-
-    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
-        log_scale, shift = self._scale_and_shift(made)
-        if self.shift_first:
-            return torch.exp(-log_scale) * u - shift, log_scale
-        return torch.exp(-log_scale) * (u - shift), log_scale
+        self._set_scale(clamp, scale, floor, shift_first)
 
     def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
         # Under autocast the net may return bfloat16, in which exp and sums would lose digits.
         return super()._condition(a, b, context).to(b.dtype)
-
-    def _scale_and_shift(self, made: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-scale, and t."""
-        half = made.shape[1] // 2
-        raw, shift = torch.split_with_sizes(made, (half, half), 1)  # in half the time of chunk
-        return self._log_scale(raw, self.clamp, self.floor), shift
 
 
 @register("gin_coupling")
@@ -183,7 +194,7 @@ class GinCoupling(AffineCoupling):
         ({"net": {"type": "mlp", "hidden": [4]}}, ((2,), (3,))),
     ]
 
-    def __init__(self, net: nn.Module, clamp: PositiveFloat = _CLAMP) -> None:
+    def __init__(self, net: nn.Module, clamp: PositiveFloat = CLAMP) -> None:
         super().__init__(net, clamp)
 
     def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, None]:

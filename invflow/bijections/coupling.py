@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -17,16 +16,16 @@ from ..numerics import conditioners
 from ..numerics.modes import NONE, Exact, Level, Limit, Mode
 from ..registry import register
 from ..reversible.retrace import Replay, Retraced, Retraces
-from ..state import Shape, require_channels, require_pair, zero_log_det
+from ..state import Shape, require_channels, require_pair
+from .univariate import Univariate, summed
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-class Coupling(Conditioned, Bijection, Retraces):
+class Coupling(Conditioned, Bijection, Retraces, Univariate):
     """``(a, b) -> (g(b; net(a)), a)``: the base of couplings. The halves change places and may differ in size.
 
-    A subclass defines g, its inverse and its derivative, `_transform` and `_untransform`, and `outputs` if g takes more
-    than one number of the conditioner for each number of b.
+    A subclass defines g: see `Univariate`.
 
     Args:
         net: the conditioner, any module.
@@ -42,22 +41,6 @@ class Coupling(Conditioned, Bijection, Retraces):
         super().__init__()
         self.net = net
         self._outputs = outputs
-
-    @classmethod
-    def outputs(cls, fields: Mapping[str, Any]) -> int:
-        """The number of outputs of the conditioner for each number of b, given the layer's own plain fields.
-
-        They are stacked along the channels: first one output for all channels of b, then the next.
-        """
-        return 1
-
-    @abstractmethod
-    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``u = g(b; made)`` and ``log(du/db)``, elementwise; None if that is 0."""
-
-    @abstractmethod
-    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``b = g^-1(u; made)`` and, likewise, ``log(du/db)``."""
 
     def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
         a, b = x if type(x) is tuple and len(x) == 2 else self._pair(x)
@@ -128,13 +111,6 @@ class Coupling(Conditioned, Bijection, Retraces):
                 f"{self.tag} expects its net to return the shape {tuple(expected)}, got {tuple(made.shape)}"
             )
         return made
-
-
-def summed(log_scale: Tensor | None, like: Tensor) -> Tensor:
-    """The log-determinant, ``(batch,)``."""
-    if log_scale is None:
-        return zero_log_det(like)
-    return log_scale.sum(1) if log_scale.dim() == 2 else log_scale.sum(tuple(range(1, log_scale.dim())))
 
 
 @register("additive_coupling")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..registry import register
 from ..state import Shape
 from .channels import OfChannels
-from .coupling import Coupling, summed
+from .coupling import Coupling
 from .rational_quadratic import RationalQuadratic
+from .univariate import Univariate, summed
 
 # Bins and slopes of at least these are far above the rounding errors of float32.
 Bins: TypeAlias = Annotated[int, Field(ge=2)]
@@ -21,8 +22,34 @@ Part: TypeAlias = Annotated[float, Field(ge=1e-4, lt=0.5)]
 Slope: TypeAlias = Annotated[float, Field(ge=1e-4, lt=1)]
 
 
+class Splined(Univariate):
+    """``u = g(b)`` with a rational-quadratic spline g for each number of b, given by a net: see `SplineCoupling`."""
+
+    may_be_flat = True  # a float32 has no digits left for a bin of the smallest height
+    spline: RationalQuadratic
+
+    @property
+    def rounding_growth(self) -> float:
+        """The length of the interval, whose knots are rounded."""
+        return max(1.0, 2 * self.spline.bound)
+
+    @classmethod
+    def outputs(cls, fields: Mapping[str, Any]) -> int:
+        return 3 * int(fields["bins"]) - 1
+
+    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+        return self.spline.apply(b, self._numbers(b, made))
+
+    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+        return self.spline.undo(u, self._numbers(u, made))
+
+    def _numbers(self, b: Tensor, made: Tensor) -> Tensor:
+        # Several times as fast if each of the numbers lies in one piece.
+        return torch.unflatten(made, 1, (self.spline.numbers, b.shape[1])).transpose(0, 1).contiguous()
+
+
 @register("spline_coupling")
-class SplineCoupling(Coupling):
+class SplineCoupling(Splined, Coupling):
     """``(a, b) -> (g(b; net(a)), a)`` with a monotonic rational-quadratic spline g for each number of b.
 
     g maps ``[-bound, bound]`` onto itself and is the identity outside, with slope 1 at both ends: see
@@ -50,7 +77,6 @@ class SplineCoupling(Coupling):
         [4.0, 4.0, 4.0]
     """
 
-    may_be_flat = True  # a float32 has no digits left for a bin of the smallest height
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}, "bins": 4}, ((2, 4, 4), (2, 4, 4))),
         ({"net": {"type": "mlp", "hidden": [4]}, "bound": 1.0, "min_size": 0.01}, ((2, 3), (3, 3))),
@@ -63,25 +89,6 @@ class SplineCoupling(Coupling):
         spline = RationalQuadratic(bins, bound, min_size, min_slope)
         super().__init__(net, outputs=spline.numbers)
         self.spline = spline
-
-    @property
-    def rounding_growth(self) -> float:
-        """The length of the interval, whose knots are rounded."""
-        return max(1.0, 2 * self.spline.bound)
-
-    @classmethod
-    def outputs(cls, fields: Mapping[str, Any]) -> int:
-        return 3 * int(fields["bins"]) - 1
-
-    def _transform(self, b: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        return self.spline.apply(b, self._numbers(b, made))
-
-    def _untransform(self, u: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
-        return self.spline.undo(u, self._numbers(u, made))
-
-    def _numbers(self, b: Tensor, made: Tensor) -> Tensor:
-        # Several times as fast if each of the numbers lies in one piece.
-        return torch.unflatten(made, 1, (self.spline.numbers, b.shape[1])).transpose(0, 1).contiguous()
 
 
 @register("spline")
