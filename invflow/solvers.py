@@ -1,4 +1,4 @@
-"""Fixed points of contractions, solved for each sample separately, with a report on their accuracy."""
+"""Fixed points of contractions, for each sample separately, with a report on their accuracy; and of triangular maps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from .progress import progress
 
 Method: TypeAlias = Literal["anderson", "picard"]
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -44,6 +46,9 @@ MOST_EVALUATIONS = 10_000
 
 FLOOR = 64
 """A residual is near the rounding errors up to this, in units of eps; if it stalls above, rounding is not the cause."""
+
+SETTLED = 4
+"""A number has settled if it changes by at most this, in units of its own eps: roundings change it by 1 or 2."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +295,37 @@ class _Solver:
             self.contraction[finished.rows] = finished.contraction
             self.evaluations[finished.rows] = self.count
             self.at_work = now.select((~done).nonzero().flatten())
+
+
+@torch.no_grad()
+def solve_triangular(step: Callable[[Tensor], Tensor], start: Tensor, most: int, who: str) -> Tensor:
+    """The fixed point ``x = f(x)`` of a map each of whose numbers depends on those before it alone, in some order.
+
+    Jacobi's iteration ``x <- f(x)`` makes number k right in step k at the latest, whatever the later ones are, so that
+    as many steps as numbers are enough. It ends as soon as no number changes beyond rounding, which is often long
+    before; what is left is as small as the effect of one rounding of each number. It also ends if a number is no longer
+    finite, because the next step may spread it to all others.
+
+    Args:
+        step: f, for the whole batch.
+        start: the first x, ``(batch, ...)``.
+        most: how many numbers depend on each other, at least: the largest number of steps.
+        who: what is solved, for a bar that shows the steps if they take long.
+
+    Examples:
+        >>> doubled_neighbour = lambda x: torch.nn.functional.pad(2 * x[:, :-1], (1, 0), value=1.0)
+        >>> solve_triangular(doubled_neighbour, torch.zeros(1, 5), most=5, who="powers")
+        tensor([[ 1.,  2.,  4.,  8., 16.]])
+    """
+    x, eps = start, torch.finfo(start.dtype).eps
+    with progress(who, most) as advance:
+        for _ in range(most):
+            before, x = x, step(x)
+            settled = (x - before).abs() <= SETTLED * eps * x.abs()
+            if bool(settled.all()) or not bool(x.isfinite().all()):
+                break
+            advance()
+    return x
 
 
 def accuracy(dtype: torch.dtype) -> float:

@@ -3,6 +3,7 @@
 from .actnorm import ActNorm, Standardize
 from .affine import Affine
 from .affine_coupling import AffineCoupling, GinCoupling
+from .autoregressive import Autoregressive, SplineAutoregressive
 from .conv_exponential import ConvExponential
 from .coupling import AdditiveCoupling
 from .each import Each
@@ -29,6 +30,7 @@ __all__ = [
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
+    "Autoregressive",
     "Checkerboard",
     "ConvExponential",
     "Duplicate",
@@ -58,6 +60,7 @@ __all__ = [
     "SinhArcsinh",
     "Softplus",
     "Spline",
+    "SplineAutoregressive",
     "SplineCoupling",
     "Split",
     "Standardize",

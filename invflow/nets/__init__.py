@@ -4,6 +4,7 @@ from . import activations, attention, blocks, layers, norms
 from .contract import Conditioned, Lipschitz, takes_context
 from .deep import DenseNet, ResNet, Transformer
 from .lipschitz import LipschitzConv, LipschitzMLP
+from .masked import MaskedMLP
 from .plain import MLP, Conv
 from .spectral import SpectralConv, SpectralLinear
 from .stack import Stack
@@ -16,6 +17,7 @@ __all__ = [
     "Lipschitz",
     "LipschitzConv",
     "LipschitzMLP",
+    "MaskedMLP",
     "ResNet",
     "SpectralConv",
     "SpectralLinear",

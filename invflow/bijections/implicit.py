@@ -1,0 +1,83 @@
+"""Gradients of a fixed point that was found without a graph, by the theorem of the implicit function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+Step: TypeAlias = Callable[..., Tensor]
+SolveLinear: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+def attached(step: Step, x: Tensor, inputs: tuple[Tensor | None, ...], solve_linear: SolveLinear) -> Tensor:
+    """The fixed point ``x = step(x, *inputs)``, differentiable with respect to the inputs, as often as the step is.
+
+    With the Jacobian ``J`` of the step at x, ``dx = (1 - J)^-1 (dstep / dinputs) dinputs``. So for a gradient w of x,
+    that of the inputs is what the step passes on of ``u = (1 - J^T)^-1 w``, the fixed point of ``u = w + J^T u``, which
+    has gradients for the same reason.
+
+    Args:
+        step: a function of x and the inputs, and of nothing else that requires a gradient.
+        x: the fixed point.
+        inputs: what the step depends on.
+        solve_linear: finds the fixed point of ``u -> w + J^T u`` from a start, without a graph.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    return cast(Tensor, _Implicit.apply(step, solve_linear, x.detach(), *inputs))
+
+
+def _transposed(step: Step) -> Step:
+    """``w + J^T u`` as a function of u, w, x and the inputs of the step."""
+
+    def pulled(u: Tensor, w: Tensor, x: Tensor, *inputs: Tensor | None) -> Tensor:
+        with torch.enable_grad():
+            at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            made = step(at, *inputs)
+        return w + _pull(made, at, u)
+
+    return pulled
+
+
+def _pull(made: Tensor, at: Tensor, u: Tensor) -> Tensor:
+    again = torch.is_grad_enabled()
+    return torch.autograd.grad(made, at, u, retain_graph=True, create_graph=again, materialize_grads=True)[0]
+
+
+class _Implicit(torch.autograd.Function):
+    """The identity on x, whose backward solves the transposed linear system."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Step, solve_linear: SolveLinear, x: Tensor, *inputs: Tensor | None) -> Tensor:
+        ctx.step, ctx.solve_linear = step, solve_linear
+        x = x.clone()
+        ctx.save_for_backward(x, *inputs)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, *inputs = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # this gradient is differentiated again
+
+        def fresh(one: Tensor | None) -> Any:
+            # Of a new tensor the derivative is partial: inputs may depend on each other.
+            if one is None or (again and one.requires_grad):
+                return one if one is None else one.view_as(one)
+            return one.detach().requires_grad_(one.requires_grad)
+
+        with torch.enable_grad():
+            at, *others = (fresh(one) for one in (x, *inputs))
+            made = ctx.step(at, *others)
+        wanted = [one for one in others if one is not None and one.requires_grad]
+        if not made.requires_grad:  # a constant
+            return (None,) * (3 + len(others))
+        w = grad.detach()
+        u = ctx.solve_linear(lambda u: w + _pull(made, at, u), w)
+        if again:
+            u = attached(_transposed(ctx.step), u, (grad, x, *inputs), ctx.solve_linear)
+        found = iter(torch.autograd.grad(made, wanted, u, create_graph=again, allow_unused=True))
+        passed = (next(found) if one is not None and one.requires_grad else None for one in others)
+        return None, None, None, *passed
