@@ -117,6 +117,18 @@ def test_g_contracts_after_training_and_reload(tmp_path):
         assert max(norms) > 0.1  # training has increased them
 
 
+def inverse_of_everything(block, y, given):
+    """The inverse as a function of y, the context and the weights, and these."""
+    inputs = (y,) if given is None else (y, given)
+    names, weights = zip(*block.named_parameters(), strict=True)
+
+    def inverse(*values):
+        state = {f"layer.{name}": value for name, value in zip(names, values[len(inputs) :], strict=True)}
+        return torch.func.functional_call(Inverse(block), state, values[: len(inputs)])
+
+    return inverse, (*inputs, *(weight.detach().requires_grad_() for weight in weights))
+
+
 @pytest.mark.parametrize("c", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("context", [None, 2])
 def test_gradients_of_the_inverse_are_those_of_finite_differences(c, context):
@@ -126,22 +138,19 @@ def test_gradients_of_the_inverse_are_those_of_finite_differences(c, context):
     block = at_the_limit(Residual(net, coefficient=c)).double()
     y = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     given = None if context is None else torch.randn(2, context, dtype=torch.float64, requires_grad=True)
-    inputs = (y,) if given is None else (y, given)
-    names, weights = zip(*block.named_parameters(), strict=True)
-
-    def inverse(*values):
-        state = {f"layer.{name}": value for name, value in zip(names, values[len(inputs) :], strict=True)}
-        return torch.func.functional_call(Inverse(block), state, values[: len(inputs)])
-
-    free = [weight.detach().requires_grad_() for weight in weights]
-    assert torch.autograd.gradcheck(inverse, (*inputs, *free), atol=GRADIENT, rtol=GRADIENT)
+    assert torch.autograd.gradcheck(*inverse_of_everything(block, y, given), atol=GRADIENT, rtol=GRADIENT)
 
 
-def test_second_derivatives_of_the_inverse():
+@pytest.mark.parametrize("context", [None, 1])
+def test_second_derivatives_of_the_inverse(context):
+    """By y, the context and the weights, in all pairs; a norm that is divided by has first derivatives only."""
     torch.manual_seed(0)
-    block = at_the_limit(Residual(shape=(3,))).double()
-    y = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(block.inverse, (y,), atol=GRADIENT, rtol=GRADIENT)
+    given_shape = None if context is None else (context,)
+    net = LipschitzMLP((2,), (2,), given_shape, hidden=[2], activation="tanh")
+    block = at_the_limit(Residual(net), factor=0.2).double()
+    y = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    given = None if context is None else torch.randn(2, context, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(*inverse_of_everything(block, y, given), atol=GRADIENT, rtol=GRADIENT)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from .._torch import reparametrized
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
-from ..log_det import AUTO, Branch, Estimator, Map, pulled_back
+from ..log_det import AUTO, Branch, Estimator
 from ..nets.contract import Conditioned, Lipschitz
 from ..nets.lipschitz import LipschitzConv, LipschitzMLP, LipschitzNet
 from ..numerics.backend import own_precision
 from ..registry import nets, register
-from ..solvers import Method, Solution, Step, accuracy, solve
+from ..solvers import Method, Solution, accuracy, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor
+from .implicit import attached
 
 GRADIENT_ERROR = 10
 """The relative error of the inverse's gradient, in units of the inverse's own accuracy."""
@@ -29,7 +31,6 @@ ROUNDING_RESIDUAL = 32
 with the contraction L that is met: for L = 0.97, at most 1.3e-4 in float32. In 64 dimensions up to 14 eps remain."""
 
 Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
-SolveLinear: TypeAlias = Callable[[Step, Tensor], Tensor]
 
 
 class NotConverged(RuntimeWarning):
@@ -182,12 +183,18 @@ class Residual(Conditioned, Bijection):
         return self.log_det.find(g, x, context, self.coefficient, self.training)
 
     def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
-        """The inverse, differentiable."""
+        """The inverse, differentiable with respect to y, the context and the weights."""
         if y.is_meta:
             return y - g(y, context)
         solution = self._solve(g, y.detach(), context)
         self._complain("inverse", y, solution)
-        return attach(lambda x: y - g(x, context), solution.x, self._solve_linear)
+        weights = dict(self.net.named_parameters(remove_duplicate=False))  # each name of one that has several
+
+        def step(x: Tensor, y: Tensor, context: Tensor | None, *values: Tensor) -> Tensor:
+            with reparametrized(self.net, dict(zip(weights, values, strict=True))):
+                return y - self.branch()(x, context)
+
+        return attached(step, solution.x, (y, context, *weights.values()), self._solve_linear)
 
     def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
@@ -198,11 +205,15 @@ class Residual(Conditioned, Bijection):
         options: dict[str, Any] = {"contraction": self.coefficient, "method": self.solver, "tolerance": self.tolerance}
         return solve(step, y, **options, permitted=_permitted(y.dtype) if self.tolerance is None else 0.0)
 
-    def _solve_linear(self, step: Step, start: Tensor) -> Tensor:
+    def _solve_linear(self, step: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
         """The fixed point ``u = w + J^T u`` for a gradient w of the inverse."""
+
+        def of_rows(u: Tensor, rows: Tensor) -> Tensor:
+            return step(torch.zeros_like(start).index_copy(0, rows, u))[rows]
+
         options: dict[str, Any] = {"contraction": self.coefficient, "method": self.solver}
         options |= {"tolerance": GRADIENT_ERROR * accuracy(start.dtype), "permitted": _permitted(start.dtype)}
-        solution = solve(step, start, **options)
+        solution = solve(of_rows, start, **options)
         self._complain("gradient of the inverse", start, solution)
         return solution.x
 
@@ -224,41 +235,3 @@ class Residual(Conditioned, Bijection):
 def _permitted(dtype: torch.dtype) -> float:
     """The residual at which an inverse counts as converged if no tolerance is given."""
     return ROUNDING_RESIDUAL * torch.finfo(dtype).eps
-
-
-def attach(step: Map, x: Tensor, solve_linear: SolveLinear) -> Tensor:
-    """Attaches to the fixed point ``x = step(x)``, found without a graph, the gradient of the implicit function.
-
-    With the Jacobian ``J`` of the step at x, ``dx = (1 - J)^-1 d step``. So the gradient of the step is
-    ``(1 - J^T)^-1 w`` for a gradient w of x: the fixed point of ``u = w + J^T u``. That fixed point gets its gradient
-    in the same way, so second derivatives are correct too.
-    """
-    if not torch.is_grad_enabled():
-        return x
-    image = step(x.detach())
-    if not image.requires_grad:
-        return x
-    return cast(Tensor, _Implicit.apply(image, x.detach(), step, solve_linear))
-
-
-class _Implicit(torch.autograd.Function):
-    """The identity on x, whose backward solves the transposed linear system."""
-
-    @staticmethod
-    def forward(ctx: Any, image: Tensor, x: Tensor, step: Map, solve_linear: SolveLinear) -> Tensor:
-        ctx.step, ctx.solve_linear = step, solve_linear
-        x = x.clone()
-        ctx.save_for_backward(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # this gradient is differentiated again
-        pull = pulled_back(ctx.step, x if again else x.detach())
-
-        def of_rows(u: Tensor, rows: Tensor) -> Tensor:
-            return grad[rows] + pull(torch.zeros_like(grad).index_copy(0, rows, u))[rows]
-
-        found = ctx.solve_linear(of_rows, grad.detach())
-        return attach(lambda u: grad + pull(u), found, ctx.solve_linear), None, None, None
