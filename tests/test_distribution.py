@@ -243,9 +243,9 @@ class TestDistribution:
         context = rows_for(flow)
         for value in (torch.zeros(4, 2), torch.zeros(5, 3), torch.full((3,), math.nan)):
             with pytest.raises(ValueError, match=r"must match event_shape|not broadcastable|within the support"):
-                flow.distribution(context).log_prob(value.double())
+                flow.distribution(context, validate_args=True).log_prob(value.double())
         with pytest.raises(ValueError, match="Expected parameter context"):
-            flow.distribution(context * math.nan)
+            flow.distribution(context * math.nan, validate_args=True)
         unchecked = flow.distribution(context * math.nan, validate_args=False)
         assert unchecked.log_prob(torch.zeros(3).double()).isnan().all()
         with pytest.raises(ShapeError, match="expects shapes that broadcast"):
@@ -255,7 +255,7 @@ class TestDistribution:
         outside = torch.tensor([0.5, -2.0])
         for layer in (Inverse(Tanh()), Inverse(Softplus()), Logit(), Affine((2,))):
             flow = Flow(Sequential(layer), StandardNormal((2,)))
-            found = flow.distribution()
+            found = flow.distribution(validate_args=True)  # other packages change torch's default
             torch.manual_seed(0)
             assert found.log_prob(found.sample((50,))).isfinite().all()
             if layer.domain in ("positive", "symmetric"):

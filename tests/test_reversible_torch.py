@@ -377,6 +377,8 @@ def train_in_a_process(rank, path):
         found = gradients(chain, half, parallel)  # the second step waits for the first one's exchange
         if rank == 0:
             torch.save(found, f"{path}/{policy}.pt")
+    del parallel  # it holds the group, whose threads would end with the interpreter
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

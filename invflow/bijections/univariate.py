@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..state import zero_log_det
 
 
-class Univariate(ABC):
+class Univariate(metaclass=ABCMeta):  # not ABC, beside which no class of FSDP's can stand
     """A layer that applies ``u = g(b; made)`` to numbers b, where a net gives ``made``.
 
     A subclass defines g, its inverse and its derivative, and `outputs` if g takes more than one number of the net for
