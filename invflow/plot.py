@@ -14,9 +14,10 @@ from .diagnostics.figure import Figure
 from .diagnostics.interpolation import interpolate
 from .errors import InvflowError
 from .sequential import Sequential
+from .training.density import in_turn
 from .training.module import evaluation_draws
 from .training.run_folder import Run
-from .training.tasks import evaluating, in_turn
+from .training.tasks import evaluating
 
 Model: TypeAlias = models.Classifier | models.Flow
 Drawn: TypeAlias = Model | Bijection | Run | str | Path

@@ -21,8 +21,8 @@ from invflow.training.data import load_data
 from invflow.training.illustrate import illustrate
 from invflow.training.module import ModelTraining
 from invflow.training.public import evaluate
+from invflow.training.run import task_of
 from invflow.training.run_folder import Run
-from invflow.training.tasks import task_of
 from tests.test_training import tiny
 
 STANDARD_ERRORS = 4

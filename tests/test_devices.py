@@ -21,9 +21,10 @@ from invflow.state import leaves
 from invflow.training import frozen, illustrate, tasks
 from invflow.training import run as runs
 from invflow.training.augment import Augment
+from invflow.training.classification import Classification
 from invflow.training.data import load_data
+from invflow.training.run import task_of
 from invflow.training.run_folder import Run
-from invflow.training.tasks import Classification, task_of
 from tests.numerics.test_runs import SPEC
 from tests.test_density_training import images, points
 from tests.test_training import tiny

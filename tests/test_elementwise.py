@@ -103,7 +103,7 @@ def test_dequantised_digits_lie_in_the_domain_of_a_wider_logit():
 def test_training_refuses_data_that_have_no_density(fields, fits):
     from invflow.spec.training import Data
     from invflow.training.data import load_data
-    from invflow.training.tasks import task_of
+    from invflow.training.run import task_of
 
     spec = invflow.load_spec(
         {

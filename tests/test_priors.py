@@ -22,7 +22,8 @@ from invflow.registry import priors
 from invflow.spec.schema import json_schema
 from invflow.state import flatten, leaves, shape_of, unflatten
 from invflow.training.data import load_data
-from invflow.training.tasks import bits_of, task_of
+from invflow.training.density import bits_of
+from invflow.training.run import task_of
 
 BY = {"by": "context"}
 CASES = {

@@ -18,9 +18,9 @@ from invflow.bijections import AdditiveCoupling, Each, Merge, Psi, Split
 from invflow.numerics import NONE
 from invflow.samples import DataSet, InMemory
 from invflow.spec.training import Training
+from invflow.training.classification import Classification
 from invflow.training.data import load_data
 from invflow.training.fit import quiet_lightning
-from invflow.training.tasks import Classification
 
 SPECS = Path(__file__).parent.parent / "specs"
 WEIGHTS = 1e-8

@@ -33,9 +33,9 @@ def sample(
     The result is a picture or, with --json, the numbers and their log-densities.
     """
     from ..diagnostics.pictures import write_figure
+    from ..training.density import Density, in_turn
     from ..training.run import task_to_sample
     from ..training.run_folder import PICTURES, Run
-    from ..training.tasks import Density, in_turn
 
     to = to or run / PICTURES / "drawn.png"
     with stdout_for_the_answer(as_json):

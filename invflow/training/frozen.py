@@ -11,9 +11,10 @@ from ..errors import RunError
 from ..models.freezing import freeze
 from ..numerics import Mode
 from ..spec import to_spec
+from .classification import Classification
 from .run import task_of_run, versions
 from .run_folder import Run, begin, owned, require_empty
-from .tasks import FREEZING_SAMPLES, Classification, Task, evaluating
+from .tasks import FREEZING_SAMPLES, Task, evaluating
 
 INVERTED_IMAGES = 10_000
 

@@ -25,10 +25,10 @@ from . import run as runs
 from .data import load_data
 from .given import Given, data_set, samples_of
 from .module import ModelTraining
-from .run import device_of
+from .run import device_of, task_of
 from .run_folder import Run, folder_name, new_folder, parsed_data
 from .saving import SAVE_EVERY
-from .tasks import Evaluation, task_of
+from .tasks import Evaluation
 
 Model: TypeAlias = Classifier | Flow
 

@@ -21,11 +21,13 @@ from ..spec.diff import diff_specs
 from ..spec.document import Spec
 from ..spec.training import Training
 from ..state import is_tensor_shape
+from .classification import Classification
 from .data import load_data
+from .density import Density
 from .fit import fit
 from .run_folder import Run, begin, misfit, owned, require_empty
 from .saving import SAVE_EVERY, Interval
-from .tasks import CPU, FREEZING_SAMPLES, Task, task_of
+from .tasks import CPU, FREEZING_SAMPLES, Task
 
 FLOAT = "float"
 
@@ -263,3 +265,8 @@ def _accelerator(device: str) -> dict[str, Any]:
         raise InvflowError(f"device {device!r} is not available; expected auto or one of: {', '.join(there)}")
     kind, _, index = device.partition(":")
     return {"accelerator": kind, "devices": [int(index)] if index else 1}
+
+
+def task_of(model: Classifier | Flow, data: DataSet, device: torch.device = CPU) -> Task[Any]:
+    """The task of training or evaluating this model on these data."""
+    return Density(model, data, device) if isinstance(model, Flow) else Classification(model, data, device)

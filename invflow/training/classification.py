@@ -1,0 +1,102 @@
+"""Training and evaluation of classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..models import Classifier
+from ..samples import Batch
+from ..spec.document import Spec
+from .module import ModelTraining
+from .tasks import DRAWN_POINTS, SHOWN_IMAGES, Evaluation, Score, Task, evaluating
+
+if TYPE_CHECKING:  # matplotlib is imported only to draw
+    from ..diagnostics.figure import Figure
+
+ACCURACY = Score("accuracy", "accuracy", "%", digits=2, factor=100, higher_is_better=True, narrowest=2.0)
+
+
+class ClassifierTraining(ModelTraining):
+    """Cross-entropy training of a classifier."""
+
+    def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        logits, labels = self.model_in(stage)(batch.values, batch.context), batch.labels
+        assert labels is not None  # `Classification.check` has seen that there are some
+        smoothing = self.options.label_smoothing if stage == "train" else 0.0
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss, {ACCURACY.name: (logits.argmax(1) == labels).mean(dtype=torch.float)}
+
+
+@dataclass(frozen=True, repr=False)
+class ClassifierEvaluation(Evaluation):
+    """The evaluation of a trained classifier on the test samples.
+
+    Attributes:
+        test_accuracy: from 0 to 1.
+        test_loss: mean cross-entropy, in nats.
+    """
+
+    test_accuracy: float
+    test_loss: float
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return {"test_accuracy": self.test_accuracy}
+
+    def summary(self) -> str:
+        return f"test accuracy {ACCURACY.text(self.test_accuracy)}"
+
+
+class Classification(Task[Classifier]):
+    """The training and evaluation of a classifier."""
+
+    training = ClassifierTraining
+
+    @property
+    def score(self) -> Score:
+        return ACCURACY
+
+    def check(self, spec: Spec) -> None:
+        if not self.data.classes:
+            raise spec.error(("head",), f"{self.data.name} has no labels, which a classifier learns")
+        wanted = self.data.classes if spec.head is None else spec.head.values.get("classes", self.data.classes)
+        if wanted != self.data.classes:
+            raise spec.error(
+                ("head", "classes"), f"{self.data.name} has {self.data.classes} classes, the head {wanted}"
+            )
+
+    def evaluate(self) -> ClassifierEvaluation:
+        logits, labels = self.outputs()
+        if labels is None:
+            raise DataError(f"a classifier is measured on samples with labels, {self.data.name} has some without")
+        accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
+        loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
+        invertible, caveat = self.model.linear_head, self.model.caveat
+        return ClassifierEvaluation(self.parameters(), invertible, caveat, self.round_trips(), accuracy, loss)
+
+    def figures(self) -> dict[str, Figure]:
+        from ..diagnostics.pictures import samples
+        from ..diagnostics.plane import decisions
+
+        if not self.data.holds_images:
+            if self.data.shape != (2,) or self.data.context_shape is not None:
+                return {}
+            some = self.data.test.first(DRAWN_POINTS)
+            with evaluating(self.model):
+                return {"decisions": decisions(self.model, some.values, _labels(some))}
+        some = self.data.test.first(SHOWN_IMAGES)
+        with evaluating(self.model):
+            guesses = self.model(some.values, some.context).argmax(1)
+        return {"samples": samples(some.values, _labels(some), guesses)}
+
+
+def _labels(batch: Batch) -> Tensor:
+    """The labels of samples, of which `Classification.check` has seen that they have some."""
+    assert batch.labels is not None
+    return batch.labels
