@@ -158,6 +158,29 @@ class TestNet:
             invflow.build(document)
 
 
+class TestSize:
+    """A document says a width in ten letters; its degrees would be a list."""
+
+    @pytest.mark.parametrize("degrees", ["sequential", "random"])
+    @pytest.mark.parametrize(
+        ("shapes", "hidden"),
+        [(((3,), (6,)), [10**9]), (((3,), (6,)), [2**20] * 5), (((10**9,), (10**9,)), []), (((2,), (2 * 10**9,)), [])],
+    )
+    def test_more_units_than_can_be_listed(self, shapes, hidden, degrees):
+        with torch.device("meta"), pytest.raises(InvflowError, match=r"at most 4,194,304 inputs, .* got "):
+            MaskedMLP(*shapes, hidden=hidden, degrees=degrees)
+
+    def test_a_context_counts(self):
+        with torch.device("meta"), pytest.raises(InvflowError, match="at most 4,194,304"):
+            MaskedMLP((3,), (6,), (10**9,))
+
+    def test_many_large_nets(self):
+        net = {"type": "masked_mlp", "hidden": [2**20]}
+        layers = [{"type": "repeat", "times": 100, "layers": [{"type": "autoregressive", "net": net}]}]
+        with pytest.raises(SpecError, match="operations up to here"):
+            invflow.build({"input": {"shape": [1]}, "layers": layers})
+
+
 class TestRefusal:
     @pytest.mark.parametrize("features", [2, 5, 200])
     def test_a_net_that_sees_too_much_is_refused_with_what_it_sees(self, features):

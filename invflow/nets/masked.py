@@ -25,8 +25,11 @@ from .sizes import Widths, set_to_zero, shape_with_context, with_context
 
 Degrees: TypeAlias = Literal["sequential", "random"]
 
-_DRAW = 1_000
-"""The operations that a random degree takes."""
+_DEGREE = 10_000
+"""The operations that a degree takes: a microsecond."""
+
+MOST_DEGREES = 2**22
+"""Of all inputs, units and outputs. They are listed before anything else knows how large a net is, in seconds."""
 
 CUTS = 64
 """The most places between the features that a check looks at in one pass."""
@@ -90,7 +93,7 @@ class MaskedMLP(nn.Sequential):
 
     Raises:
         ShapeError: the input is no vector, or the outputs are not as many for each feature.
-        InvflowError: residual blocks without a width, or a seed for sequential degrees.
+        InvflowError: residual blocks without a width, a seed for sequential degrees, or too many units.
 
     Examples:
         >>> net = MaskedMLP((3,), (6,), hidden=[4])
@@ -119,6 +122,12 @@ class MaskedMLP(nn.Sequential):
             )
         if seed and degrees == "sequential":
             raise InvflowError(f'masked_mlp has a seed with degrees "random" only, got {seed} with "sequential"')
+        (inputs,) = shape_with_context("masked_mlp", (features,), context_shape)
+        listed = inputs + sum(hidden) + outputs
+        if listed > MOST_DEGREES:
+            raise InvflowError(
+                f"masked_mlp expects at most {MOST_DEGREES:,} inputs, hidden units and outputs, got {listed:,}"
+            )
         source = random.Random(seed)
 
         def drawn(seen: Sequence[int], width: int) -> list[int]:
@@ -129,7 +138,6 @@ class MaskedMLP(nn.Sequential):
             # Of Python's generator, only random() is the same in every version.
             return [least + int(source.random() * choices) for _ in range(width)]
 
-        (inputs,) = shape_with_context("masked_mlp", (features,), context_shape)
         own = range(1, features + 1)
         seen = [*own, *[0] * (inputs - features)]
         act = ACTIVATIONS[activation]().module
@@ -144,7 +152,7 @@ class MaskedMLP(nn.Sequential):
         last = MaskedLinear(seen, [*own] * (outputs // features), strict=True)
         super().__init__(*modules, last)
         self.context_shape = context_shape
-        self.building_cost = _DRAW * sum(hidden) if degrees == "random" else 0
+        self.building_cost = _DEGREE * listed
         if zero_last:
             set_to_zero(last)
 
