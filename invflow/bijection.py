@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ._torch import Constants, Converted, DispatchMode, Filled, constant_to_compiler, constants, weights
 from .arguments import one_line
+from .context import Context, ContextShape, Names, make_context
 from .errors import InvflowError, NumericsError, ShapeError
 from .numerics.modes import FLOAT, NONE, REAL_ARITHMETIC, Level, Limit, Mode, least
 from .state import Shape, State, require_tensor, shape_of, zero_log_det, zeros
@@ -84,11 +85,11 @@ class Bijection(Handled, ABC):
     # ---------------------------------------------------------------- The map
 
     @abstractmethod
-    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+    def forward(self, x: Any, context: Any = None) -> Any:
         """``y = f(x)``."""
 
     @abstractmethod
-    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+    def inverse(self, y: Any, context: Any = None) -> Any:
         """``x = f^-1(y)``."""
 
     # ------------------------------------------------------------- Its volume
@@ -96,11 +97,11 @@ class Bijection(Handled, ABC):
     volume_preserving: ClassVar[bool] = False
     """Whether ``|det dy/dx|`` is 1 everywhere, so that the log-determinants below are zeros."""
 
-    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward_and_log_det(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         """``(y, log |det dy/dx|)``, the second of shape ``(batch,)``, dtype and device of the input."""
         return self(x, context), zero_log_det(x)
 
-    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         """``(x, log |det dx/dy|)``, the second the negative of the forward one at x."""
         return self.inverse(y, context), zero_log_det(y)
 
@@ -209,6 +210,9 @@ class Bijection(Handled, ABC):
     tag: ClassVar[str]
     """The name in specs and messages, set by `register`; the class's name if it is not registered."""
 
+    sees: Names = ...
+    """What a chain hands the layer of its context: the entry of a name, those of several, all (...), or None."""
+
     examples: ClassVar[Sequence[tuple[dict[str, Any], Shape]]] = ()
     """``(fields, shape)`` pairs that documentation and property tests start from: the JSON fields of a layer without
     its type, and an input shape that it accepts."""
@@ -234,7 +238,7 @@ class Bijection(Handled, ABC):
         return True
 
     @constant_to_compiler
-    def draws(self, backwards: bool, shape: Shape, context_shape: Shape | None) -> bool:
+    def draws(self, backwards: bool, shape: Shape, context_shape: ContextShape) -> bool:
         """Whether the layer, in the mode that it is in, draws random numbers for an input of this shape.
 
         A copy of it runs on the meta device; a layer that cannot be run there may draw some.
@@ -245,7 +249,7 @@ class Bijection(Handled, ABC):
             probe = copy.deepcopy(self).to("meta")
             like = next((weight for weight in probe.parameters() if weight.is_floating_point()), torch.empty(0))
             x = zeros(shape, batch=2, dtype=like.dtype, device="meta")
-            context: Any = None if context_shape is None else zeros(context_shape, 2, dtype=like.dtype, device="meta")
+            context = make_context(lambda one: torch.zeros((2, *one), dtype=like.dtype, device="meta"), context_shape)
             with torch.no_grad(), mode:
                 (probe.inverse if backwards else probe)(x, context)
         except Exception:
@@ -272,7 +276,7 @@ class Bijection(Handled, ABC):
         """Whether `initialize` still has to run: true for an ActNorm that has seen no data and a chain with one."""
         return False
 
-    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+    def initialize(self, x: Any, context: Context = None) -> None:
         """Initialises parameters from a batch of inputs, if the layer does so."""
 
     @property
@@ -325,11 +329,11 @@ class Injection(Bijection):
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape: ...
 
-    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward_and_log_det(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         """Raises ShapeError: an injection's Jacobian is not square."""
         raise ShapeError(f"{self.tag} adds dimensions, so it has no log-determinant; use it below a head, not a prior")
 
-    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         """Raises ShapeError: an injection's Jacobian is not square."""
         return self.forward_and_log_det(y, context)
 

@@ -67,7 +67,7 @@ class FieldSet:
                 raise TypeError(f"{cls.__name__}: {name!r} is positional-only; a JSON field is passed by its name")
             if parameter.kind is parameter.VAR_POSITIONAL and name != parameters[0].name:
                 raise TypeError(f"{cls.__name__}: other parameters than *{name} are passed by name: put them after it")
-            if name in ("type", "note"):
+            if name in ("type", "note", "context"):
                 raise TypeError(f"{cls.__name__}: {name!r} has another meaning in a document; rename the parameter")
             if parameter.annotation is parameter.empty and name not in FILLED_BY_BUILDER:
                 raise TypeError(f"{cls.__name__}: parameter {name!r} needs a type annotation: it is a JSON field")

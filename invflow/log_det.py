@@ -10,17 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from .context import Context, each_entry
 from .errors import InvflowError
 from .options import Options
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
-Branch: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+Branch: TypeAlias = Callable[[Tensor, Context], Tensor]
 Probe: TypeAlias = Literal["rademacher", "gaussian"]
 
 EXACT_SIZE = 64
@@ -44,7 +45,7 @@ class ExactLogDet(Options):
     def check(self, coefficient: float) -> None:
         """Raises InvflowError if the options do not suit a contraction by this coefficient."""
 
-    def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
+    def find(self, g: Branch, x: Tensor, context: Context, coefficient: float, training: bool) -> Tensor:
         """``log |det(1 + dg/dx)|`` of each sample, ``(batch,)``.
 
         Args:
@@ -73,7 +74,7 @@ class _Series(Options):
     def check(self, coefficient: float) -> None:
         pass
 
-    def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
+    def find(self, g: Branch, x: Tensor, context: Context, coefficient: float, training: bool) -> Tensor:
         weights = self._weights(coefficient, training)
         generator = None if training else torch.Generator().manual_seed(EVAL_SEED)
         shape = (self.probes, *x.shape) if training else (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])
@@ -129,7 +130,7 @@ class Auto(_Roulette):
     def is_exact(self, size: int) -> bool:
         return size <= EXACT_SIZE
 
-    def find(self, g: Branch, x: Tensor, context: Tensor | None, coefficient: float, training: bool) -> Tensor:
+    def find(self, g: Branch, x: Tensor, context: Context, coefficient: float, training: bool) -> Tensor:
         if self.is_exact(x[:1].numel()):
             return exact_log_det(g, x, context)
         return super().find(g, x, context, coefficient, training)
@@ -139,7 +140,7 @@ Estimator: TypeAlias = Annotated[Auto | ExactLogDet | PowerSeries | Roulette, Fi
 AUTO = Auto(type="auto")
 
 
-def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
+def exact_log_det(g: Branch, x: Tensor, context: Context) -> Tensor:
     """``log |det(1 + dg/dx)|`` of each sample, from the dense Jacobian: one product for each number in a sample.
 
     Examples:
@@ -156,7 +157,7 @@ def exact_log_det(g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
     return found.to(x.dtype)
 
 
-def series_log_det(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor, weights: list[float]) -> Tensor:
+def series_log_det(g: Branch, x: Tensor, context: Context, probes: Tensor, weights: list[float]) -> Tensor:
     """``sum_k weights[k-1] (-1)^(k+1) / k  mean_v(v^T J^k v)`` over k from 1, of each sample, with its gradient.
 
     With weights of 1 this is the truncated power series; with weights of ``1 / P(N >= k)`` for a random number N of
@@ -266,10 +267,10 @@ def pulled_back(g: Map, x: Tensor) -> Map:
     return pull
 
 
-def _pulled_back_on_copies(g: Branch, x: Tensor, context: Tensor | None, number: int) -> Map:
+def _pulled_back_on_copies(g: Branch, x: Tensor, context: Context, number: int) -> Map:
     """`pulled_back` at ``number`` copies of a batch, one after the other."""
-    copies, given = (None if one is None else one.expand(number, *one.shape).flatten(0, 1) for one in (x, context))
-    return pulled_back(lambda at: g(at, given), cast(Tensor, copies))
+    copies, given = (each_entry(lambda one: one.expand(number, *one.shape).flatten(0, 1), one) for one in (x, context))
+    return pulled_back(lambda at: g(at, given), copies)
 
 
 class _Once(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .context import Context, spread
 from .state import State, batch_size, flat_size, flatten, leaves, shape_of, unflatten
 
 GRADIENT_STEP = 1e-5
@@ -80,12 +81,11 @@ def joint_jacobian(function: Callable[[State], State], x: State) -> Tensor:
     return rows.flatten(1)
 
 
-def with_context(function: Callable[..., Any], context: Tensor | None) -> Callable[[State], Any]:
+def with_context(function: Callable[..., Any], context: Context) -> Callable[[State], Any]:
     """A function of the state alone; the context of a single sample is used for every sample of the state."""
 
     def apply(state: State) -> Any:
-        size = batch_size(state)
-        return function(state, context if context is None else context.expand(size, *context.shape[1:]))
+        return function(state, spread(context, batch_size(state)))
 
     return apply
 

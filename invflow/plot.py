@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import models
 from .bijection import Bijection
+from .context import Context
 from .diagnostics import pictures, plane
 from .diagnostics.figure import Figure
 from .diagnostics.interpolation import interpolate
@@ -28,7 +29,7 @@ POINTS = 2000
 
 
 def samples(
-    model: Drawn, data: Any = None, count: int | None = None, *, context: Tensor | None = None, seed: int = 0
+    model: Drawn, data: Any = None, count: int | None = None, *, context: Context = None, seed: int = 0
 ) -> Figure:
     """Samples of a flow; for a classifier, images with their labels, and its mistakes in red.
 
@@ -55,7 +56,7 @@ def samples(
 
 
 def density(
-    flow: Drawn, points: Tensor | None = None, count: int | None = None, *, context: Tensor | None = None, seed: int = 0
+    flow: Drawn, points: Tensor | None = None, count: int | None = None, *, context: Context = None, seed: int = 0
 ) -> Figure:
     """Points of the plane, samples of a flow, and its log-density.
 
@@ -85,7 +86,7 @@ def psi(model: Drawn, images: Tensor) -> Figure:
     return pictures.psi_channels(images, first)
 
 
-def reconstructions(model: Drawn, images: Tensor, context: Tensor | None = None) -> Figure:
+def reconstructions(model: Drawn, images: Tensor, context: Context = None) -> Figure:
     """Images, what a chain's inverse makes of their features, and the difference.
 
     Args:
@@ -95,6 +96,8 @@ def reconstructions(model: Drawn, images: Tensor, context: Tensor | None = None)
     """
     chain = _chain(model)
     with evaluating(chain), evaluation_draws(0):
+        if not isinstance(model, Bijection):
+            context = _model(model).for_layers(context)
         return pictures.reconstructions(images, chain.inverse(chain(images, context), context))
 
 
@@ -122,7 +125,7 @@ def curves(run: Run | str | Path) -> Figure:
     return pictures.training_curves(opened.metrics)
 
 
-def _draw(flow: models.Flow, count: int, context: Tensor | None, seed: int) -> Tensor:
+def _draw(flow: models.Flow, count: int, context: Context, seed: int) -> Tensor:
     with evaluating(flow), evaluation_draws(seed):
         drawn: Tensor = flow.sample(count) if context is None else flow.sample(1, in_turn(context, count))[0]
     return drawn

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .context import Context, ContextShape, each_entry, entries, named, shape_of_context, with_entries
 from .errors import DataError
 
 BYTES = 256
@@ -25,22 +26,21 @@ class Batch(NamedTuple):
     Attributes:
         values: images ``(batch, channels, height, width)``, or any tensor of the shape that a model takes.
         labels: classes, counted from 0, ``(batch,)``; None if there are none.
-        context: what the model is given along with the values, ``(batch, ...)``; None if there is none.
+        context: what the model is given along with the values, ``(batch, ...)``, or several by name; None if there is
+            none.
     """
 
     values: Tensor
     labels: Tensor | None = None
-    context: Tensor | None = None
+    context: Any = None
 
     def rows(self, chosen: slice | Tensor) -> Batch:
         """Some of these samples."""
-        labels, context = (None if one is None else one[chosen] for one in self[1:])
-        return Batch(self.values[chosen], labels, context)
+        return Batch(*(each_entry(lambda one: one[chosen], one) for one in self))
 
     def to(self, device: torch.device) -> Batch:
         """The samples on a device."""
-        labels, context = (None if one is None else one.to(device) for one in self[1:])
-        return Batch(self.values.to(device), labels, context)
+        return Batch(*(each_entry(lambda one: one.to(device), one) for one in self))
 
 
 def as_batch(given: Any) -> Batch:
@@ -57,17 +57,24 @@ def as_batch(given: Any) -> Batch:
         if not {"values"} <= set(given) <= set(Batch._fields):
             keys = ", ".join(sorted(map(str, given)))
             raise DataError(f"a batch that is a dict is expected to have values, labels and context, got {keys}")
-        return Batch(**{name: _tensor(name, one) for name, one in given.items() if one is not None})
+        return Batch(**{name: _tensors(name, one) for name, one in given.items() if one is not None})
     if isinstance(given, tuple | list):
         if not 1 <= len(given) <= len(Batch._fields):
             raise DataError(f"a batch is expected to be x, (x, y) or (x, y, context), got {len(given)} entries")
-        values, *rest = (None if one is None else _tensor("data", one) for one in given)
+        values, *rest = (None if one is None else _tensors("data", one) for one in given)
         if values is None:
             raise DataError("a batch is expected to begin with its values, got None")
         if len(rest) == 1 and rest[0] is not None and not _are_labels(rest[0]):
             return Batch(values, None, rest[0])
         return Batch(values, *rest)
     return Batch(_tensor("data", given))
+
+
+def _tensors(name: str, given: Any) -> Any:
+    """An entry of a batch; a dict is a context with names."""
+    if isinstance(given, Mapping):
+        return {str(key): _tensor(f"{name} {key!r}", one) for key, one in given.items()}
+    return _tensor(name, given)
 
 
 def _tensor(name: str, given: Any) -> Tensor:
@@ -79,21 +86,23 @@ def _tensor(name: str, given: Any) -> Tensor:
     raise DataError(f"{name}: expected numbers, as a tensor or a numpy array, got {came}")
 
 
-def _are_labels(one: Tensor) -> bool:
-    return one.dim() == 1 and not one.is_floating_point() and not one.is_complex()
+def _are_labels(one: Any) -> bool:
+    return isinstance(one, Tensor) and one.dim() == 1 and not one.is_floating_point() and not one.is_complex()
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """Batches one after another, all with the same entries."""
-    values, *rest = zip(*batches, strict=True)
-    return Batch(torch.cat(values), *(None if one[0] is None else torch.cat(one) for one in rest))
+    columns = (zip(*map(entries, several), strict=True) for several in zip(*batches, strict=True))
+    return Batch(*(with_entries(one, map(torch.cat, column)) for one, column in zip(batches[0], columns, strict=True)))
 
 
-def one_hot(batch: Batch, classes: int) -> Batch:
-    """The same samples, with a one at the place of their class as context, ``(batch, classes)``."""
+def one_hot(batch: Batch, classes: int, entry: str = "") -> Batch:
+    """The same samples, with a one at the place of their class as context, or as its entry, ``(batch, classes)``."""
     if batch.labels is None:
         raise DataError('expected labels to be the context, as "context": "labels" asks, got samples without')
-    return batch._replace(context=torch.nn.functional.one_hot(batch.labels.long(), classes).to(batch.values))
+    found = torch.nn.functional.one_hot(batch.labels.long(), classes).to(batch.values)
+    others = batch.context if entry and batch.context is not None else {}
+    return batch._replace(context=named({**others, entry: found}))
 
 
 class Samples(Dataset[Batch], ABC):
@@ -138,9 +147,9 @@ class Samples(Dataset[Batch], ABC):
         """All samples in batches and an order of their own; None if they are taken by their positions."""
         return None
 
-    def with_labels_as_context(self, classes: int) -> Samples:
-        """The same samples, with their classes as context."""
-        return _LabelsAsContext(self, classes)
+    def with_labels_as_context(self, classes: int, entry: str = "") -> Samples:
+        """The same samples, with their classes as context, or as an entry of it."""
+        return _LabelsAsContext(self, classes, entry)
 
 
 class InMemory(Samples):
@@ -159,7 +168,7 @@ class InMemory(Samples):
     """
 
     def __init__(
-        self, values: Tensor, labels: Tensor | None = None, context: Tensor | None = None, *, levels: int | None = None
+        self, values: Tensor, labels: Tensor | None = None, context: Context = None, *, levels: int | None = None
     ) -> None:
         self._all = Batch(values, labels, context)
         self.levels = levels
@@ -232,14 +241,15 @@ class Changed(Samples):
 
 
 class _LabelsAsContext(Changed):
-    """Samples whose context is their class, ``(batch, classes)``, with a one at its place."""
+    """Samples whose context, or an entry of it, is their class, ``(batch, classes)``, with a one at its place."""
 
-    def __init__(self, samples: Samples, classes: int) -> None:
+    def __init__(self, samples: Samples, classes: int, entry: str) -> None:
         super().__init__(samples)
         self._classes = classes
+        self._entry = entry
 
     def change(self, batch: Batch) -> Batch:
-        return one_hot(batch, self._classes)
+        return one_hot(batch, self._classes, self._entry)
 
 
 @dataclass(frozen=True)
@@ -274,10 +284,9 @@ class DataSet:
         return tuple(self._one.values.shape[1:])
 
     @property
-    def context_shape(self) -> tuple[int, ...] | None:
+    def context_shape(self) -> ContextShape:
         """The shape of the context of one sample; None if there is none."""
-        context = self._one.context
-        return None if context is None else tuple(context.shape[1:])
+        return shape_of_context(self._one.context)
 
     @property
     def classes(self) -> int:
@@ -294,8 +303,8 @@ class DataSet:
         """The samples by which the best weights are chosen, and the name that logs have for them."""
         return ("test", self.test) if self.validation is None else ("val", self.validation)
 
-    def with_labels_as_context(self) -> DataSet:
-        """The same samples, with their classes as context.
+    def with_labels_as_context(self, entry: str = "") -> DataSet:
+        """The same samples, with their classes as context, or as an entry of it.
 
         Raises:
             DataError: there are no labels.
@@ -303,7 +312,7 @@ class DataSet:
         if not self.classes:
             raise DataError(f'{self.name} has no labels to be the context, as "context": "labels" asks')
 
-        return self.changed(lambda samples: samples.with_labels_as_context(self.classes))
+        return self.changed(lambda samples: samples.with_labels_as_context(self.classes, entry))
 
     def changed(self, change: Callable[[Samples], Samples]) -> DataSet:
         """The same data set with each of its parts changed."""

@@ -12,6 +12,7 @@ from ._torch import Converted
 from .arguments import arguments_of
 from .bijection import Bijection
 from .bijections.inverse import Inverse
+from .context import Context, ContextShape, require_context, spread
 from .errors import NumericsError, ShapeError
 from .numerics.modes import FLOAT, NONE, Level, Limit, Mode, Numerics, least
 from .registry import register
@@ -20,10 +21,10 @@ from .state import (
     Path,
     Shape,
     State,
-    TensorShape,
     batch_size,
     common_dtype,
     fitting_batch,
+    leaves,
     part_of,
     require_state,
     shape_of,
@@ -78,7 +79,7 @@ class Sequential(Converted, Several):
     examples = [({"layers": []}, (2, 3)), ({"layers": _COUPLINGS}, (5,))]
     declared_shape: Shape | None = None
     declared_output_shape: Shape | None = None
-    declared_context_shape: TensorShape | None = None
+    declared_context_shape: ContextShape = None
     _dtype: torch.dtype | None = None
 
     def __init__(
@@ -141,7 +142,7 @@ class Sequential(Converted, Several):
         """Keeps the dtype of the weights, because to find it takes longer than a small layer."""
         self._dtype = common_dtype(self)
 
-    def admit(self, state: Any, context: Tensor | None = None, *, backwards: bool = False) -> Tensor | None:
+    def admit(self, state: Any, context: Context = None, *, backwards: bool = False) -> Any:
         """Refuses what the chain was not built for; every call begins with this.
 
         Args:
@@ -162,35 +163,31 @@ class Sequential(Converted, Several):
             require_state("the inverse of the chain" if backwards else "the chain", shape, common_dtype(self), state)
         if context is None and self.declared_context_shape is None:
             return None
-        self.require_context(context)
-        given: Any = context
-        rows, batch = given.shape[0], batch_size(state)
+        rows, batch = self.require_context(context), batch_size(state)
         if rows not in (1, batch):
             raise ShapeError(f"{_CONTEXT}: expected one row, or one for each of {batch} samples, got {rows} rows")
-        return context if rows == batch else given.expand(batch, *given.shape[1:])
+        return spread(context, batch)
 
-    def require_context(self, context: Tensor | None) -> None:
-        """Refuses a context that the chain was not built for, whatever the number of its rows.
+    def require_context(self, context: Context) -> int:
+        """The number of rows of a context, which must be one that the chain was built for.
 
         Raises:
-            ShapeError: a context that is missing, not wanted, or of another shape or dtype.
+            ShapeError: a context that is missing, not wanted, or of other names, shapes or dtypes.
         """
         wanted, declared = self.declared_context_shape, self.declared_shape is not None
         if context is None:
             if wanted is not None:
                 raise ShapeError(f"the chain expects a context of shape {wanted}, got none; pass it after the state")
-            return
+            return 0
         if declared and wanted is None:
             raise ShapeError("the chain expects no context, got one; give the spec's input a context_shape, or omit it")
-        if not isinstance(context, Tensor):
-            require_state(_CONTEXT, wanted or (), None, context)
-        dtype = common_dtype(self) if declared and context.dtype != self._dtype else None
-        require_state(_CONTEXT, wanted, dtype, context)
+        alike = all(getattr(entry, "dtype", None) == self._dtype for entry in leaves(context))
+        return require_context(_CONTEXT, wanted, common_dtype(self) if declared and not alike else None, context)
 
-    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+    def initialize(self, x: Any, context: Context = None) -> None:
         super().initialize(x, self.admit(x, context))
 
-    def _run(self, given: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+    def _run(self, given: State, context: Context, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
         context = self.admit(given, context, backwards=backwards)
         state = self.numerics.enter(given)
         if self.backprop != "stored" and torch.is_grad_enabled():
@@ -239,7 +236,7 @@ class Sequential(Converted, Several):
             step.reversible = step.reversible and step.name not in self.reconstruction.anchors
         return found
 
-    def trace(self, x: State, context: Tensor | None = None) -> list[State]:
+    def trace(self, x: State, context: Context = None) -> list[State]:
         """Every intermediate state: the input, then the state after each of the `steps`."""
         context = self.admit(x, context)
         states = [self.numerics.enter(x)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeAlias
@@ -20,6 +20,10 @@ DATA_VARIABLE = "INVFLOW_DATA"
 TEST_FRACTION = 0.2
 """The part of samples without a given split that becomes the test part."""
 
+LABELS = "labels"
+Origin: TypeAlias = str | tuple[str, ...]
+"""What a context, or an entry of it, comes from: the labels, or what else a source has."""
+
 Size: TypeAlias = int | float | None
 """A number of samples, a fraction of those that there are, or all of them."""
 
@@ -34,7 +38,8 @@ class Request:
         test_size: likewise of the test part. A source without test samples gives some up, at random; None: a fifth.
         validation_size: taken from the training samples at random; None for no validation.
         split_seed: draws the parts that are taken at random.
-        context: what the context is: "labels", or the name of something that the source has, or several.
+        context: what the context is: "labels", or the name of something that the source has, or several, which stand
+            side by side; or any of these for each entry of a context that has names.
         folder: the folder of the spec; None if it has none.
         root: the data root; None for the folder in the environment variable INVFLOW_DATA.
         download: whether what is missing may be downloaded into the root.
@@ -45,7 +50,7 @@ class Request:
     test_size: Size = None
     validation_size: Size = None
     split_seed: int = 0
-    context: str | tuple[str, ...] | None = None
+    context: Origin | Mapping[str, Origin] | None = None
     folder: Path | None = None
     root: Path | None = None
     download: bool = False
@@ -56,14 +61,27 @@ class Request:
         return self.root or Path(os.environ.get(DATA_VARIABLE, "data"))
 
     @property
-    def named_context(self) -> tuple[str, ...]:
-        """The names of what the source shall give as context; none if there is no context, or the labels are."""
-        if self.context is None or self.context == "labels":
-            return ()
-        names = (self.context,) if isinstance(self.context, str) else self.context
-        if len(set(names)) < len(names):
-            raise DataError(f"{self.name}: context names {next(one for one in names if names.count(one) > 1)!r} twice")
-        return names
+    def named_context(self) -> dict[str, tuple[str, ...]]:
+        """By entry, the names of what the source shall give as context, without the labels: see `context.named`.
+
+        Raises:
+            DataError: an entry names something twice.
+        """
+        found = {}
+        for entry, origin in self._origins.items():
+            names = (origin,) if isinstance(origin, str) else tuple(origin)
+            if len(set(names)) < len(names):
+                twice = next(one for one in names if names.count(one) > 1)
+                raise DataError(f"{self.name}: context names {twice!r} twice")
+            if origin != LABELS:
+                found[entry] = names
+        return found
+
+    @property
+    def _origins(self) -> Mapping[str, Origin]:
+        if self.context is None:
+            return {}
+        return self.context if isinstance(self.context, Mapping) else {"": self.context}
 
     def find(self, path: str) -> Path:
         """A file or a folder below the spec's folder or the data root, named relative to it.
@@ -121,10 +139,19 @@ class Request:
             order = torch.arange(len(train))
         train = self._cut("training ", train, order, self.train_size)
         found = DataSet(self.name, train, test, validation, levels, high, tuple(class_names))
-        if self.context == "labels":
-            return found.with_labels_as_context()
-        if self.context is not None and found.context_shape is None:
+        return self.with_labels_as_context(found)
+
+    def with_labels_as_context(self, found: DataSet) -> DataSet:
+        """A data set with the labels as the context, or as the entries of it, that the spec asks for.
+
+        Raises:
+            DataError: there are no labels, or the source gave no other context that the spec asks for.
+        """
+        if self.named_context and found.context_shape is None:
             raise DataError(f'{self.name} has no context {self.context!r}; there is "labels"')
+        for entry, origin in self._origins.items():
+            if origin == LABELS:
+                found = found.with_labels_as_context(entry)
         return found
 
     def _cut(self, kind: str, samples: Samples, order: Tensor, size: Size) -> Samples:

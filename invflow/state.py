@@ -69,19 +69,23 @@ def leaf_paths(shape: State | Shape) -> list[Path]:
     return [(i, *path) for i, part in enumerate(shape) for path in leaf_paths(part)]  # type: ignore[arg-type]
 
 
-def leaves(state: State) -> Iterator[Tensor]:
-    """The tensors of a state, in order."""
+def leaves(state: Any) -> Iterator[Tensor]:
+    """The tensors of a state, or of a context, in order."""
     if isinstance(state, tuple):
         for part in state:
             yield from leaves(part)
+    elif isinstance(state, dict):
+        yield from state.values()
     else:
         yield state
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """The state with ``function`` applied to each of its tensors."""
+    """The state, or the context, with ``function`` applied to each of its tensors."""
     if isinstance(state, tuple):
         return tuple(map_state(function, part) for part in state)
+    if isinstance(state, dict):
+        return {name: function(entry) for name, entry in state.items()}  # a context
     return function(state)
 
 

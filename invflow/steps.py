@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from .arguments import one_line
 from .bijection import Bijection
+from .context import Context, Names, seen
 from .errors import ShapeError
 from .state import Path, Shape, part_of, with_part
 from .wires import Ask, Outcome, Wire, Wired, call, shape_after
@@ -25,6 +24,7 @@ class Step:
         path: the part of the chain's state that it acts on.
         backwards: whether the step is the layer's inverse.
         reversible: whether training recomputes the input by inverting the layer; if not, the input is kept.
+        within: what of the context each of the layers sees that hold this one, the outermost first.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Step:
     path: Path
     backwards: bool
     reversible: bool
+    within: tuple[Names, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}, {self.title}"
@@ -48,26 +49,32 @@ class Step:
     def turned(self, invertible: bool) -> Step:
         """The step of the inverse that undoes this one."""
         reversible = invertible and self.layer.cheap_inverse
-        return Step(self.name, self.layer, self.path, not self.backwards, reversible)
+        return Step(self.name, self.layer, self.path, not self.backwards, reversible, self.within)
 
-    def forward(self, state: Any, context: Tensor | None, log_det: bool) -> Outcome:
+    def around(self, context: Any) -> Any:
+        """What of the chain's context, or of its shape, the layers see that hold this one."""
+        for names in self.within:
+            context = seen(context, names)
+        return context
+
+    def forward(self, state: Any, context: Context, log_det: bool) -> Outcome:
         """The whole state after the step, and the log-determinant if ``log_det`` is set."""
         made, change = self.of_part(part_of(state, self.path), context, log_det)
         return with_part(state, self.path, made), change
 
-    def after(self, state: Any, context: Tensor | None) -> Any:
+    def after(self, state: Any, context: Context) -> Any:
         """The whole state after the step, without the log-determinant."""
         return self.forward(state, context, log_det=False)[0]
 
-    def before(self, state: Any, context: Tensor | None) -> Any:
+    def before(self, state: Any, context: Context) -> Any:
         """The whole state before the step, recovered from the state after it."""
         part = part_of(state, self.path)
-        before, _ = call(self.layer, part, context, log_det=False, backwards=not self.backwards)
+        before, _ = call(self.layer, part, self.around(context), log_det=False, backwards=not self.backwards)
         return with_part(state, self.path, before)
 
-    def of_part(self, part: Any, context: Tensor | None, log_det: bool) -> Outcome:
+    def of_part(self, part: Any, context: Context, log_det: bool) -> Outcome:
         """The step applied to its part of the state."""
-        return call(self.layer, part, context, log_det, self.backwards)
+        return call(self.layer, part, self.around(context), log_det, self.backwards)
 
     def shape_after(self, shape: Shape) -> Shape:
         """The shape of the whole state after the step."""
@@ -106,20 +113,29 @@ def steps_inside(bijection: Wired, shape: Shape | None, *, backwards: bool, inve
             raise ShapeError(f"the steps of {bijection.tag} depend on the shape of the state: pass it as shape")
         return shape
 
-    return list(_inside(bijection, "", (), backwards, invertible, told))
+    return list(_inside(bijection, "", (), backwards, invertible, told, ()))
 
 
-def _inside(bijection: Wired, name: str, path: Path, backwards: bool, invertible: bool, shape: Ask) -> Iterator[Step]:
+def _inside(
+    bijection: Wired,
+    name: str,
+    path: Path,
+    backwards: bool,
+    invertible: bool,
+    shape: Ask,
+    within: tuple[Names, ...],
+) -> Iterator[Step]:
     against = backwards is not bijection.runs_backwards
     wires = bijection.wires(shape)
     flow = _Flow(shape, wires[::-1] if against else wires, against)
     for position, (inner, layer, place) in enumerate(flow.wires):
         inner = f"{name}.{inner}" if name else inner  # noqa: PLW2901 -- the same name, in full
         if isinstance(layer, Wired) and layer.taken_apart:
-            further = invertible and layer.inverts
-            yield from _inside(layer, inner, path + place, against, further, flow.asked(position))
+            further, told = invertible and layer.inverts, flow.asked(position)
+            narrowed = within if layer.sees is ... else (*within, layer.sees)
+            yield from _inside(layer, inner, path + place, against, further, told, narrowed)
         else:
-            yield Step(inner, layer, path + place, against, invertible and layer.cheap_inverse)
+            yield Step(inner, layer, path + place, against, invertible and layer.cheap_inverse, within)
 
 
 class _Flow:

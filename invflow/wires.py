@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ._torch import is_hooked
 from .bijection import Bijection
+from .context import Context, seen
 from .errors import NumericsError, ShapeError
 from .numerics.modes import LEVELS, NONE, Level, Limit, Mode, least
 from .state import Path, Shape, State, part_of, shape_of, with_part, zero_log_det
@@ -117,19 +118,19 @@ class Wired(Bijection):
 
     # ----------------------------------------------------------------- The map
 
-    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+    def forward(self, x: Any, context: Context = None) -> Any:
         return self._run(x, context, log_det=False, backwards=False)[0]
 
-    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+    def inverse(self, y: Any, context: Context = None) -> Any:
         return self._run(y, context, log_det=False, backwards=True)[0]
 
-    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward_and_log_det(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         return self._run(x, context, log_det=True, backwards=False)
 
-    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         return self._run(y, context, log_det=True, backwards=True)
 
-    def _run(self, given: State, context: Tensor | None, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
+    def _run(self, given: State, context: Context, *, log_det: bool, backwards: bool) -> tuple[Any, Any]:
         """The state after all layers, and the log-determinant if ``log_det`` is set."""
         state, changes = given, []
         layers = self.inner_layers()
@@ -177,18 +178,18 @@ class Wired(Bijection):
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+    def initialize(self, x: Any, context: Context = None) -> None:
         """Initialises each layer from the first input that reaches it, and stops after the last that needs it."""
         shape = shape_of(x)
         for wire in self.wires(lambda: shape) if self.awaits_data else ():
             part = part_of(x, wire.path)
             try:
-                wire.layer.initialize(part, context)
+                wire.layer.initialize(part, seen(context, wire.layer.sees))
             except (NumericsError, ShapeError) as error:
                 self._blame(wire.layer, error)
             if not self.awaits_data:
                 return
-            x = with_part(x, wire.path, wire.layer(part, context))
+            x = with_part(x, wire.path, call(wire.layer, part, context, log_det=False, backwards=False)[0])
 
     # -------------------------------------------- What follows from its layers
 
@@ -300,8 +301,13 @@ class Several(Wired):
         raise kind(f"layer {position} of {len(self.layers)}: {error}") from error
 
 
-def call(layer: Bijection, state: Any, context: Tensor | None, log_det: bool, backwards: bool) -> Outcome:
-    """The output of a bijection, or of its inverse, and the log-determinant if ``log_det`` is set."""
+def call(layer: Bijection, state: Any, context: Context, log_det: bool, backwards: bool) -> Outcome:
+    """The output of a bijection, or of its inverse, and the log-determinant if ``log_det`` is set.
+
+    The layer is handed what it sees of the context.
+    """
+    if context is not None and layer.sees is not ...:
+        context = seen(context, layer.sees)
     if backwards:
         return layer.inverse_and_log_det(state, context) if log_det else (layer.inverse(state, context), None)
     return layer.forward_and_log_det(state, context) if log_det else (layer(state, context), None)

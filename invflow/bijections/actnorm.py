@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from .._torch import transforms_active, version
+from ..context import Context
 from ..errors import InvflowError, NumericsError, ShapeError
 from ..part import Made, Part
 from ..registry import register, register_part
@@ -69,7 +70,7 @@ class _FromData(ScaleAndShift):
         return True
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Sets scale and shift from a batch, once: a second call changes nothing, after loading either.
 
         A channel that is constant in the batch is only shifted; in a batch of one vector every channel is. Constant is

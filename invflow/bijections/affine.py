@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..context import Context
 from ..registry import register
 from ..state import Shape
 from .channels import OfChannels, everywhere, spread
@@ -37,19 +38,19 @@ class ScaleAndShift(OfChannels):
             else:
                 self.register_buffer(name, values)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return self._forward(x, self.log_scales())
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return self._inverse(y, self.log_scales())
 
     # The log-scales are cut once in a call: beside so little arithmetic, another operation is time.
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales()
         return self._forward(x, log_scales), everywhere(log_scales.sum(), x)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales()
         return self._inverse(y, log_scales), -everywhere(log_scales.sum(), y)
 

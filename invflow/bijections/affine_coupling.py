@@ -9,6 +9,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from ..context import Context
 from ..errors import InvflowError
 from ..registry import register
 from .coupling import Coupling
@@ -158,7 +159,7 @@ class AffineCoupling(Scaled, Coupling):
         super().__init__(net, outputs=2)
         self._set_scale(clamp, scale, floor, shift_first)
 
-    def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
+    def _condition(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
         # Under autocast the net may return bfloat16, in which exp and sums would lose digits.
         return super()._condition(a, b, context).to(b.dtype)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._torch import forward_mode_active, reparametrized, transforms_active
 from ..bijection import Bijection
+from ..context import Context, ContextShape, entries, with_entries
 from ..errors import ShapeError
 from ..nets.contract import Conditioned
 from ..nets.masked import CUTS, require_autoregressive
@@ -49,9 +50,7 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
 
     traceable = False  # the solver's loop depends on the numbers
 
-    def __init__(
-        self, net: nn.Module, outputs: int, solver: Solver, shape: Shape, context_shape: TensorShape | None
-    ) -> None:
+    def __init__(self, net: nn.Module, outputs: int, solver: Solver, shape: Shape, context_shape: ContextShape) -> None:
         super().__init__()
         (self.features,) = require_tensor(self.tag, shape, 1)
         require_autoregressive(self.tag, net, self.features, outputs, context_shape)
@@ -59,17 +58,19 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
         self.solver = solver
         self._outputs = outputs
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return self._transform(x, self._made(x, context))[0]
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         """The inverse, differentiable with respect to y, the context and the weights."""
         # Each name of a weight that has several.
         weights = dict(self.net.named_parameters(remove_duplicate=False))
 
-        def step(x: Tensor, y: Tensor, context: Tensor | None, *values: Tensor) -> Tensor:
-            with reparametrized(self.net, dict(zip(weights, values, strict=True))):
-                return self._step(x, y, context)
+        def step(x: Tensor, y: Tensor, *values: Tensor) -> Tensor:
+            pieces = iter(values)
+            given = with_entries(context, pieces)
+            with reparametrized(self.net, dict(zip(weights, pieces, strict=True))):
+                return self._step(x, y, given)
 
         if y.is_meta:
             return self._step(y, y, context)
@@ -77,13 +78,13 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
             return self._one_by_one(y, context)
         with torch.no_grad():
             x = self._all_at_once(y, context) if self.solver == "jacobi" else self._one_by_one(y, context)
-        return attached(step, x, (y, context, *weights.values()), self._solve_linear)
+        return attached(step, x, (y, *entries(context), *weights.values()), self._solve_linear)
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         y, log_scale = self._transform(x, self._made(x, context))
         return y, summed(log_scale, x)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         x = self.inverse(y, context)
         return x, -self.forward_and_log_det(x, context)[1]
 
@@ -106,7 +107,7 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
     def building_cost(self) -> int:
         return _CHECKED * sum(weight.numel() for weight in self.net.parameters())
 
-    def _made(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _made(self, x: Tensor, context: Context) -> Tensor:
         """The net's output for x, checked to fit it."""
         if not isinstance(x, Tensor) or x.shape[1:] != (self.features,):
             self.output_shape(shape_of(x))
@@ -117,17 +118,17 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
             raise ShapeError(f"{self.tag} expects its net to return the shape {expected}, got {tuple(made.shape)}")
         return made.to(x.dtype)
 
-    def _step(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+    def _step(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         """What x would be if the net's output for this one was right; the inverse is its fixed point."""
         return self._untransform(y, self._made(x, context))[0]
 
-    def _all_at_once(self, y: Tensor, context: Tensor | None) -> Tensor:
+    def _all_at_once(self, y: Tensor, context: Context) -> Tensor:
         """The inverse by Jacobi's iteration."""
         x = solve_triangular(lambda x: self._step(x, y, context), y, self.features, f"inverse of {self.tag}")
         # Later features may overflow, and spoil earlier ones, before they are right: 0 times infinity is no number.
         return x if bool(x.isfinite().all()) else self._one_by_one(y, context)
 
-    def _one_by_one(self, y: Tensor, context: Tensor | None) -> Tensor:
+    def _one_by_one(self, y: Tensor, context: Context) -> Tensor:
         """The inverse, one feature after the other, with its gradients if they are enabled."""
         x = torch.zeros_like(y)
         with progress(f"inverse of {self.tag}", self.features) as advance:
@@ -199,7 +200,7 @@ before it alone, got Linear, whose output for feature 0 depends on feature 2 (co
         self,
         net: nn.Module,
         shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         clamp: PositiveFloat = CLAMP,
         scale: Scale = "tanh",
         floor: NonNegativeFloat = 0.0,
@@ -253,7 +254,7 @@ class SplineAutoregressive(Splined, AutoregressiveLayer):
         self,
         net: nn.Module,
         shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         bins: Bins = 8,
         bound: PositiveFloat = 3.0,
         min_size: Part = 1e-3,

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from ..bijection import Bijection
+from ..context import Context
 from ..state import Shape, TensorShape, require_channels, shape_of
 
 
@@ -45,10 +46,10 @@ class PerPosition(OfChannels):
     def log_abs_det(self) -> Tensor:
         """The log-determinant at one position, a single number."""
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self(x, context), everywhere(self.log_abs_det(), x)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.inverse(y, context), -everywhere(self.log_abs_det(), y)
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..context import Context
 from ..errors import ShapeError
 from ..nets.sizes import OddInt
 from ..numerics.backend import exact_kernels, own_precision
@@ -66,10 +67,10 @@ class ConvExponential(PerPosition):
         self.bound = bound
         self.kernel = nn.Parameter(torch.zeros(self.channels, self.channels, *[kernel_size] * (len(shape) - 1)))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return self._exponential(x, 1.0)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return self._exponential(y, -1.0)
 
     def log_abs_det(self) -> Tensor:

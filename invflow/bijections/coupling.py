@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias, cast
 from torch import Tensor, nn
 
 from ..bijection import Bijection
+from ..context import Context
 from ..errors import ShapeError
 from ..nets.contract import Conditioned, Lipschitz
 from ..nets.orderfree import make_order_free, obstacle
@@ -42,29 +43,29 @@ class Coupling(Conditioned, Bijection, Retraces, Univariate):
         self.net = net
         self._outputs = outputs
 
-    def forward(self, x: Pair, context: Tensor | None = None) -> Pair:
+    def forward(self, x: Pair, context: Context = None) -> Pair:
         a, b = x if type(x) is tuple and len(x) == 2 else self._pair(x)
         return self._transform(b, self._condition(a, b, context))[0], a
 
-    def inverse(self, y: Pair, context: Tensor | None = None) -> Pair:
+    def inverse(self, y: Pair, context: Context = None) -> Pair:
         u, v = y if type(y) is tuple and len(y) == 2 else self._pair(y)
         if self.training:
             self.numerics.require_same_function(self.tag, self.net)
         return v, self._untransform(u, self._condition(v, u, context))[0]
 
-    def forward_and_log_det(self, x: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
+    def forward_and_log_det(self, x: Pair, context: Context = None) -> tuple[Pair, Tensor]:
         a, b = x if type(x) is tuple and len(x) == 2 else self._pair(x)
         u, log_scale = self._transform(b, self._condition(a, b, context))
         return (u, a), summed(log_scale, b)
 
-    def inverse_and_log_det(self, y: Pair, context: Tensor | None = None) -> tuple[Pair, Tensor]:
+    def inverse_and_log_det(self, y: Pair, context: Context = None) -> tuple[Pair, Tensor]:
         u, v = y if type(y) is tuple and len(y) == 2 else self._pair(y)
         if self.training:
             self.numerics.require_same_function(self.tag, self.net)
         b, log_scale = self._untransform(u, self._condition(v, u, context))
         return (v, b), -summed(log_scale, u)
 
-    def retrace(self, y: Pair, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
+    def retrace(self, y: Pair, context: Context, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
         first, second = self._pair(y)
         given, changed = (first, second) if backwards else (second, first)
         given = given.detach().requires_grad_()
@@ -101,9 +102,9 @@ class Coupling(Conditioned, Bijection, Retraces, Univariate):
             raise ShapeError(f"{self.tag} expects a pair of tensors, got {came}; put a Split before it")
         return state
 
-    def _condition(self, a: Tensor, b: Tensor, context: Tensor | None) -> Tensor:
+    def _condition(self, a: Tensor, b: Tensor, context: Context) -> Tensor:
         """The conditioner's output for a, checked to fit b."""
-        made = self.numerics.condition(self.net, a, context if self.net_takes_context else None, self._is_stack)
+        made = self.numerics.condition(self.net, a, self.for_net(context), self._is_stack)
         # Arithmetic would broadcast a wrong shape, and the map would still look like a bijection.
         expected = b.shape if self._outputs == 1 else (b.shape[0], self._outputs * b.shape[1], *b.shape[2:])
         if made.shape != expected:

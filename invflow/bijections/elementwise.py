@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bijection import Bijection
+from ..context import Context
 from ..numerics.modes import NONE, Limit
 from ..registry import register
 from ..state import Shape
@@ -40,16 +41,16 @@ class LeakyRelu(Bijection):
         super().__init__()
         self.slope = slope
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return functional.leaky_relu(x, self.slope)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return functional.leaky_relu(y, 1 / self.slope)
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self(x), (x <= 0).flatten(1).sum(1).to(x.dtype) * math.log(self.slope)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.inverse(y), (y <= 0).flatten(1).sum(1).to(y.dtype) * -math.log(self.slope)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
@@ -80,16 +81,16 @@ class Scale(Bijection):
         super().__init__()
         self.exponent = exponent
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return x * 2.0**self.exponent
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return y * 2.0**-self.exponent
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self(x), self._log_det(x)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self.inverse(y), -self._log_det(y)
 
     @property
@@ -139,18 +140,18 @@ class SinhArcsinh(OfChannels):
         self.skewness = nn.Parameter(torch.zeros(self.channels))
         self.log_tailweight = nn.Parameter(torch.zeros(self.channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return torch.sinh(self._stretched(torch.asinh(x)))
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return torch.sinh(self._shrunk(torch.asinh(y)))
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         before = torch.asinh(x)
         after = self._stretched(before)
         return torch.sinh(after), self._log_det(before, after, 1)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         before = torch.asinh(y)
         after = self._shrunk(before)
         return torch.sinh(after), self._log_det(before, after, -1)

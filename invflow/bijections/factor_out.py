@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..bijection import Bijection
+from ..context import Context
 from ..errors import ShapeError
 from ..numerics.modes import NONE, Level, Mode
 from ..registry import register
@@ -65,17 +66,17 @@ class FactorOut(Bijection):
         """The conditioner."""
         return None if self.coupling is None else self.coupling.net
 
-    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+    def forward(self, x: Any, context: Context = None) -> Any:
         return self._factored(x, context, log_det=False)[0]
 
-    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+    def inverse(self, y: Any, context: Context = None) -> Any:
         return self._restored(y, context, log_det=False)[0]
 
-    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward_and_log_det(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         y, log_det = self._factored(x, context, log_det=True)
         return y, zero_log_det(y) if log_det is None else log_det
 
-    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         x, log_det = self._restored(y, context, log_det=True)
         return x, zero_log_det(x) if log_det is None else log_det
 
@@ -111,7 +112,7 @@ class FactorOut(Bijection):
     def awaits_data(self) -> bool:
         return self.coupling is not None and self.coupling.awaits_data
 
-    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+    def initialize(self, x: Any, context: Context = None) -> None:
         if self._coupling is not None:
             last = x[-1] if isinstance(x, tuple) else x
             self._coupling.initialize(self._ordered(self.split.cut(self.tag, last)), context)
@@ -125,7 +126,7 @@ class FactorOut(Bijection):
         """The first and the second part as what goes on and what is done, and the other way round."""
         return pair if self.goes_on == "first" else (pair[1], pair[0])
 
-    def _factored(self, x: Any, context: Tensor | None, *, log_det: bool) -> Outcome:
+    def _factored(self, x: Any, context: Context, *, log_det: bool) -> Outcome:
         *others, last = x if isinstance(x, tuple) else (x,)
         goes_on, done = self._ordered(self.split.cut(self.tag, last))
         change = None
@@ -133,7 +134,7 @@ class FactorOut(Bijection):
             (done, goes_on), change = call(self._coupling, (goes_on, done), context, log_det, False)
         return (*others, done, goes_on), change
 
-    def _restored(self, y: Any, context: Tensor | None, *, log_det: bool) -> Outcome:
+    def _restored(self, y: Any, context: Context, *, log_det: bool) -> Outcome:
         if not isinstance(y, tuple) or len(y) < 2:
             self.input_shape(shape_of(y))
         *others, done, goes_on = y

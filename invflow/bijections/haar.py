@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bijection import Bijection
+from ..context import Context
 from ..registry import register
 from ..state import Shape, TensorShape, require_positions, shape_of
 from .psi import from_blocks, into_blocks
@@ -59,7 +60,7 @@ class Haar(Bijection):
         self.layout = layout
         self._band = 1 if layout == "block" else 2  # the place of the bands before they join the channels
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         channels, *sides = self.output_shape(shape_of(x))
         parts = [x]
         for dim in range(2, x.dim()):
@@ -67,7 +68,7 @@ class Haar(Bijection):
         bands = torch.stack(_hadamard(parts), self._band)
         return (bands * _scale(len(sides))).reshape(x.shape[0], channels, *sides)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         channels, *sides = self.input_shape(shape_of(y))
         count = 2 ** len(sides)
         split = (count, channels) if self.layout == "block" else (channels, count)

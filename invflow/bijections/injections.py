@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..bijection import Injection
+from ..context import Context
 from ..errors import ShapeError
 from ..numerics.modes import NONE
 from ..registry import register
@@ -41,11 +42,11 @@ class Pad(Injection):
         super().__init__()
         self.channels = channels
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self.output_shape(shape_of(x))
         return functional.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return y.narrow(1, 0, self.input_shape(shape_of(y))[0])
 
     def output_shape(self, shape: Shape) -> TensorShape:
@@ -80,11 +81,11 @@ class Duplicate(Injection):
     cheap_inverse = True
     examples = [({}, (3,)), ({}, (2, 3, 4))]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+    def forward(self, x: Tensor, context: Context = None) -> Pair:
         self.output_shape(shape_of(x))
         return x, x
 
-    def inverse(self, y: Pair, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Pair, context: Context = None) -> Tensor:
         self.input_shape(shape_of(y))
         return y[0]
 

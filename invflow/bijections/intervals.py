@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..bijection import Bijection
+from ..context import Context
 from ..registry import register
 from .linear import single
 
@@ -47,22 +48,22 @@ class Logit(Bijection):
         super().__init__()
         self.alpha = alpha
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         p, q = self._probabilities(x)
         return torch.log(p / q)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         # The half width is rounded down, so that no image lies outside, where it would have no density.
         below, above = (_floor(end, y.dtype, inside=True) for end in self._ends)
         return 0.5 + torch.tanh(y / 2) * _floor(min(above - 0.5, below + 0.5), y.dtype)
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         p, q = self._probabilities(x)
         outside = (p <= 0) | (q <= 0)
         p, q = (single(share.masked_fill(outside, _INSIDE)) for share in (p, q))
         return torch.log(p / q).to(x.dtype), _summed(-torch.log(p * q * sum(self._ends)), outside, x)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         slope = _log_slope_of_sigmoid(single(y)) + math.log(sum(self._ends))
         return self.inverse(y, context), slope.flatten(1).sum(1).to(y.dtype)
 
@@ -100,10 +101,10 @@ class _Onto(Bijection):
     def _log_slope(self, x: Tensor) -> Tensor:
         """``log(dy/dx)``, elementwise."""
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         return self(x), self._log_slope(single(x)).flatten(1).sum(1).to(x.dtype)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         outside = (y <= self.low) | (y >= self.high)
         x = self.inverse(y.masked_fill(outside, _INSIDE))
         return x, _summed(-self._log_slope(single(x)), outside, y)
@@ -131,11 +132,11 @@ class Sigmoid(_Onto):
     steepest = 0.25
     examples = [({}, (3,)), ({}, (2, 3, 2))]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         info = torch.finfo(x.dtype)
         return torch.sigmoid(x).clamp(info.tiny, 1 - info.eps / 2)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return torch.logit(y)
 
     def _log_slope(self, x: Tensor) -> Tensor:
@@ -160,11 +161,11 @@ class Tanh(_Onto):
     low = -1.0
     examples = [({}, (3,)), ({}, (2, 3, 2))]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         end = 1 - torch.finfo(x.dtype).eps / 2
         return torch.tanh(x).clamp(-end, end)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return torch.atanh(y)
 
     def _log_slope(self, x: Tensor) -> Tensor:
@@ -189,11 +190,11 @@ class Softplus(_Onto):
     high = math.inf
     examples = [({}, (3,)), ({}, (2, 3, 2))]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         # Not torch's softplus, which is the identity from 20 on, as it is in float32 only.
         return -functional.logsigmoid(-x).clamp(max=-torch.finfo(x.dtype).tiny)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return y + torch.log(-torch.expm1(-y))
 
     def _log_slope(self, x: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..bijection import Bijection
+from ..context import Context
 from ..errors import InvflowError, ShapeError
 from ..registry import register
 from ..reversible.retrace import Replay, Retraced, Retraces, retrace
@@ -70,11 +70,11 @@ class Inverse(Wrapper, Retraces):
         forward, inverse = self.layer.lipschitz_bounds()
         return inverse, forward
 
-    def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
+    def retrace(self, y: Any, context: Context, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
         return retrace(self.layer, y, context, replay, log_det=log_det, backwards=not backwards)
 
     @torch.no_grad()
-    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+    def initialize(self, x: Any, context: Context = None) -> None:
         """Raises InvflowError: the layer's input is the output of this inverse, which does not exist yet."""
         if self.awaits_data:
             raise InvflowError("a layer run backwards cannot be initialised from data; initialise it, then invert it")

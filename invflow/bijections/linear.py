@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._torch import Constants
+from ..context import Context
 from ..errors import InvflowError, NumericsError
 from ..numerics.backend import own_precision
 from ..registry import register
@@ -118,13 +119,13 @@ class Linear1x1(Constants, PerPosition):
         self._is_plain = torch.equal(self.order, torch.arange(self.channels, device=self.order.device))
         self._is_plain &= bool((self.sign == 1).all())
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self.require(x)
         with own_precision(x):
             y = times(self._matrix(), x)
         return y if self.bias is None else y + spread(self.bias, x)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         self.require(y)
         shifted = y if self.bias is None else y - spread(self.bias, y)
         # Every position of every sample is a column; the solvers do not support half precision.

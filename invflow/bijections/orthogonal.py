@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from .._torch import Constants
+from ..context import Context
 from ..errors import InvflowError
 from ..numerics.backend import own_precision
 from ..registry import register
@@ -64,10 +65,10 @@ class Householder(_Isometry):
         super().__init__(shape)
         self.vectors = nn.Parameter(torch.randn(reflections, self.channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return self._reflected(x, backwards=False)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return self._reflected(y, backwards=True)
 
     def _reflected(self, x: Tensor, *, backwards: bool) -> Tensor:
@@ -155,12 +156,12 @@ class Rotation(Constants, _Isometry):
         if not off <= _ORTHOGONAL:
             raise InvflowError(f"{self.tag} expects an orthogonal matrix, got entries that miss it by {off:.3g}")
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self.require(x)
         with own_precision(x):
             return times(self._of_dtype(x.dtype), x)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         self.require(y)
         with own_precision(y):
             return times(self._of_dtype(y.dtype).mT, y)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._torch import Constants
 from ..bijection import Rearrangement
+from ..context import Context
 from ..errors import InvflowError
 from ..registry import register
 from ..state import Shape, TensorShape, require_channels, shape_of
@@ -92,11 +93,11 @@ class Permute(Constants, Rearrangement):
         """Raises InvflowError if the order is no permutation."""
         require_order(self.tag, self.order)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self.output_shape(shape_of(x))
         return x.index_select(1, self.order)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         self.output_shape(shape_of(y))
         return y.index_select(1, self.order.argsort())
 

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ..bijection import Rearrangement
+from ..context import Context
 from ..errors import ShapeError
 from ..part import Made, Part
 from ..registry import register, register_part
@@ -64,13 +65,13 @@ class Psi(Rearrangement):
         self.block_size = block_size
         self.layout = layout
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         channels, *sides = self.output_shape(shape_of(x))
         there, _ = _ORDERS[len(sides)][self.layout]
         split = [part for side in sides for part in (side, self.block_size)]
         return x.reshape(*x.shape[:2], *split).permute(there).reshape(x.shape[0], channels, *sides)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         channels, *sides = self.input_shape(shape_of(y))
         _, back = _ORDERS[len(sides)][self.layout]
         inside = [self.block_size] * len(sides)

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..bijection import Rearrangement
+from ..context import Context
 from ..errors import InvflowError, ShapeError
 from ..fields import shortened
 from ..registry import register
@@ -25,11 +26,11 @@ class _Reshaped(Rearrangement):
         self.before = before
         self.after = after
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self.output_shape(shape_of(x))
         return x.reshape(x.shape[0], *self.after)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         self.input_shape(shape_of(y))
         return y.reshape(y.shape[0], *self.before)
 
@@ -129,11 +130,11 @@ class Transpose(Rearrangement):
         self._order = (0, *order)
         self._back = tuple(self._order.index(dim) for dim in range(len(self._order)))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self.output_shape(shape_of(x))
         return x.permute(self._order)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         self.input_shape(shape_of(y))
         return y.permute(self._back)
 

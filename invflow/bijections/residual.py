@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._torch import reparametrized
 from ..bijection import Bijection
+from ..context import Context, ContextShape, each_entry, entries, with_entries
 from ..errors import InvflowError, ShapeError
 from ..log_det import AUTO, Branch, Estimator
 from ..nets.contract import Conditioned, Lipschitz
@@ -91,7 +92,7 @@ class Residual(Conditioned, Bijection):
         on_failure: Literal["warn", "raise"] = "warn",
         log_det: Estimator = AUTO,
         shape: Shape | None = None,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
     ) -> None:
         super().__init__()
         log_det.check(coefficient)
@@ -127,37 +128,37 @@ class Residual(Conditioned, Bijection):
         net = self.net.prepared() if isinstance(self.net, LipschitzNet) else self.net
         bound = cast(Lipschitz, self.net).lipschitz_bound()
         scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
-        with_context = self.net_takes_context
 
-        def g(x: Tensor, context: Tensor | None) -> Tensor:
-            made: Tensor = net(x, context) if with_context and context is not None else net(x)
+        def g(x: Tensor, context: Context) -> Tensor:
+            given = self.for_net(context)
+            made: Tensor = net(x) if given is None else net(x, given)
             if made.shape == x.shape:
                 return scale * made
             raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
 
         return g
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         with own_precision(x):
             return x + self.branch()(x, context)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         with own_precision(y):
             return self._invert(self.branch(), y, context)
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         with own_precision(x):
             g = self.branch()
             return x + g(x, context), self._log_det(g, x, context)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         with own_precision(y):
             g = self.branch()
             x = self._invert(g, y, context)
             return x, -self._log_det(g, x, context)
 
     @torch.no_grad()
-    def solve(self, y: Tensor, context: Tensor | None = None) -> Solution:
+    def solve(self, y: Tensor, context: Context = None) -> Solution:
         """The inverse without a gradient and the solver's report, without a warning or an error."""
         with own_precision(y):
             return self._solve(self.branch(), y, context)
@@ -175,14 +176,14 @@ class Residual(Conditioned, Bijection):
         """``1 + c`` and ``1 / (1 - c)`` for the coefficient c."""
         return 1 + self.coefficient, 1 / (1 - self.coefficient)
 
-    def _log_det(self, g: Branch, x: Tensor, context: Tensor | None) -> Tensor:
+    def _log_det(self, g: Branch, x: Tensor, context: Context) -> Tensor:
         if torch.is_inference_mode_enabled():
             raise InvflowError("residual differentiates for its log-determinant; use no_grad instead of inference_mode")
         if x.is_meta or not x.numel():
             return x.flatten(1).sum(1)
         return self.log_det.find(g, x, context, self.coefficient, self.training)
 
-    def _invert(self, g: Branch, y: Tensor, context: Tensor | None) -> Tensor:
+    def _invert(self, g: Branch, y: Tensor, context: Context) -> Tensor:
         """The inverse, differentiable with respect to y, the context and the weights."""
         if y.is_meta:
             return y - g(y, context)
@@ -190,17 +191,19 @@ class Residual(Conditioned, Bijection):
         self._complain("inverse", y, solution)
         weights = dict(self.net.named_parameters(remove_duplicate=False))  # each name of one that has several
 
-        def step(x: Tensor, y: Tensor, context: Tensor | None, *values: Tensor) -> Tensor:
-            with reparametrized(self.net, dict(zip(weights, values, strict=True))):
-                return y - self.branch()(x, context)
+        def step(x: Tensor, y: Tensor, *values: Tensor) -> Tensor:
+            pieces = iter(values)
+            given = with_entries(context, pieces)
+            with reparametrized(self.net, dict(zip(weights, pieces, strict=True))):
+                return y - self.branch()(x, given)
 
-        return attached(step, solution.x, (y, context, *weights.values()), self._solve_linear)
+        return attached(step, solution.x, (y, *entries(context), *weights.values()), self._solve_linear)
 
-    def _solve(self, g: Branch, y: Tensor, context: Tensor | None) -> Solution:
+    def _solve(self, g: Branch, y: Tensor, context: Context) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
             if len(rows) == len(y):
                 return y - g(x, context)
-            return y[rows] - g(x, None if context is None else context[rows])
+            return y[rows] - g(x, each_entry(lambda entry: entry[rows], context))
 
         options: dict[str, Any] = {"contraction": self.coefficient, "method": self.solver, "tolerance": self.tolerance}
         return solve(step, y, **options, permitted=_permitted(y.dtype) if self.tolerance is None else 0.0)

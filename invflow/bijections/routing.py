@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, NonNegativeInt
-from torch import Tensor
 
 from ..bijection import Bijection, Rearrangement
+from ..context import Context
 from ..errors import InvflowError, ShapeError
 from ..fields import shortened
 from ..registry import register
@@ -156,10 +156,10 @@ class Exchange(Rearrangement):
         self.order = order
         self.count = len(named)
 
-    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+    def forward(self, x: Any, context: Context = None) -> Any:
         return self._exchanged(x)
 
-    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+    def inverse(self, y: Any, context: Context = None) -> Any:
         return self._put_back(y)
 
     def output_shape(self, shape: Shape) -> Shape:

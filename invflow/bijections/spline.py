@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from ..context import Context
 from ..registry import register
 from ..state import Shape
 from .channels import OfChannels
@@ -127,17 +128,17 @@ class Spline(OfChannels):
         self.spline = RationalQuadratic(bins, bound, min_size, min_slope)
         self.numbers = nn.Parameter(torch.zeros(self.spline.numbers, self.channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return self.spline.apply(x, self._numbers(x))[0]
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return self.spline.undo(y, self._numbers(y))[0]
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         y, log_slope = self.spline.apply(x, self._numbers(x))
         return y, summed(log_slope, x)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         x, log_slope = self.spline.undo(y, self._numbers(y))
         return x, -summed(log_slope, y)
 

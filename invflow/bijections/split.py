@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ..bijection import Rearrangement
+from ..context import Context
 from ..errors import ShapeError
 from ..registry import register
 from ..state import Shape, TensorShape, is_tensor_shape, require_pair, require_tensor, shape_of
@@ -103,10 +104,10 @@ class Split(_TwoParts):
 
     examples = [({}, (2,)), ({}, (5, 2, 2)), ({"sizes": [1, 3]}, (4, 3)), ({"dim": 2}, (1, 3, 2))]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+    def forward(self, x: Tensor, context: Context = None) -> Pair:
         return self.cut("split", x)
 
-    def inverse(self, y: Pair, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Pair, context: Context = None) -> Tensor:
         return self.join("the inverse of split", y)
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -141,10 +142,10 @@ class Merge(_TwoParts):
                 sizes = (first[dim - 1], second[dim - 1])
         super().__init__(sizes, dim)
 
-    def forward(self, x: Pair, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Pair, context: Context = None) -> Tensor:
         return self.join("merge", x)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse(self, y: Tensor, context: Context = None) -> Pair:
         return self.cut("the inverse of merge", y)
 
     def output_shape(self, shape: Shape) -> Shape:

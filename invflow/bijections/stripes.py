@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from ..bijection import Rearrangement
+from ..context import Context
 from ..errors import ShapeError
 from ..registry import register
 from ..state import Shape, TensorShape, require_pair, require_positions, require_tensor, shape_of
@@ -85,11 +86,11 @@ class Stripes(_ByParity):
         super().__init__(first)
         self.dim = dim
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+    def forward(self, x: Tensor, context: Context = None) -> Pair:
         self.output_shape(shape_of(x))
         return self._ordered(*evens_and_odds(x, self.dim))
 
-    def inverse(self, y: Pair, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Pair, context: Context = None) -> Tensor:
         self.input_shape(shape_of(y))
         return interleaved(*self._ordered(*y), self.dim)
 
@@ -133,11 +134,11 @@ class Checkerboard(_ByParity):
 
     examples = [({}, (2, 3, 4)), ({"first": "odd"}, (1, 4, 2)), ({}, (3, 4)), ({"first": "odd"}, (1, 2, 3, 4))]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+    def forward(self, x: Tensor, context: Context = None) -> Pair:
         self.output_shape(shape_of(x))
         return self._ordered(*_recoloured(*evens_and_odds(x, x.dim() - 1)))
 
-    def inverse(self, y: Pair, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Pair, context: Context = None) -> Tensor:
         self.input_shape(shape_of(y))
         return interleaved(*_recoloured(*self._ordered(*y)), y[0].dim() - 1)
 

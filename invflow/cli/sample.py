@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..context import each_entry
 from ..errors import InvflowError
 from .options import AsJson, DataName, DataRoot, Device, Plugins, RunPath, named_data
 from .output import out, print_json, stdout_for_the_answer
@@ -47,7 +48,7 @@ def sample(
         drawn = task.draw(count, rows, temperature=temperature, seed=seed)
     if as_json:
         known: dict[str, Any] = {"run": str(run), "unfinished": opened.unfinished}
-        known |= {} if rows is None else {"context": rows.tolist()}
+        known |= {} if rows is None else {"context": each_entry(lambda entry: entry.tolist(), rows)}
         print_json({**known, "samples": drawn.tolist(), "log_prob": task.log_prob(drawn, rows).tolist()})
     else:
         write_figure(task.picture(drawn, rows if context else None), to)

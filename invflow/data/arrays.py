@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..context import Context, each_entry, entries, named, shape_of_context
 from ..errors import DataError
 from ..fields import cut, quoted
 from ..registry import register_data
@@ -67,7 +68,8 @@ class Arrays(Source):
         file, context = _File(request.find(self.path)), request.named_context
         values = self.values or file.first(_VALUES) or _VALUES[0]
         # Floats of that name are numbers to predict; as context they may be given.
-        labels = self.labels or file.first(name for name in _LABELS if name not in context and file.has_labels(name))
+        given = [name for names in context.values() for name in names]
+        labels = self.labels or file.first(name for name in _LABELS if name not in given and file.has_labels(name))
         parts = [_Part.read(file, values, labels, context)]
         if self.test_path is not None:
             file = _File(request.find(self.test_path))
@@ -76,7 +78,7 @@ class Arrays(Source):
         else:
             test_values = self.test_values or file.first(_TEST_VALUES)
             test_labels = self.test_labels or file.first(_TEST_LABELS) or _TEST_LABELS[0]
-            context = tuple(f"test_{name}" for name in context)
+            context = {entry: tuple(f"test_{name}" for name in names) for entry, names in context.items()}
         if test_values is not None:
             parts.append(_Part.read(file, test_values, labels and test_labels, context))
         first = parts[0]
@@ -186,7 +188,7 @@ class _File:
         labels, codes = np.unique(np.asarray(found).reshape(-1), return_inverse=True)
         return labels.tolist(), torch.from_numpy(codes)
 
-    def context(self, names: Sequence[str]) -> Tensor | None:
+    def context(self, names: Sequence[str]) -> Tensor:
         """Arrays side by side, as floats ``(n, ...)``. Raises DataError."""
         found = [self.tensor(name) for name in names]
         for name, one in zip(names, found, strict=True):
@@ -194,7 +196,7 @@ class _File:
                 beside = f"{quoted(names[0])} of shape {tuple(found[0].shape)}"
                 raise DataError(f"{self.place(name)}: of shape {tuple(one.shape)} cannot stand beside {beside}")
         found = [one if one.is_floating_point() else one.to(torch.get_default_dtype()) for one in found]
-        return None if not found else found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 @dataclass(frozen=True)
@@ -205,25 +207,26 @@ class _Part:
         place: where the labels, or else the values, come from.
         values: images or floats.
         labels: see `_File.labels`.
-        context: ``(n, ...)``.
+        context: ``(n, ...)``, or several by name.
     """
 
     place: str
     values: Tensor
     labels: tuple[list[Label], Tensor] | None
-    context: Tensor | None
+    context: Context
 
     @classmethod
-    def read(cls, file: _File, values: str, labels: str | None, context: Sequence[str]) -> _Part:
+    def read(cls, file: _File, values: str, labels: str | None, context: Mapping[str, Sequence[str]]) -> _Part:
         """The arrays of these names, which have as many rows as each other. Raises DataError."""
         found = cls(
             file.place(labels or values),
             file.values(values),
             None if labels is None else file.labels(labels),
-            file.context(context),
+            named({entry: file.context(names) for entry, names in context.items()}),
         )
         rows = {} if found.labels is None or labels is None else {labels: len(found.labels[1])}
-        rows |= {} if found.context is None else {context[0]: len(found.context)}
+        first = [context[entry][0] for entry in sorted(context)]
+        rows |= dict(zip(first, map(len, entries(found.context)), strict=True))
         for name, count in rows.items():
             if count != len(found.values):
                 raise DataError(f"{file.place(name)}: {count} rows, but {quoted(values)} has {len(found.values)}")
@@ -233,7 +236,7 @@ class _Part:
     def form(self) -> str:
         """What the values and the context of a sample are, in words."""
         values = f"{'floats' if self.values.is_floating_point() else 'pixels'} of shape {tuple(self.values.shape[1:])}"
-        return values + ("" if self.context is None else f", context of shape {tuple(self.context.shape[1:])}")
+        return values + ("" if self.context is None else f", context of shape {shape_of_context(self.context)}")
 
     def samples(self, classes: Sequence[Label]) -> InMemory:
         """The samples; their labels are positions among the classes."""
@@ -246,7 +249,7 @@ class _Floats(InMemory):
 
     def take(self, positions: Tensor) -> Batch:
         found, dtype = super().take(positions), torch.get_default_dtype()
-        context = None if found.context is None else found.context.to(dtype)
+        context = each_entry(lambda entry: entry.to(dtype), found.context)
         return found._replace(values=found.values.to(dtype), context=context)
 
 

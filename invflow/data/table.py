@@ -6,7 +6,7 @@ import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from ..context import entries, named, with_entries
 from ..errors import DataError
 from ..fields import cut, quoted
 from ..registry import register_data
@@ -67,7 +68,8 @@ class Table(Source):
 
     def load(self, request: Request) -> DataSet:
         file, context = _open(request.find(self.path)), request.named_context
-        beside = {self.label, *context, ""}  # an index that pandas wrote has no name
+        given = {name for names in context.values() for name in names}
+        beside = {self.label, *given, ""}  # an index that pandas wrote has no name
         features = self.features or [name for name in file.names if name not in beside and file.is_numeric(name)]
         if not features:
             raise DataError(f"{shown(file.path)}: no column of numbers besides label and context; it has {file.listed}")
@@ -77,7 +79,7 @@ class Table(Source):
         if self.test_path is not None:
             test = _Rows(_open(request.find(self.test_path)), features, self.label, context, like=train)
         found = request.data_set(train, test, class_names=[str(one) for one in train.classes])
-        standard = _moments(found.train, train.are_numbers) if self.standardize else (torch.zeros(1), torch.ones(1))
+        standard = _moments(found.train, train) if self.standardize else (torch.zeros(1), torch.ones(1))
         return found.changed(lambda samples: _Standardized(samples, *standard))
 
 
@@ -277,24 +279,31 @@ class _Rows(Samples):
         file: the table.
         features: the columns of the values.
         label: the column of the labels; None if there are none.
-        context: the columns of the context: numbers, or values of which each is a class, with a one at its place.
+        context: by entry, the columns of the context: numbers, or values of which each is a class, with a one at its
+            place.
         like: the training part, whose classes these rows have too; None for that itself.
 
     Attributes:
         classes: the different labels, in order.
-        are_numbers: for each feature, and then for each number of the context, whether it is one in the table.
+        are_numbers: by entry of the context, for each of its numbers, whether it is one in the table.
     """
 
     def __init__(
-        self, file: _File, features: Sequence[str], label: str | None, context: Sequence[str], like: _Rows | None = None
+        self,
+        file: _File,
+        features: Sequence[str],
+        label: str | None,
+        context: Mapping[str, Sequence[str]],
+        like: _Rows | None = None,
     ) -> None:
-        for name in (*features, *context, *([] if label is None else [label])):
+        given = list(dict.fromkeys(name for names in context.values() for name in names))
+        for name in (*features, *given, *([] if label is None else [label])):
             if name not in file.names:
                 raise DataError(f"{shown(file.path)}: no column {quoted(name)}; it has {file.listed}")
         if not sum(file.sizes):
             raise DataError(f"{shown(file.path)}: no rows")
         self._file, self._features, self._context = file, features, context
-        numeric = [name for name in context if (like._file if like else file).is_numeric(name)]
+        numeric = [name for name in given if (like._file if like else file).is_numeric(name)]
         self._columns = [*features, *numeric]
         size = max(file.sizes) * len(self._columns) * 8
         if size > _MOST_GROUP:
@@ -308,13 +317,17 @@ class _Rows(Samples):
             self.classes, self.labels = self._coded(label, None if like is None else like.classes)
         self._coded_context: dict[str, tuple[tuple[Label, ...], Tensor]] = {
             name: self._coded(name, None if like is None else like._coded_context[name][0])
-            for name in context
+            for name in given
             if name not in numeric
         }
-        self.are_numbers = [True] * len(features)
-        for name in context:
-            coded = self._coded_context.get(name)
-            self.are_numbers += [True] if coded is None else [False] * len(coded[0])
+        self.are_numbers = {
+            entry: [
+                number
+                for name in names
+                for number in ([False] * len(self._coded_context[name][0]) if name in self._coded_context else [True])
+            ]
+            for entry, names in context.items()
+        }
         for group in range(len(file.sizes)):  # what is damaged is said before the training
             self._decoded(group)
 
@@ -345,15 +358,11 @@ class _Rows(Samples):
             found[here] = self._decoded(int(group))[wanted[here] - starts[group]]
         numbers = torch.from_numpy(found)
         values = numbers[:, : len(self._features)]
-        parts, given = [], iter(torch.split(numbers[:, len(self._features) :], 1, dim=1))
-        for name in self._context:
-            coded = self._coded_context.get(name)
-            if coded is None:
-                parts.append(next(given))
-            else:
-                parts.append(torch.nn.functional.one_hot(coded[1][positions], len(coded[0])).to(values))
-        labels = None if self.labels is None else self.labels[positions]
-        return Batch(values, labels, torch.cat(parts, dim=1) if parts else None)
+        columns = {name: numbers[:, i, None] for i, name in enumerate(self._columns)}
+        for name, (classes, codes) in self._coded_context.items():
+            columns[name] = torch.nn.functional.one_hot(codes[positions], len(classes)).to(values)
+        context = {entry: torch.cat([columns[name] for name in names], 1) for entry, names in self._context.items()}
+        return Batch(values, None if self.labels is None else self.labels[positions], named(context))
 
     def order(self, generator: torch.Generator) -> Tensor:
         """The rows in random order: the groups are shuffled, then the rows of some groups at a time.
@@ -377,22 +386,23 @@ class _Standardized(Changed):
 
     def change(self, batch: Batch) -> Batch:
         found = ((_numbers_of(batch) - self._shift) / self._scale).to(torch.get_default_dtype())
-        width = batch.values.shape[1]
-        return batch._replace(values=found[:, :width], context=None if batch.context is None else found[:, width:])
+        values, *context = torch.split(found, [one.shape[1] for one in (batch.values, *entries(batch.context))], dim=1)
+        return batch._replace(values=values, context=with_entries(batch.context, context))
 
 
 def _numbers_of(batch: Batch) -> Tensor:
     """The features and the context side by side."""
-    return batch.values if batch.context is None else torch.cat([batch.values, batch.context], dim=1)
+    return torch.cat([batch.values, *entries(batch.context)], dim=1)
 
 
-def _moments(samples: Samples, are_numbers: Sequence[bool]) -> tuple[Tensor, Tensor]:
+def _moments(samples: Samples, rows: _Rows) -> tuple[Tensor, Tensor]:
     """The mean and the standard deviation of each feature and number of the context, in one pass.
 
     A constant has the deviation 1, and a one at the place of a class stays as it is: mean 0, deviation 1. Chan et al.,
     "Algorithms for computing the sample variance" (1983): the moments of chunks are combined.
     """
-    first = _numbers_of(samples.first(1))[0]
+    one = samples.first(1)
+    first, context = _numbers_of(one)[0], one.context
     count, mean, squares = 0, torch.zeros_like(first), torch.zeros_like(first)
     varies = torch.zeros_like(first, dtype=torch.bool)
     for positions in torch.split(torch.arange(len(samples)), _CHUNK):
@@ -404,8 +414,12 @@ def _moments(samples: Samples, are_numbers: Sequence[bool]) -> tuple[Tensor, Ten
         count = total
         varies |= (some != first).any(0)  # rounding gives a constant a deviation, too
     deviation = (squares / count).sqrt()
-    shifted = torch.tensor([*are_numbers, *[False] * (len(mean) - len(are_numbers))])  # labels as context come last
-    return torch.where(shifted, mean, 0.0), torch.where(shifted & varies & (deviation > 0), deviation, 1.0)
+    shifted = [True] * one.values.shape[1]
+    for entry in sorted(context) if isinstance(context, dict) else [""] * (context is not None):
+        width = (context if entry == "" else context[entry]).shape[1]
+        shifted += rows.are_numbers.get(entry, [False] * width)  # labels are none
+    changes = torch.tensor(shifted)
+    return torch.where(changes, mean, 0.0), torch.where(changes & varies & (deviation > 0), deviation, 1.0)
 
 
 def _open(path: Path) -> _File:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..context import make_context
 from ..errors import InvflowError
 from ..models import Classifier, Flow, caveat
 from ..sequential import Sequential
@@ -106,7 +107,7 @@ def inputs(chain: Sequential) -> tuple[State, Tensor | None]:
     x = make_state(lambda leaf: torch.randint(256, (samples, *leaf), generator=generator) / 256, chain.declared_shape)
     x = chain.numerics.nearest_data(x)
     context_shape = chain.declared_context_shape
-    return x, None if context_shape is None else torch.randn((samples, *context_shape), generator=generator)
+    return x, make_context(lambda one: torch.randn((samples, *one), generator=generator), context_shape)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..bijection import Bijection
 from ..bijections.inverse import directed
+from ..context import Context
 from ..measures import jacobian, with_context
 from ..nets.spectral import Map, top_singular_pair
 from ..sequential import Sequential
@@ -132,9 +133,7 @@ def conditioning(chain: Sequential, announce: Callable[[str], None] = lambda lin
     return Conditioning(layers, whole, condition, exact, predicted, measured, ok)
 
 
-def singular_values(
-    bijection: Bijection, x: State, context: Tensor | None = None, *, dense: int = DENSE
-) -> SingularValues:
+def singular_values(bijection: Bijection, x: State, context: Context = None, *, dense: int = DENSE) -> SingularValues:
     """The singular values of a bijection's Jacobian at one input, in its current dtype and mode.
 
     The largest singular value of a large Jacobian is found by Lanczos iteration with Jacobian-vector products (power
@@ -166,13 +165,13 @@ def singular_values(
     return SingularValues(largest, 1 / _largest_singular_value(bijection.inverse, y, context))
 
 
-def _largest_singular_value(function: Callable[..., State], x: State, context: Tensor | None) -> float:
+def _largest_singular_value(function: Callable[..., State], x: State, context: Context) -> float:
     apply, transpose = linearized(lambda state: function(state, context), x)
     start = torch.randn(flat_size(shape_of(x)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return top_singular_pair(apply, transpose, start.to(flatten(x)), RESIDUAL)[2]
 
 
-def _smallest_of_injection(function: Callable[..., State], x: State, context: Tensor | None, largest: float) -> float:
+def _smallest_of_injection(function: Callable[..., State], x: State, context: Context, largest: float) -> float:
     """The smallest singular value of J, of which a left inverse tells a bound only: by the norm of ``L^2 - J^T J``."""
     apply, transpose = linearized(lambda state: function(state, context), x)
     start = torch.randn(flat_size(shape_of(x)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..bijection import Bijection
+from ..context import Context, entries, with_entries
 from ..errors import InvflowError
 from ..state import flatten, shape_of, unflatten
 
@@ -18,8 +19,8 @@ def interpolate(
     x0: Tensor,
     x1: Tensor,
     steps: int,
-    context0: Tensor | None = None,
-    context1: Tensor | None = None,
+    context0: Context = None,
+    context1: Context = None,
 ) -> Tensor:
     """``x_t = f^-1((1 - t) f(x0) + t f(x1))`` for ``steps`` values of t from 0 to 1, both included.
 
@@ -56,6 +57,7 @@ def interpolate(
     walk = []
     for t in torch.linspace(0, 1, steps).tolist():
         point = unflatten(torch.lerp(flatten(first), flatten(last), t), shape_of(first))
-        context = None if context0 is None or context1 is None else torch.lerp(context0, context1, t)
+        ends = zip(entries(context0), entries(context1), strict=True)
+        context = with_entries(context0, [torch.lerp(a, b, t) for a, b in ends])
         walk.append(bijection.inverse(bijection.numerics.nearest(point), context))
     return torch.stack(walk, dim=1)

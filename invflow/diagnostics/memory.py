@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._torch import constants, storage_of
+from ..context import make_context
 from ..errors import InvflowError
 from ..reversible.chain import POLICIES, Kept, plan, run_group
 from ..sequential import Sequential
@@ -114,7 +115,7 @@ class _Chain:
         like: Any = next(self.chain.parameters(), torch.empty(0))
         make: Any = lambda leaf: torch.randn((batch, *leaf), dtype=like.dtype, device=device)  # noqa: E731
         self.x = make_state(make, chain.declared_shape or ())
-        self.context = None if chain.declared_context_shape is None else make(chain.declared_context_shape)
+        self.context = make_context(make, chain.declared_context_shape)
         steps = self.chain.steps()
         stored: list[tuple[Kept, list[Step]]] = [("activations", [step]) for step in steps]
         self.groups = stored if policy == "stored" else plan(steps, self.x, self.context)

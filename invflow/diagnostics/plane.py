@@ -12,9 +12,10 @@ from matplotlib.colors import Normalize
 from matplotlib.image import AxesImage
 from torch import Tensor, nn
 
+from ..context import Context, entries, rows_of, spread
 from ..errors import InvflowError
 from ..models import Flow
-from ..state import require_state
+from ..state import require_state, sample
 from .figure import Figure
 
 SIDE = 200  # points of the grid along each axis
@@ -25,7 +26,7 @@ _MOST_ROWS = 16  # of a context that is not discrete: each costs an evaluation o
 
 
 @torch.no_grad()
-def density(flow: Flow, points: Tensor, drawn: Tensor, context: Tensor | None = None) -> Figure:
+def density(flow: Flow, points: Tensor, drawn: Tensor, context: Context = None) -> Figure:
     """Points of the data, samples of the flow, and its log-density in nats, on the same region of the plane.
 
     Args:
@@ -52,15 +53,18 @@ def density(flow: Flow, points: Tensor, drawn: Tensor, context: Tensor | None = 
     return figure
 
 
-def _log_density(flow: Flow, points: Tensor, context: Tensor | None) -> Tensor:
+def _log_density(flow: Flow, points: Tensor, context: Context) -> Tensor:
     """The log-density at points, in float64; with a context, of the mixture of the densities for its rows."""
     parts = torch.split(points, SIDE * 50)
     if context is None:
         return torch.cat([flow.log_prob(part) for part in parts]).double()
-    rows, times = torch.unique(context, dim=0, return_counts=True)
-    if len(rows) > _MOST_ROWS:
-        rows, times = context[:_MOST_ROWS], torch.ones(_MOST_ROWS)
-    of_rows = [torch.cat([flow.log_prob(part, row[None]) for part in parts]).double() for row in rows]
+    context = spread(context, rows_of(context))
+    flat = torch.cat([entry.flatten(1) for entry in entries(context)], dim=1)
+    _, places, times = torch.unique(flat, dim=0, return_inverse=True, return_counts=True)
+    first = [int((places == i).nonzero()[0]) for i in range(min(len(times), _MOST_ROWS + 1))]
+    if len(first) > _MOST_ROWS:
+        first, times = list(range(_MOST_ROWS)), torch.ones(_MOST_ROWS)
+    of_rows = [torch.cat([flow.log_prob(part, sample(context, i)) for part in parts]).double() for i in first]
     return torch.logsumexp(torch.stack(of_rows) + (times / times.sum()).log().double()[:, None], 0)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
 
+from ..context import Context
 from ..reversible.chain import plan
 from ..reversible.monitor import by_channel, relative_errors, set_back, tolerance
 from ..reversible.surroundings import Surroundings, generators
@@ -15,7 +15,7 @@ from ..state import State, arranged, leaves, map_state, shape_of
 
 
 @torch.no_grad()
-def reconstruction_errors(chain: Sequential, x: State, context: Tensor | None = None) -> dict[str, float]:
+def reconstruction_errors(chain: Sequential, x: State, context: Context = None) -> dict[str, float]:
     """The relative error of each layer's input, as ``backprop="reversible"`` would reconstruct it in backward.
 
     All numbers of the states are compared; the monitor compares a sample of them. Errors accumulate from the end of the

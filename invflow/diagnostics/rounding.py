@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..bijection import Bijection
+from ..context import Context
 from ..measures import LARGEST_JACOBIAN, jacobian, joint_jacobian, with_context
 from ..sequential import Sequential
 from ..state import State, batch_size, flat_size, sample, shape_of
@@ -16,9 +17,7 @@ from ..steps import steps_of
 from .roundtrip import B, in_dtype
 
 
-def condition_number(
-    bijection: Bijection, x: State, context: Tensor | None = None, *, backwards: bool = False
-) -> float:
+def condition_number(bijection: Bijection, x: State, context: Context = None, *, backwards: bool = False) -> float:
     """The largest factor by which a rounding error on the way grows until it is back at x, over the batch; at least 1.
 
     The condition number of the Jacobian with an additional singular value of 1: errors are relative to
@@ -35,7 +34,7 @@ def condition_number(
     return max(_condition_number(bijection, state, given, backwards) for state, given in batches)
 
 
-def trace(bijection: Bijection, x: State, context: Tensor | None = None) -> list[State]:
+def trace(bijection: Bijection, x: State, context: Context = None) -> list[State]:
     """The input, and the state after each step."""
     states = [x]
     with torch.no_grad():
@@ -44,12 +43,12 @@ def trace(bijection: Bijection, x: State, context: Tensor | None = None) -> list
     return states
 
 
-def in_double(bijection: B, x: State, context: Tensor | None) -> tuple[B, State, Tensor | None]:
+def in_double(bijection: B, x: State, context: Context) -> tuple[B, State, Any]:
     """A copy and its inputs in float64, in which derivatives are accurate."""
     return in_dtype(bijection, x, context, torch.float64)
 
 
-def _condition_number(bijection: Bijection, x: State, context: Tensor | None, backwards: bool) -> float:
+def _condition_number(bijection: Bijection, x: State, context: Context, backwards: bool) -> float:
     derivative = joint_jacobian if bijection.training else jacobian
     pairs = zip(steps_of(bijection, shape_of(x)), trace(bijection, x, context), strict=False)
     found = [derivative(with_context(step.after, context), state) for step, state in pairs]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..bijection import Bijection
+from ..context import Context, each_entry, entries
 from ..measures import difference, magnitude
 from ..numerics import same_batch
 from ..sequential import Sequential
@@ -38,7 +39,7 @@ class RoundTrip:
 
 
 @torch.no_grad()
-def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> RoundTrip:
+def round_trip(chain: Sequential, x: State, context: Context = None) -> RoundTrip:
     """Runs a chain forward and back, in its current mode.
 
     Args:
@@ -60,7 +61,7 @@ def round_trip(chain: Sequential, x: State, context: Tensor | None = None) -> Ro
 
 
 @torch.no_grad()
-def errors_on_the_way_back(chain: Sequential, x: State, context: Tensor | None = None) -> list[float]:
+def errors_on_the_way_back(chain: Sequential, x: State, context: Context = None) -> list[float]:
     """The error of each state when the chain runs backwards from its output, relative as in `RoundTrip`.
 
     Entry i is the error of the input of step i; the last entry, the error of the chain's output, is 0.
@@ -75,13 +76,13 @@ def errors_on_the_way_back(chain: Sequential, x: State, context: Tensor | None =
     return errors
 
 
-def round_trips(chain: Sequential, x: State, context: Tensor | None = None) -> dict[tuple[str, str], RoundTrip]:
+def round_trips(chain: Sequential, x: State, context: Context = None) -> dict[tuple[str, str], RoundTrip]:
     """`round_trip` in float32 and float64, in eval and train mode: keys such as ``("float32", "eval")``."""
     return in_each_mode(round_trip, chain, x, context)
 
 
 def in_each_mode(
-    measure: Callable[[Sequential, State, Tensor | None], T], chain: Sequential, x: State, context: Tensor | None
+    measure: Callable[[Sequential, State, Tensor | None], T], chain: Sequential, x: State, context: Context
 ) -> dict[tuple[str, str], T]:
     """A measurement in float32 and float64, in eval and train mode, on copies: keys such as ``("float32", "eval")``."""
     found = {}
@@ -92,9 +93,9 @@ def in_each_mode(
     return found
 
 
-def in_dtype(bijection: B, x: State, context: Tensor | None, dtype: torch.dtype) -> tuple[B, State, Tensor | None]:
+def in_dtype(bijection: B, x: State, context: Context, dtype: torch.dtype) -> tuple[B, State, Any]:
     """A copy and its inputs in a dtype."""
-    for one in (x, *([] if context is None else [context])):
+    for one in (x, *entries(context)):
         require_state("a measurement", None, None, one)
-    given = None if context is None else context.to(dtype)
+    given = each_entry(lambda entry: entry.to(dtype), context)
     return copy.deepcopy(bijection).to(dtype), map_state(lambda leaf: leaf.to(dtype), x), given

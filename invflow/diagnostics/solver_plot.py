@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..bijections import Residual
+from ..context import Context, each_entry, seen
 from ..errors import InvflowError
 from ..sequential import Sequential
 from ..solvers import Method, solve
@@ -37,7 +38,7 @@ class InverseErrors:
     errors: Mapping[Method, Sequence[float]]
 
 
-def inverse_errors(chain: Sequential, x: State, context: Tensor | None = None) -> list[InverseErrors]:
+def inverse_errors(chain: Sequential, x: State, context: Context = None) -> list[InverseErrors]:
     """The errors of each residual block of a chain, in float64 and eval mode, at the states that x reaches.
 
     Args:
@@ -53,13 +54,16 @@ def inverse_errors(chain: Sequential, x: State, context: Tensor | None = None) -
     for position, step in enumerate(chain.steps(shape_of(x))):
         if isinstance(step.layer, Residual):
             state = part_of(states[position + step.backwards], step.path)
-            errors = {method: _errors(step.layer, state, context, method) for method in COLOURS}
+            errors = {
+                method: _errors(step.layer, state, seen(step.around(context), step.layer.sees), method)
+                for method in COLOURS
+            }
             found.append(InverseErrors(position, step.layer.coefficient, errors))
     return found
 
 
 @torch.no_grad()
-def _errors(block: Residual, x: State, context: Tensor | None, method: Method) -> list[float]:
+def _errors(block: Residual, x: State, context: Context, method: Method) -> list[float]:
     (exact,) = leaves(x)
     y = block(exact, context)
     norm = exact.flatten(1).norm(dim=1).clamp(min=torch.finfo(exact.dtype).tiny)
@@ -70,7 +74,7 @@ def _errors(block: Residual, x: State, context: Tensor | None, method: Method) -
         errors = (points - exact[rows]).flatten(1).norm(dim=1) / norm[rows]
         best[rows] = torch.minimum(best[rows], errors)
         found.append(float(best.max()))
-        picard: Tensor = points - (block(points, None if context is None else context[rows]) - y[rows])
+        picard: Tensor = points - (block(points, each_entry(lambda entry: entry[rows], context)) - y[rows])
         return picard
 
     solve(step, y, contraction=block.coefficient, method=method)

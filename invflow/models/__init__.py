@@ -1,5 +1,6 @@
 """Models: a chain with a head on top is a classifier, a chain with a prior is a density."""
 
+from .context_net import ContextNet
 from .dequantization import bits_per_dimension, dequantize
 from .distribution import FlowDistribution
 from .heads import ConvNetHead, Head, LinearHead
@@ -9,6 +10,7 @@ from .priors import Logistic, Normal, Prior, StandardNormal, StudentT, Uniform
 
 __all__ = [
     "Classifier",
+    "ContextNet",
     "ConvNetHead",
     "DiscretizedLogistic",
     "Flow",

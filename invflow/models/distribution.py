@@ -10,6 +10,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
+from ..context import Context, each_entry, rows_of
 from ..errors import ShapeError
 from ..state import is_tensor_shape
 
@@ -35,7 +36,7 @@ class FlowDistribution(Distribution):
     def __init__(
         self,
         flow: Flow,
-        context: Tensor | None = None,
+        context: Context = None,
         validate_args: bool | None = None,
         *,
         batch_shape: Sequence[int] | None = None,
@@ -48,12 +49,12 @@ class FlowDistribution(Distribution):
             )
         self.flow = flow
         self.context = context
-        rows = () if context is None else context.shape[:1]
+        rows = () if context is None else (rows_of(context),)
         super().__init__(Size(rows if batch_shape is None else batch_shape), Size(shape), validate_args)
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        return {} if self.context is None else {"context": constraints.real}
+        return {"context": constraints.real} if isinstance(self.context, Tensor) else {}
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]  # a class attribute, which instances of torch replace too
@@ -98,10 +99,10 @@ class FlowDistribution(Distribution):
         before = value.shape[: value.dim() - len(self.event_shape)]
         batch = _broadcast(before, self.batch_shape)
         # One row of context is for all samples; it needs no copies.
-        few = self.batch_shape.numel() == 1
-        context = self._context_of(self.batch_shape if few else batch)
+        rows = self.batch_shape if self.batch_shape.numel() == 1 else batch
+        context = self._rows(self._context_of(rows), rows)
         x = value.expand(batch + self.event_shape).reshape(-1, *self.event_shape)
-        return self.flow.log_prob(x, self._rows(context)).reshape(batch)
+        return self.flow.log_prob(x, context).reshape(batch)
 
     def _draw(self, sample_shape: Any) -> Tensor:
         wanted = self._extended_shape(sample_shape)
@@ -109,20 +110,17 @@ class FlowDistribution(Distribution):
         if self.context is None:
             drawn: Tensor = self.flow.sample(count * self.batch_shape.numel())
         else:
-            drawn = self.flow.sample(count, self._rows(self.context))
+            drawn = self.flow.sample(count, self._rows(self._context_of(self.batch_shape), self.batch_shape))
         return drawn.reshape(wanted)
 
-    def _context_of(self, batch: Size) -> Tensor | None:
+    def _context_of(self, batch: Size) -> Any:
         """The context, expanded to a batch_shape."""
-        if self.context is None:
-            return None
-        return self.context.expand(batch + self.context.shape[len(self.batch_shape) :])
+        before = len(self.batch_shape)
+        return each_entry(lambda entry: entry.expand(batch + entry.shape[before:]), self.context)
 
-    def _rows(self, context: Tensor | None) -> Tensor | None:
+    def _rows(self, context: Context, batch: Size) -> Any:
         """A context with its batch_shape flattened into one dimension."""
-        if context is None or self.context is None:
-            return None
-        return context.reshape(-1, *self.context.shape[len(self.batch_shape) :])
+        return each_entry(lambda entry: entry.reshape(-1, *entry.shape[len(batch) :]), context)
 
 
 def _broadcast(*shapes: Size) -> Size:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..bijection import Bijection
+from ..context import Context, each_entry
 from ..errors import NumericsError
 from ..nets.orderfree import Ranges, activations, context_features, is_order_free, make_order_free, obstacle
 from ..numerics.modes import FLOAT, Exact, Mode, Numerics
@@ -24,7 +25,7 @@ M = TypeVar("M", Sequential, Classifier, Flow)
 _BATCH = 500
 
 
-def freeze(model: M, data: State, numerics: Mode, context: Tensor | None = None) -> M:
+def freeze(model: M, data: State, numerics: Mode, context: Context = None) -> M:
     """A copy of a trained model in other numerics, in eval mode; the model itself is unchanged.
 
     For `exact`, batch norm is folded into the weights, the weights are rounded, with a power of two for each output
@@ -52,6 +53,10 @@ def freeze(model: M, data: State, numerics: Mode, context: Tensor | None = None)
     frozen = copy.deepcopy(model).eval()
     chain = frozen.bijection if isinstance(frozen, Classifier | Flow) else frozen
     _refuse_inner_numerics(chain)
+    if isinstance(frozen, Classifier | Flow):
+        if frozen.context_net is not None and numerics.integer_nets:
+            raise NumericsError("exact expects no context_net, whose floating-point output depends on the batch")
+        context = frozen.for_layers(context)
     context = chain.admit(data, context)
     if numerics.integer_nets:
         for net, ranges in _reached(chain, data, context).items():
@@ -77,7 +82,7 @@ def _refuse_inner_numerics(chain: Sequential) -> None:
 
 
 @torch.no_grad()
-def _reached(chain: Sequential, data: State, context: Tensor | None) -> dict[nn.Module, Ranges]:
+def _reached(chain: Sequential, data: State, context: Context) -> dict[nn.Module, Ranges]:
     """Every net that can be made order-free, with the ranges that the data reach in it."""
     children = [child for part in chain.modules() if isinstance(part, Bijection) for child in part.children()]
     found: dict[nn.Module, Ranges] = {
@@ -90,7 +95,7 @@ def _reached(chain: Sequential, data: State, context: Tensor | None) -> dict[nn.
         for start in range(0, batch_size(data), _BATCH):
             cut = slice(start, start + _BATCH)
             x = map_state(lambda leaf, cut=cut: leaf[cut], data)  # type: ignore[misc]
-            chain(x, None if context is None else context[cut])
+            chain(x, each_entry(lambda entry, cut=cut: entry[cut], context))  # type: ignore[misc]
     return found
 
 

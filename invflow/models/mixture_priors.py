@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional
 
+from ..context import Context, ContextShape, shape_of_context
 from ..errors import InvflowError, ShapeError
 from ..registry import register_prior
-from ..state import Shape, State, TensorShape, flat_size, unflatten
+from ..state import Shape, State, flat_size, unflatten
 from .priors import Prior, normal_log_prob, open_uniform
 
 COMPONENTS = 8
@@ -61,17 +62,18 @@ class GaussianMixture(Prior):
         learn_scales: bool = True,
         *,
         shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
     ) -> None:
         super().__init__(shape)
         self.takes_context = self.reparametrized = by is not None
         if self.takes_context:
-            if context_shape is None or len(context_shape) != 1 or components not in (None, context_shape[0]):
+            sizes = context_shape if isinstance(context_shape, tuple) else ()
+            if len(sizes) != 1 or components not in (None, sizes[0]):
                 features = "features" if components is None else components
                 raise ShapeError(
                     f"the gaussian_mixture prior by context expects one ({features},), got {context_shape}"
                 )
-            number = context_shape[0]
+            (number,) = sizes
         else:
             number = COMPONENTS if components is None else components
             self.logits = nn.Parameter(torch.zeros(number))
@@ -82,12 +84,12 @@ class GaussianMixture(Prior):
         """The log-density of each component, without its weight, ``(batch, components)``."""
         return normal_log_prob(self.numbers(z)[:, None], self.means, self._log_scales())
 
-    def log_prob(self, z: State, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: State, context: Context = None) -> Tensor:
         if self.takes_context:
             return normal_log_prob(self.numbers(z), *self._chosen(context))
         return (self.component_log_prob(z) + self.logits.log_softmax(0)).logsumexp(1)
 
-    def sample(self, count: int, temperature: float = 1.0, context: Tensor | None = None) -> State:
+    def sample(self, count: int, temperature: float = 1.0, context: Context = None) -> State:
         if self.takes_context:
             mean, log_scale = self._chosen(context)
         else:
@@ -96,10 +98,10 @@ class GaussianMixture(Prior):
         noise = torch.randn((count, self.means.shape[1]), dtype=mean.dtype, device=mean.device)
         return unflatten(mean + temperature * log_scale.exp() * noise, self.shape)
 
-    def _chosen(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _chosen(self, context: Context) -> tuple[Tensor, Tensor]:
         """The mean and the log-scale for each row of the context."""
-        if context is None or context.shape[1:] != self.means.shape[:1]:
-            came = "none" if context is None else str(tuple(context.shape[1:]))
+        if not isinstance(context, Tensor) or context.shape[1:] != self.means.shape[:1]:
+            came = "none" if context is None else shape_of_context(context)
             raise ShapeError(f"the gaussian_mixture prior expects a context ({len(self.means)},), got {came}")
         weights = context.to(self.means.dtype)
         return weights @ self.means, weights @ self._log_scales()

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ..arguments import one_line
 from ..bijection import Handled
+from ..context import Context, ContextShape, each_entry, rows_of, seen, spread
 from ..errors import InvflowError, ShapeError
 from ..sequential import Sequential
 from ..state import Shape, State, leaves, map_state, shape_of
+from .context_net import ContextNet
 from .distribution import FlowDistribution
 from .priors import Prior
 
@@ -48,15 +50,33 @@ def _that_widen(chain: Sequential) -> str:
 
 
 class _Model(Handled):
-    """A trunk with one module on top."""
+    """A trunk with one module on top, and perhaps a net for its context."""
 
-    def __init__(self, bijection: Sequential) -> None:
+    def __init__(self, bijection: Sequential, context_net: ContextNet | None) -> None:
         super().__init__()
         self.bijection = bijection
+        self.context_net = context_net
 
-    def inverse(self, features: Any, context: Tensor | None = None) -> Any:
+    def inverse(self, features: Any, context: Context = None) -> Any:
         """The input that the trunk maps to these features."""
-        return self.bijection.inverse(features, context)
+        return self.bijection.inverse(features, self.for_layers(context))
+
+    @property
+    def context_shape(self) -> ContextShape:
+        """The shape of the model's context, without the batch; None if it takes none, or if it is not known."""
+        return self.bijection.declared_context_shape if self.context_net is None else self.context_net.context_shape
+
+    def for_layers(self, context: Context) -> Any:
+        """What the trunk is given of the model's context: what the context_net makes of it, if there is one."""
+        return context if self.context_net is None else self.context_net(context)
+
+    def require_context(self, context: Context) -> int:
+        """The number of rows of a context, which must be one that the model was built for.
+
+        Raises:
+            ShapeError: a context that is missing, not wanted, or of other names, shapes or dtypes.
+        """
+        return (self.bijection.require_context if self.context_net is None else self.context_net.require)(context)
 
     @property
     def caveat(self) -> str:
@@ -64,7 +84,7 @@ class _Model(Handled):
         return caveat(self.bijection, getattr(self, "head", None))
 
     def __repr__(self) -> str:
-        trunk, *top = self.children()
+        trunk, *top = (part for part in self.children() if part is not self.context_net)
         lines = [*repr(trunk).splitlines(), *map(one_line, top)]
         return "\n".join([f"{type(self).__name__}(", *("  " + line for line in lines), ")"])
 
@@ -75,6 +95,7 @@ class Classifier(_Model):
     Args:
         bijection: the invertible trunk, a chain.
         head: maps the trunk's last state to logits of shape ``(batch, classes)``.
+        context_net: turns the context into what the trunk is given.
 
     Attributes:
         linear_head: whether the logits are a linear function of the features, so that the whole model is invertible
@@ -87,19 +108,19 @@ class Classifier(_Model):
         torch.Size([2, 3])
     """
 
-    def __init__(self, bijection: Sequential, head: nn.Module) -> None:
-        super().__init__(bijection)
+    def __init__(self, bijection: Sequential, head: nn.Module, context_net: ContextNet | None = None) -> None:
+        super().__init__(bijection, context_net)
         self.head = head
 
     @property
     def linear_head(self) -> bool:
         return bool(getattr(self.head, "linear_in_features", False))
 
-    def features(self, x: Any, context: Tensor | None = None) -> Any:
+    def features(self, x: Any, context: Context = None) -> Any:
         """The state after the last invertible layer, which ``bijection.inverse`` maps back to ``x``."""
-        return self.bijection(x, context)
+        return self.bijection(x, self.for_layers(context))
 
-    def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any, context: Context = None) -> Tensor:
         """Logits, ``(batch, classes)``."""
         return self.head(self.features(x, context))  # type: ignore[no-any-return]
 
@@ -115,7 +136,8 @@ class Flow(_Model):
 
     Args:
         bijection: f, a chain from data to the prior's states.
-        prior: the distribution of f(x).
+        prior: the distribution of f(x); it is given the context itself.
+        context_net: turns the context into what f is given.
 
     Raises:
         ShapeError: the chain adds dimensions, so that there is no density; if it does so without declaring it, a call
@@ -131,8 +153,8 @@ class Flow(_Model):
         torch.Size([5, 4, 2])
     """
 
-    def __init__(self, bijection: Sequential, prior: Prior) -> None:
-        super().__init__(bijection)
+    def __init__(self, bijection: Sequential, prior: Prior, context_net: ContextNet | None = None) -> None:
+        super().__init__(bijection, context_net)
         if not isinstance(prior, Prior):
             raise InvflowError(
                 f"a flow expects a prior that is an invflow.models.Prior, got {type(prior).__name__}; subclass it"
@@ -152,19 +174,19 @@ class Flow(_Model):
         declared = self.bijection.declared_shape
         return self.bijection.input_shape(self.prior.shape) if declared is None else declared
 
-    def log_prob(self, x: Any, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Any, context: Context = None) -> Tensor:
         """The log-density of each sample, in nats, ``(batch,)``.
 
         Args:
             x: the samples, with the batch.
             context: one row, or one for each sample.
         """
-        z, log_det = self.bijection.forward_and_log_det(x, context)
+        z, log_det = self.bijection.forward_and_log_det(x, self.for_layers(context))
         _require_equal_sizes(x, z)
         _require_one_each(log_det)
         return self._prior_log_prob(z, context) + log_det
 
-    def sample(self, count: int, context: Tensor | None = None, *, temperature: float = 1.0) -> Any:
+    def sample(self, count: int, context: Context = None, *, temperature: float = 1.0) -> Any:
         """Samples, ``(count, ...)``, or with a context ``(count, rows, ...)``: as many for each of its rows.
 
         They are differentiable with respect to the weights and the context, if the prior is `reparametrized`.
@@ -176,12 +198,12 @@ class Flow(_Model):
                 each prior says what it multiplies.
         """
         z, rows = self.latent(count, context, temperature=temperature)
-        x = self.bijection.inverse(z, rows)
+        x = self.bijection.inverse(z, self.for_layers(rows))
         _require_equal_sizes(x, z)
         return _by_row(x, count, context)
 
     def sample_with_log_prob(
-        self, count: int, context: Tensor | None = None, *, temperature: float = 1.0
+        self, count: int, context: Context = None, *, temperature: float = 1.0
     ) -> tuple[Any, Tensor]:
         """Samples as those of `sample`, and `log_prob` of each, ``(count,)`` or ``(count, rows)``, from one pass.
 
@@ -202,7 +224,7 @@ class Flow(_Model):
             (torch.Size([5, 4, 2]), torch.Size([5, 4]))
         """
         z, rows = self.latent(count, context, temperature=temperature)
-        x, log_det = self.bijection.inverse_and_log_det(z, rows)
+        x, log_det = self.bijection.inverse_and_log_det(z, self.for_layers(rows))
         _require_equal_sizes(x, z)
         _require_one_each(log_det)
         # -inf in either direction says that there is no density.
@@ -210,9 +232,7 @@ class Flow(_Model):
         log_prob = self._prior_log_prob(z, rows) + change
         return _by_row(x, count, context), _by_row(log_prob, count, context)
 
-    def latent(
-        self, count: int, context: Tensor | None = None, *, temperature: float = 1.0
-    ) -> tuple[State, Tensor | None]:
+    def latent(self, count: int, context: Context = None, *, temperature: float = 1.0) -> tuple[State, Any]:
         """What `sample` turns into samples: ``count * rows`` states of the prior, and the context of each.
 
         The rows of the context take turns; if there is only one, it is returned as it is.
@@ -225,16 +245,15 @@ class Flow(_Model):
             raise ShapeError(f"a flow expects a whole number of samples, at least 0, got {count!r}")
         if not temperature >= 0:
             raise InvflowError(f"a flow expects a temperature of at least 0, got {temperature!r}")
-        self.bijection.require_context(context)
-        if context is None or len(context) == 1:
-            rows = context
-        else:
-            rows = context.repeat(number, *[1] * (context.dim() - 1))
-            number = len(rows)
-        given = (rows,) if self.prior.takes_context else ()
+        count = self.require_context(context)
+        rows: Any = context
+        if context is not None and count != 1:
+            rows = each_entry(lambda entry: entry.repeat(number, *[1] * (entry.dim() - 1)), spread(context, count))
+            number *= count
+        given = self._for_prior(rows)
         return self.bijection.numerics.nearest(self.prior.sample(number, temperature, *given)), rows
 
-    def distribution(self, context: Tensor | None = None, validate_args: bool | None = None) -> FlowDistribution:
+    def distribution(self, context: Context = None, validate_args: bool | None = None) -> FlowDistribution:
         """The flow as a `torch.distributions.Distribution`, for pyro, sbi and whatever else takes one.
 
         Its batch_shape is the number of rows of the context, or () without one, its event_shape the shape of x. It
@@ -256,22 +275,24 @@ class Flow(_Model):
             >>> given.log_prob(torch.zeros(2)).shape
             torch.Size([4])
         """
-        self.bijection.require_context(context)
+        self.require_context(context)
         return FlowDistribution(self, context, validate_args)
 
-    def forward(self, x: Any, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any, context: Context = None) -> Tensor:
         return self.log_prob(x, context)
 
-    def _prior_log_prob(self, z: State, context: Tensor | None) -> Tensor:
-        given = (context,) if self.prior.takes_context else ()
-        return self.prior.log_prob(z, *given)
+    def _prior_log_prob(self, z: State, context: Context) -> Tensor:
+        return self.prior.log_prob(z, *self._for_prior(context))
+
+    def _for_prior(self, context: Context) -> tuple[Any, ...]:
+        return (seen(context, self.prior.sees),) if self.prior.takes_context else ()
 
 
-def _by_row(drawn: Any, count: int, context: Tensor | None) -> Any:
+def _by_row(drawn: Any, count: int, context: Context) -> Any:
     """``(count * rows, ...)`` as ``(count, rows, ...)``."""
     if context is None:
         return drawn
-    return map_state(lambda leaf: leaf.reshape(count, len(context), *leaf.shape[1:]), drawn)
+    return map_state(lambda leaf: leaf.reshape(count, rows_of(context), *leaf.shape[1:]), drawn)
 
 
 def _require_one_each(log_det: Tensor) -> None:

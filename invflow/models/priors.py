@@ -12,6 +12,7 @@ from torch.distributions import Gamma
 from torch.nn import functional
 
 from .._torch import Constants
+from ..context import Names
 from ..errors import InvflowError, ShapeError
 from ..registry import priors, register_prior
 from ..state import Shape, State, TensorShape, flat_size, flatten, make_state, require_state, unflatten
@@ -27,6 +28,7 @@ class Prior(nn.Module, ABC):
             so is ``context_shape``, the shape of the context or None.
 
     Attributes:
+        sees: what of the flow's context it is given, if it takes one.
         takes_context: whether `log_prob` and `sample` take the context, one row or one for each sample, as a further
             argument.
         reparametrized: whether samples are differentiable with respect to all parameters.
@@ -34,6 +36,7 @@ class Prior(nn.Module, ABC):
     """
 
     takes_context: bool = False
+    sees: Names = ...
     reparametrized: bool = True
     discrete: bool = False
 

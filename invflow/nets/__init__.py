@@ -3,6 +3,7 @@
 from . import activations, attention, blocks, layers, norms
 from .contract import Conditioned, Lipschitz, takes_context
 from .deep import DenseNet, ResNet, Transformer
+from .embedding import Embedding
 from .lipschitz import LipschitzConv, LipschitzMLP
 from .masked import MaskedMLP
 from .plain import MLP, Conv
@@ -14,6 +15,7 @@ __all__ = [
     "Conditioned",
     "Conv",
     "DenseNet",
+    "Embedding",
     "Lipschitz",
     "LipschitzConv",
     "LipschitzMLP",

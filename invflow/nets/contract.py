@@ -12,10 +12,11 @@ import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._torch import unwrapped
 from ..bijection import Bijection
+from ..context import Context, Names, seen
 from ..errors import InvflowError
 
 
@@ -72,10 +73,12 @@ class Conditioned:
     Attributes:
         net: the net, which may be replaced.
         net_takes_context: see `takes_context`; set together with the net, because inspecting signatures is slow.
+        net_sees: what of the layer's context the net is given: its attribute ``sees``, or all.
     """
 
     net: nn.Module
     net_takes_context: bool
+    net_sees: Names
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -87,7 +90,7 @@ class Conditioned:
         """Whether the layer itself, or an actnorm in its net, still has to be initialised."""
         return super().awaits_data or bool(_awaiting(self.net))  # type: ignore[misc]
 
-    def initialize(self, x: Any, context: Tensor | None = None) -> None:
+    def initialize(self, x: Any, context: Context = None) -> None:
         """Initialises the layer, and the actnorms in its net from the numbers that reach them."""
         super().initialize(x, context)  # type: ignore[misc]
         if awaiting := _awaiting(self.net):
@@ -103,7 +106,13 @@ class Conditioned:
         super().__setattr__(name, value)
         if name == "net":
             self.net_takes_context = value is not None and takes_context(value)
+            self.net_sees = getattr(value, "sees", ...)
 
-    def conditioned(self, a: Any, context: Tensor | None) -> Any:
+    def for_net(self, context: Context) -> Any:
+        """What the net is given of the layer's context: None if it takes none."""
+        return seen(context, self.net_sees) if context is not None and self.net_takes_context else None
+
+    def conditioned(self, a: Any, context: Context) -> Any:
         """``net(a)``, or ``net(a, context)`` if there is a context and the net takes one."""
-        return self.net(a, context) if context is not None and self.net_takes_context else self.net(a)
+        given = self.for_net(context)
+        return self.net(a) if given is None else self.net(a, given)

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
+from ..context import ContextShape
 from ..errors import InvflowError
 from ..part import Part
 from ..registry import register_net
-from ..state import Shape, TensorShape, require_channels
+from ..state import Shape, require_channels
 from .activations import ACTIVATIONS, Activation
 from .attention import Attention, Positions, TokenMLP
 from .blocks import DenseBlock, ResidualBlock
@@ -52,7 +53,7 @@ class ResNet(Stack):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         channels: PositiveInt = 64,
         blocks: Depth = 2,
         kernel_size: OddInt = 3,
@@ -108,7 +109,7 @@ class DenseNet(Stack):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         channels: PositiveInt = 64,
         blocks: Depth = 4,
         kernel_size: OddInt = 3,
@@ -166,7 +167,7 @@ class Transformer(Stack):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         channels: PositiveInt = 64,
         blocks: Depth = 2,
         heads: PositiveInt = 4,

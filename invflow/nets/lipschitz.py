@@ -12,9 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..context import Context, ContextShape
 from ..errors import InvflowError, ShapeError
 from ..registry import register_net
-from ..state import Shape, TensorShape, flat_size, require_positions, require_tensor, shape_of
+from ..state import Shape, flat_size, require_positions, require_tensor, shape_of
 from .activations import ACTIVATIONS
 from .sizes import OddInt, Widths, set_to_zero, shape_with_context, with_context
 from .spectral import SpectralConv, SpectralLinear
@@ -100,10 +101,10 @@ class LipschitzNet(nn.Module):
         """The net as a function of ``(x, context)``, with the normalised weights computed once."""
         return functools.partial(self._evaluate, [one.normalized_weight() for one in self.maps])  # type: ignore[operator]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return self.prepared()(x, context)
 
-    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Context = None) -> Tensor:
         """Applies the maps to x; subclasses concatenate the context first."""
         for one, activation, weight in zip(self.maps, self.activations, weights, strict=True):
             x = one.linear(activation(x), weight, one.bias)  # type: ignore[operator]
@@ -141,7 +142,7 @@ class LipschitzConv(LipschitzNet):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         hidden: Widths = [32, 32],  # noqa: B006 -- a JSON default, never changed
         kernel_sizes: Annotated[list[OddInt], Field(min_length=1, max_length=101)] | None = None,
         activation: Contraction = "elu",
@@ -165,7 +166,7 @@ class LipschitzConv(LipschitzNet):
         if zero_last:
             set_to_zero(maps[-1])
 
-    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Context = None) -> Tensor:
         return super()._evaluate(weights, with_context("lipschitz_conv", x, context, self.context_shape))
 
 
@@ -193,14 +194,14 @@ class LipschitzMLP(LipschitzNet):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         hidden: Widths = [64, 64],  # noqa: B006 -- a JSON default, never changed
         activation: Contraction = "lipswish",
         input_activation: bool = False,
         zero_last: bool = False,
     ) -> None:
-        features = flat_size(require_tensor("lipschitz_mlp", in_shape))
-        features += flat_size(context_shape) if context_shape else 0
+        start = (flat_size(require_tensor("lipschitz_mlp", in_shape)),)
+        (features,) = shape_with_context("lipschitz_mlp", start, context_shape)
         widths = [features, *hidden, flat_size(require_tensor("lipschitz_mlp", out_shape))]
         super().__init__([SpectralLinear(*pair) for pair in itertools.pairwise(widths)], activation, input_activation)
         self.in_shape = in_shape
@@ -209,7 +210,7 @@ class LipschitzMLP(LipschitzNet):
         if zero_last:
             set_to_zero(self.maps[-1])
 
-    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+    def _evaluate(self, weights: list[Tensor], x: Tensor, context: Context = None) -> Tensor:
         if shape_of(x) != self.in_shape:
             raise ShapeError(f"lipschitz_mlp expects the shape {self.in_shape}, got {shape_of(x)}")
         flat = with_context("lipschitz_mlp", x.flatten(1), context, self.context_shape)

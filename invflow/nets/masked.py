@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._torch import Constants
+from ..context import Context, ContextShape
 from ..errors import InvflowError, ShapeError
 from ..fields import counted
 from ..registry import nets, register_net
-from ..state import Shape, TensorShape, require_tensor
+from ..state import Shape, require_tensor
 from .activations import ACTIVATIONS, Activation
 from .blocks import Skip
 from .contract import takes_context
@@ -105,7 +106,7 @@ class MaskedMLP(nn.Sequential):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         hidden: Widths = [],  # noqa: B006 -- a JSON default, never changed
         activation: Activation = "relu",
         degrees: Degrees = "sequential",
@@ -156,13 +157,11 @@ class MaskedMLP(nn.Sequential):
         if zero_last:
             set_to_zero(last)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return super().forward(with_context("masked_mlp", x, context, self.context_shape))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def require_autoregressive(
-    who: str, net: nn.Module, features: int, numbers: int, context_shape: TensorShape | None
-) -> None:
+def require_autoregressive(who: str, net: nn.Module, features: int, numbers: int, context_shape: ContextShape) -> None:
     """Refuses a net that lets an output depend on its own feature or a later one; not on the meta device.
 
     The net is differentiated in float64, on a copy in eval mode, at random points: with its own weights, and with
@@ -202,7 +201,7 @@ def require_autoregressive(
 
 
 def _forbidden_dependence(
-    net: nn.Module, features: int, numbers: int, context_shape: TensorShape | None
+    net: nn.Module, features: int, numbers: int, context_shape: ContextShape
 ) -> tuple[int, int] | None:
     """The first feature one of whose outputs depends on itself or a later feature, and that one; None if none does."""
     generator = torch.Generator().manual_seed(0)
@@ -226,7 +225,7 @@ def _search(
     net: nn.Module,
     features: int,
     numbers: int,
-    context_shape: TensorShape | None,
+    context_shape: ContextShape,
     draw: Callable[..., Tensor],
 ) -> tuple[int, int] | None:
     places = torch.arange(features, device="cpu")

@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..context import Context, ContextShape
 from ..part import Part
 from ..registry import register_net
-from ..state import Shape, TensorShape, flat_size, require_tensor
+from ..state import Shape, flat_size, require_tensor
 from .activations import ACTIVATIONS, Activation
 from .layers import Convolution, Linear
 from .norms import BatchNorm
@@ -68,7 +69,7 @@ class Conv(Stack):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         hidden: Widths = [],  # noqa: B006 -- a JSON default, never changed
         kernel_size: OddInt = 3,
         activation: Activation = "relu",
@@ -114,7 +115,7 @@ class MLP(Stack):
         self,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         hidden: Widths = [],  # noqa: B006 -- a JSON default, never changed
         activation: Activation = "relu",
         norm: Literal["batch"] | None = None,
@@ -129,5 +130,5 @@ class MLP(Stack):
             zero_last=zero_last,
         )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return super().forward(x.flatten(1), context)

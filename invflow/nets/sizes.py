@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor, nn
 
+from ..context import Context, ContextShape, shape_of_context
 from ..errors import ShapeError
 from ..state import TensorShape, flat_size
 
@@ -24,40 +25,69 @@ def _odd(size: int) -> int:
 OddInt: TypeAlias = Annotated[int, Field(gt=0, json_schema_extra={"not": {"multipleOf": 2}}), AfterValidator(_odd)]
 
 
-def shape_with_context(who: str, shape: TensorShape, context_shape: TensorShape | None) -> TensorShape:
+def shape_with_context(who: str, shape: TensorShape, context_shape: ContextShape) -> TensorShape:
     """The shape of an input with its context as further channels: see `with_context`.
 
     Raises:
-        ShapeError: the context is neither a vector nor of the input's positions.
+        ShapeError: an entry of the context is neither a vector nor of positions that fit the input's.
     """
-    if context_shape is None:
-        return shape
     channels, *positions = shape
-    if not positions:
-        return (channels + flat_size(context_shape),)
-    if len(context_shape) != 1 and list(context_shape[1:]) != positions:
-        at = ", ".join(map(str, positions))
-        raise ShapeError(f"{who} expects a context (features,) or (channels, {at}), got {context_shape}")
-    return channels + context_shape[0], *positions
+    for name, extents in _named(context_shape):
+        if not positions:
+            channels += flat_size(extents)
+            continue
+        sizes = list(zip(extents[1:], positions, strict=False))
+        if len(extents) > 1 and (len(extents) != len(shape) or any(a % b and b % a for a, b in sizes)):
+            at = ", ".join(map(str, positions))
+            raise ShapeError(
+                f"{who} expects a context{name} (features,) or (channels, {at}), or at positions of which each is a "
+                f"multiple or a divisor of these, got {extents}"
+            )
+        channels += extents[0]
+    return channels, *positions
 
 
-def with_context(who: str, x: Tensor, context: Tensor | None, shape: TensorShape | None) -> Tensor:
-    """An input with its context, expected to have this shape, as further channels.
+def averages_context(shape: TensorShape, context_shape: ContextShape) -> bool:
+    """Whether `with_context` has to average an entry of the context over positions."""
+    finer = (a > b for _, extents in _named(context_shape) for a, b in zip(extents[1:], shape[1:], strict=False))
+    return len(shape) > 1 and any(finer)
 
-    The context of vectors is flattened; a vector as the context of channels at positions is spread over all of them.
+
+def _named(context: Any) -> list[tuple[str, Any]]:
+    """The entries of a context or of its shape by their names, for messages, in an order that the names decide."""
+    if context is None:
+        return []
+    return [(f" {name!r}", context[name]) for name in sorted(context)] if isinstance(context, dict) else [("", context)]
+
+
+def with_context(who: str, x: Tensor, context: Context, shape: ContextShape) -> Tensor:
+    """An input with its context, expected to have this shape, as further channels; several entries by their names.
+
+    The context of vectors is flattened; a vector as the context of channels at positions is spread over all of them. A
+    context at other positions is averaged over, or repeated at, those that lie at one of the input's.
     """
     if context is None and shape is None:
         return x
     if shape is None:
         raise ShapeError(f"{who} was built without a context but got one; give it its context_shape")
-    came = None if context is None else tuple(context.shape[1:])
-    if context is None or came != tuple(shape):
-        raise ShapeError(f"{who} expects a context of shape {tuple(shape)} besides the batch, got {came}")
-    if x.dim() == 2:
-        context = context.flatten(1)
-    elif context.dim() == 2:
-        context = context.reshape(*context.shape, *(1,) * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
-    return torch.cat([x, context], dim=1)
+    came = shape_of_context(context)
+    if came != (shape if isinstance(shape, dict) else tuple(shape)):
+        raise ShapeError(f"{who} expects a context of shape {shape} besides the batch, got {came}")
+    return torch.cat([x, *(_as_channels(entry, x.shape) for _, entry in _named(context))], dim=1)
+
+
+def _as_channels(entry: Tensor, size: torch.Size) -> Tensor:
+    if len(size) == 2:
+        return entry.flatten(1)
+    if entry.dim() == 2:
+        return entry.reshape(*entry.shape, *(1,) * (len(size) - 2)).expand(-1, -1, *size[2:])
+    for dim in range(2, len(size)):
+        finer, coarser = entry.shape[dim] // size[dim], size[dim] // entry.shape[dim]
+        if finer > 1:
+            entry = entry.unflatten(dim, (size[dim], finer)).mean(dim + 1)  # type: ignore[no-untyped-call]
+        elif coarser > 1:
+            entry = entry.repeat_interleave(coarser, dim)
+    return entry
 
 
 def set_to_zero(module: nn.Module) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..context import Context, ContextShape
 from ..errors import InvflowError, ShapeError
 from ..part import Part
 from ..registry import nets, register_net
 from ..state import Shape, TensorShape, flat_size, require_channels
-from .sizes import shape_with_context, with_context
+from .sizes import averages_context, shape_with_context, with_context
 
 
 @register_net("stack")
@@ -52,7 +53,7 @@ class Stack(nn.Sequential):
         *parts: Part,
         in_shape: Shape,
         out_shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         zero_last: bool = False,
     ) -> None:
         who = nets.name_of(type(self))
@@ -71,11 +72,13 @@ class Stack(nn.Sequential):
         self.context_shape = context_shape
         self.context_features = widened[0] - start[0]
         self.obstacle = next((part.obstacle for part in parts if part.obstacle), None)
+        if averages_context(start, context_shape):
+            self.obstacle = "its context is averaged over positions, in floating point"
         self._name = who
         if zero_last:
             start_at_zero(parts, modules)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         made: Tensor = super().forward(with_context(self._name, x, context, self.context_shape))  # type: ignore[no-untyped-call]
         return made if made.dim() > 2 or len(self.out_shape) == 1 else made.reshape(-1, *self.out_shape)
 

@@ -6,11 +6,13 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._torch import BatchNorm, Dropout, SpectralNorm, never_compiled
+from ..context import Context, each_entry
 from ..errors import NumericsError
 
 _SAME_BATCH: ContextVar[bool] = ContextVar("same_batch", default=False)
@@ -29,7 +31,7 @@ def same_batch() -> Iterator[None]:
         _SAME_BATCH.reset(token)
 
 
-def evaluate(net: nn.Module, a: Tensor, context: Tensor | None, *, in_float64: bool, hide_sign: bool) -> Tensor:
+def evaluate(net: nn.Module, a: Tensor, context: Context, *, in_float64: bool, hide_sign: bool) -> Tensor:
     """``net(a)``, or ``net(a, context)``, without autocast, which in one direction alone would change the function.
 
     Args:
@@ -45,7 +47,7 @@ def evaluate(net: nn.Module, a: Tensor, context: Tensor | None, *, in_float64: b
             return evaluate(net, a, context, in_float64=in_float64, hide_sign=hide_sign)
     if hide_sign:
         a = a + 0.0
-    given = (a,) if context is None else (a, context)
+    given: tuple[Any, ...] = (a,) if context is None else (a, context)
     if in_float64 and a.dtype != torch.float64:
         return _in_float64(net, given)
     made: Tensor = net(*given)
@@ -58,10 +60,10 @@ uncompiled = never_compiled(
 """Returns `evaluate`, which no compiler changes."""
 
 
-def _in_float64(net: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+def _in_float64(net: nn.Module, given: tuple[Any, ...]) -> Tensor:
     named = itertools.chain(net.named_parameters(), net.named_buffers())
     state = {name: value.double() if value.is_floating_point() else value for name, value in named}
-    made: Tensor = torch.func.functional_call(net, state, tuple(one.double() for one in given))
+    made: Tensor = torch.func.functional_call(net, state, tuple(each_entry(torch.Tensor.double, one) for one in given))
     if net.training:  # running statistics were updated in the copies
         with torch.no_grad():
             for name, buffer in net.named_buffers():

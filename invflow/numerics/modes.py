@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..context import Context
 from ..options import Options
 from ..state import State
 from . import conditioners, grid
@@ -102,7 +103,7 @@ class Mode(Options):
         """The nearest state that is valid data: on their grid, if there is one."""
         return state
 
-    def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
+    def condition(self, net: nn.Module, a: Tensor, context: Context, is_stack: bool) -> Tensor:
         """The result of a conditioner.
 
         Args:
@@ -144,7 +145,7 @@ class _WithGrid(Mode):
     def nearest_data(self, state: State) -> State:
         return grid.snap(state, self.frac_bits)
 
-    def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
+    def condition(self, net: nn.Module, a: Tensor, context: Context, is_stack: bool) -> Tensor:
         return conditioners.evaluate(net, a, context, in_float64=False, hide_sign=not is_stack)
 
     def require_same_function(self, who: str, net: nn.Module) -> None:
@@ -208,7 +209,7 @@ class Grid(_OnGrid):
         default=None, description="what conditioners compute in; null: the state's dtype"
     )
 
-    def condition(self, net: nn.Module, a: Tensor, context: Tensor | None, is_stack: bool) -> Tensor:
+    def condition(self, net: nn.Module, a: Tensor, context: Context, is_stack: bool) -> Tensor:
         wide = self.conditioner_dtype == "float64"
         return conditioners.uncompiled()(net, a, context, in_float64=wide, hide_sign=not is_stack)
 

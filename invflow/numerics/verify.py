@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..context import Context
 from ..state import State, batch_size, leaves, map_state
 
-Call: TypeAlias = Callable[[Any, Tensor | None], Any]
+Call: TypeAlias = Callable[[Any, Context], Any]
 """A function of a state and a context that does not mix samples; returns a state, or a tuple of states and numbers a
 sample."""
 
@@ -22,7 +23,7 @@ ODD_BATCH = 7
 """Not a multiple of 8, the width of a vector of float32, so that some samples are computed by another loop."""
 
 
-def computed_otherwise(call: Call, state: State, context: Tensor | None) -> Iterator[tuple[str, Any]]:
+def computed_otherwise(call: Call, state: State, context: Context) -> Iterator[tuple[str, Any]]:
     """What a call returns for a batch if computed in other ways, with the name of each way."""
     ways: dict[str, Way] = {"one sample at a time": in_parts(1)}
     if batch_size(state) > ODD_BATCH:
@@ -40,7 +41,7 @@ def computed_otherwise(call: Call, state: State, context: Tensor | None) -> Iter
 def in_parts(size: int) -> Way:
     """This number of samples at a time."""
 
-    def apart(call: Call, state: Any, context: Tensor | None) -> Any:
+    def apart(call: Call, state: Any, context: Context) -> Any:
         cuts = [slice(start, start + size) for start in range(0, batch_size(state), size)]
         parts = [call(*_each(lambda leaf, cut=cut: leaf[cut], state, context)) for cut in cuts]  # type: ignore[misc]
         columns = zip(*(leaves(part) for part in parts), strict=True)
@@ -53,7 +54,7 @@ def in_parts(size: int) -> Way:
 def repeated(times: int) -> Way:
     """The batch several times over."""
 
-    def over(call: Call, state: Any, context: Tensor | None) -> Any:
+    def over(call: Call, state: Any, context: Context) -> Any:
         several = call(*_each(lambda leaf: torch.cat([leaf] * times), state, context))
         return map_state(lambda leaf: leaf[: batch_size(state)], several)
 

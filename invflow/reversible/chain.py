@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .._torch import forward_mode_active, transforms_active
+from ..context import Context, each_entry, entries, seen
 from ..state import Shape, State, leaves, part_of, shape_of, with_part, zero_log_det
 from ..steps import Step
 from ..wires import Outcome
@@ -28,7 +28,7 @@ Kept: TypeAlias = Literal["activations", "input", "output"]
 
 
 def run_chain(
-    steps: Sequence[Step], x: State, context: Tensor | None, *, log_det: bool, monitor: Monitor, record: Reconstruction
+    steps: Sequence[Step], x: State, context: Context, *, log_det: bool, monitor: Monitor, record: Reconstruction
 ) -> Outcome:
     """A chain's forward whose activations are not kept for backward.
 
@@ -49,7 +49,7 @@ def run_chain(
 
 
 def run_group(
-    kept: Kept, group: list[Step], x: State, context: Tensor | None, log_det: bool, fingerprint: Fingerprint | None
+    kept: Kept, group: list[Step], x: State, context: Context, log_det: bool, fingerprint: Fingerprint | None
 ) -> Outcome:
     """What the steps that `plan` takes together make of a state; see `run_chain`."""
     if kept == "output":
@@ -58,7 +58,7 @@ def run_group(
     return (_checkpoint if kept == "input" else Step.forward)(step, x, context, log_det)
 
 
-def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[tuple[Kept, list[Step]]]:
+def plan(steps: Sequence[Step], x: State, context: Context) -> list[tuple[Kept, list[Step]]]:
     """A chain's steps in groups, each with what is kept of it.
 
     Neighbouring reversible steps are a segment: one autograd function keeps its output and inverts its steps one by
@@ -70,7 +70,7 @@ def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[tuple[
     if transforms_active() or forward_mode_active():
         return [("activations", [step]) for step in steps]
     first, last = 0, len(steps)
-    if not any(leaf.requires_grad for leaf in (*leaves(x), *([] if context is None else [context]))):
+    if not any(leaf.requires_grad for leaf in (*leaves(x), *entries(context))):
         while first < last and not any(weight.requires_grad for weight in steps[first].layer.parameters()):
             first += 1
     if torch.compiler.is_compiling():
@@ -87,12 +87,14 @@ def plan(steps: Sequence[Step], x: State, context: Tensor | None) -> list[tuple[
     return groups + [("activations", [step]) for step in steps[last:]]
 
 
-def _without_randomness(steps: Sequence[Step], x: State, context: Tensor | None) -> Sequence[Step]:
+def _without_randomness(steps: Sequence[Step], x: State, context: Context) -> Sequence[Step]:
     """The steps; those that draw random numbers keep their inputs: a compiled graph cannot draw the same to invert."""
-    shape, context_shape = _fixed(shape_of(x)), None if context is None else _fixed(shape_of(context))
+    shape, context_shape = _fixed(shape_of(x)), each_entry(lambda entry: _fixed(shape_of(entry)), context)
     for step in steps:
         part = part_of(shape, step.path)
-        step.reversible = step.reversible and not step.layer.draws(step.backwards, part, context_shape)
+        step.reversible = step.reversible and not step.layer.draws(
+            step.backwards, part, seen(step.around(context_shape), step.layer.sees)
+        )
         shape = step.shape_after(shape)
     return steps
 
@@ -102,7 +104,7 @@ def _fixed(shape: Shape) -> Shape:
     return tuple(_fixed(size) if isinstance(size, tuple) else len(range(size)) for size in shape)
 
 
-def _checkpoint(step: Step, x: State, context: Tensor | None, log_det: bool) -> Outcome:
+def _checkpoint(step: Step, x: State, context: Context, log_det: bool) -> Outcome:
     """A step that keeps its input only."""
     run = step.of_part
     if not torch.compiler.is_compiling():  # the compiler takes care of random numbers and buffers itself
@@ -111,7 +113,7 @@ def _checkpoint(step: Step, x: State, context: Tensor | None, log_det: bool) -> 
         # The first call is the forward; all others are recomputations.
         contexts: Iterator[Any] = itertools.chain([contextlib.nullcontext()], iter(surroundings.replay, None))
 
-        def run(part: Any, context: Tensor | None, log_det: bool) -> Outcome:
+        def run(part: Any, context: Context, log_det: bool) -> Outcome:
             with next(contexts):
                 return step.of_part(part, context, log_det)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bijection import Bijection
+from ..context import Context, seen
 from ..state import leaves, map_state
 from ..wires import call
 
@@ -44,7 +45,7 @@ class Retraces(ABC):
     """
 
     @abstractmethod
-    def retrace(self, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
+    def retrace(self, y: Any, context: Context, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
         """``x`` and ``f(x)`` from ``y = f(x)``; if ``backwards``, the same for the inverse.
 
         Args:
@@ -56,20 +57,16 @@ class Retraces(ABC):
         """
 
 
-def retrace(
-    layer: Bijection, y: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool
-) -> Retraced:
+def retrace(layer: Bijection, y: Any, context: Context, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
     """As `Retraces.retrace`, for any bijection: x is computed without a graph, and ``f(x)`` with one."""
     if isinstance(layer, Retraces) and _is_of_this_map(type(layer)):
-        return layer.retrace(y, context, replay, log_det=log_det, backwards=backwards)
+        return layer.retrace(y, seen(context, layer.sees), replay, log_det=log_det, backwards=backwards)
     with torch.no_grad(), replay():
         x, _ = call(layer, y, context, log_det=False, backwards=not backwards)
     return rerun(layer, x, context, replay, log_det=log_det, backwards=backwards)
 
 
-def rerun(
-    layer: Bijection, x: Any, context: Tensor | None, replay: Replay, *, log_det: bool, backwards: bool
-) -> Retraced:
+def rerun(layer: Bijection, x: Any, context: Context, replay: Replay, *, log_det: bool, backwards: bool) -> Retraced:
     """A call of any bijection, recomputed from its input."""
     x = map_state(_as_leaf, x)
     with replay():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._torch import collectives, reparametrized, run_backward
+from ..context import Context, each_entry, entries, with_entries
 from ..numerics.conditioners import same_batch
 from ..state import State, arranged, leaves, map_state, part_of, with_part, zero_log_det
 from ..steps import Step
@@ -58,13 +59,14 @@ class Segment:
         self.talked: list[Any] = []
         """The process groups in which the steps' forward communicated."""
 
-    def forward(self, x: State, context: Tensor | None) -> Outcome:
+    def forward(self, x: State, context: Context) -> Outcome:
         """What the steps make of a state; backward will reconstruct their inputs."""
-        outputs = iter(_Reverse.apply(self, context, *leaves(x), *self.weights))
+        self.context = each_entry(lambda _: True, context)
+        outputs = iter(_Reverse.apply(self, *leaves(x), *entries(context), *self.weights))
         return arranged(self.output, outputs), next(outputs, None)
 
     @torch.no_grad()
-    def inputs(self, x: State, context: Tensor | None, count: int) -> list[State]:
+    def inputs(self, x: State, context: Context, count: int) -> list[State]:
         """What the first ``count`` steps act on, computed again from the segment's input."""
         found: list[State] = []
         for step, surroundings in zip(self.steps[:count], self.surroundings, strict=False):
@@ -83,7 +85,7 @@ class Segment:
         return position
 
     def pull_back(
-        self, x: State, y: State, grads: Gradients, context: Tensor | None, input_wanted: bool, twice: bool
+        self, x: State, y: State, grads: Gradients, context: Context, input_wanted: bool, twice: bool
     ) -> tuple[Gradients, dict[int, Tensor]]:
         """All steps differentiated, the last first, and those that were reconstructed wrongly once more.
 
@@ -125,7 +127,7 @@ class Segment:
         part: range,
         at: At,
         log_det_grad: Tensor | None,
-        context: Tensor | None,
+        context: Context,
         input_wanted: bool,
         twice: bool,
         known: list[State],
@@ -142,7 +144,7 @@ class Segment:
             known: the inputs of the first steps, which need no reconstruction; they are used up.
         """
         differentiate = self.differentiate_twice if twice else functools.partial(self.differentiate, known=known)
-        context_wanted = [context] if context is not None and context.requires_grad else []
+        context_wanted = [entry for entry in entries(context) if entry.requires_grad]
         y, y_grads, sums = at[0], at[1], dict(at[2])
         pairs: list[Pair] = []
         for index in reversed(part):
@@ -165,7 +167,7 @@ class Segment:
         self,
         index: int,
         y: State,
-        context: Tensor | None,
+        context: Context,
         wanted: list[Tensor],
         grads: Gradients,
         input_wanted: bool,
@@ -177,7 +179,7 @@ class Segment:
             index: which step.
             y: its output.
             context: the context, or None.
-            wanted: the context, if its gradient is wanted; else empty.
+            wanted: the entries of the context whose gradients are wanted.
             grads: the gradients of the output's tensors and of the log-determinant.
             input_wanted: whether the gradients of the input are wanted.
             known: the inputs of the first steps; the last of them is taken if it is that of this step.
@@ -186,7 +188,7 @@ class Segment:
         others = [*surroundings.differentiable(), *wanted]
         again, given = (rerun, known.pop()) if index < len(known) else (retrace, y)
         x, made, log_det, passes = again(
-            step.layer, given, context, surroundings.replay, log_det=self.log_det, backwards=step.backwards
+            step.layer, given, step.around(context), surroundings.replay, log_det=self.log_det, backwards=step.backwards
         )
         inputs = list(leaves(x))
         variables = [*(leaf for leaf in inputs if leaf.requires_grad), *others] if input_wanted else others
@@ -205,7 +207,7 @@ class Segment:
         return map_state(Tensor.detach, x), x_grads, list(found)
 
     def differentiate_twice(
-        self, index: int, y: State, context: Tensor | None, wanted: list[Tensor], grads: Gradients, input_wanted: bool
+        self, index: int, y: State, context: Context, wanted: list[Tensor], grads: Gradients, input_wanted: bool
     ) -> Found:
         """`differentiate` as a differentiable function of the output, the weights and the gradients.
 
@@ -220,15 +222,17 @@ class Segment:
             names = [by_identity[id(weight)] for weight in surroundings.weights]
             buffers = dict(step.layer.named_buffers())
             with reparametrized(step.layer, {name: buffer.clone() for name, buffer in buffers.items()}):
-                x = call(step.layer, y, context, log_det=False, backwards=not step.backwards)[0]
+                x = call(step.layer, y, step.around(context), log_det=False, backwards=not step.backwards)[0]
 
         def forward(*values: Tensor) -> tuple[Tensor, ...]:
             pieces = iter(values)
             start = arranged(x, pieces)
             state = {name: next(pieces) for name in names}
             state.update({name: buffer.clone() for name, buffer in buffers.items()})
+            changed = dict(zip(map(id, wanted), pieces, strict=True))
+            seen = each_entry(lambda entry: changed.get(id(entry), entry), context)
             with reparametrized(step.layer, state):
-                made, log_det = step.of_part(start, next(pieces, context), self.log_det)
+                made, log_det = step.of_part(start, seen, self.log_det)
             return (*leaves(made), *([] if log_det is None else [log_det]))
 
         with surroundings.replay():
@@ -242,8 +246,9 @@ class _Reverse(torch.autograd.Function):
     """The forward of a segment; its backward inverts the steps, one by one, and differentiates each as it goes."""
 
     @staticmethod
-    def forward(ctx: Any, segment: Segment, context: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        x = arranged(segment.input, tensors)
+    def forward(ctx: Any, segment: Segment, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        x, context = arranged(segment.input, given), with_entries(segment.context, given)
         ctx.inputs = len(list(leaves(x)))
         total = zero_log_det(x) if segment.log_det else None
         fingerprint, compiled = segment.fingerprint, segment.compiled
@@ -267,11 +272,11 @@ class _Reverse(torch.autograd.Function):
         segment.output = map_state(_nothing, x)
         # Views, because a layer may return its input itself, and an input must not be saved as an output.
         outputs = [leaf.view_as(leaf) for leaf in leaves(x)]
-        ctx.segment, ctx.has_context = segment, context is not None
+        ctx.segment = segment
         ctx.set_materialize_grads(False)
         # The weights only so that autograd complains if they change before backward, as it does in plain training.
         own = tensors[: ctx.inputs] if segment.repairs else ()
-        ctx.save_for_backward(*outputs, *([] if context is None else [context]), *own, *segment.weights)
+        ctx.save_for_backward(*outputs, *entries(context), *own, *segment.weights)
         return (*outputs, *([] if total is None else [total]))
 
     @staticmethod
@@ -279,20 +284,22 @@ class _Reverse(torch.autograd.Function):
         segment: Segment = ctx.segment
         saved = iter(ctx.saved_tensors)
         y = arranged(segment.output, saved)
-        context = next(saved) if ctx.has_context else None
+        context = with_entries(segment.context, saved)
         x: Any = arranged(segment.input, saved) if segment.repairs else None
         given = [*grads, *([] if segment.log_det else [None])]
         twice = segment.compiled or torch.is_grad_enabled()  # this gradient will be differentiated
         if not twice:
             y = map_state(Tensor.detach, y)
-            context = None if context is None else context.detach().requires_grad_(ctx.needs_input_grad[1])
-        input_wanted = any(ctx.needs_input_grad[2 : 2 + ctx.inputs])
+        # Each entry as a tensor of its own, because one may have two names.
+        wanted = iter(ctx.needs_input_grad[1 + ctx.inputs :])
+        own = [one.view_as(one) if twice else one.detach().requires_grad_(next(wanted)) for one in entries(context)]
+        context = with_entries(context, own)
+        input_wanted = any(ctx.needs_input_grad[1 : 1 + ctx.inputs])
         # A compiled graph cannot set `same_batch`; layers that need it, with batch statistics on a grid, refuse there.
         vouched = contextlib.nullcontext() if segment.compiled else same_batch()
         with torch.enable_grad(), under_autocast(segment.device, segment.autocast), vouched:
             x_grads, sums = segment.pull_back(x, y, given, context, input_wanted, twice)
-        context_grad = None if context is None else sums.get(id(context))
-        return None, context_grad, *x_grads, *(sums.get(id(weight)) for weight in segment.weights)
+        return None, *x_grads, *(sums.get(id(one)) for one in (*own, *segment.weights))
 
 
 def _nothing(_: Tensor) -> Any:

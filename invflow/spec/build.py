@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
 
 from .._torch import constants
 from ..bijection import Bijection
+from ..context import make_context, seen
 from ..errors import InvflowError, ShapeError, SpecError
 from ..fields import LISTS, quoted, shortened
-from ..models import Classifier, Flow, Prior
+from ..models import Classifier, ContextNet, Flow, Prior
 from ..nets.contract import takes_context
 from ..numerics.modes import FLOAT
 from ..part import Part
@@ -37,6 +39,8 @@ _REFUSALS = (ValueError, RuntimeError, OverflowError)
 def build(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Sequential:
     """The chain of bijections that a spec describes, without its head or prior.
 
+    If the spec has a context_net, the chain is given what that makes of the context.
+
     Args:
         source: a file's path, a dict, or a Spec.
         limits: the bounds that the spec must respect; they are checked before memory is allocated.
@@ -49,7 +53,7 @@ def build(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Sequential:
         >>> chain.output_shape((1, 4, 4))
         (4, 2, 2)
     """
-    return _build(load_spec(source, limits=limits), limits)[0]
+    return _build(load_spec(source, limits=limits), limits).chain
 
 
 def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Classifier | Flow:
@@ -59,13 +63,13 @@ def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Class
         SpecError: with the place of every fault; also if the spec has neither.
     """
     spec = load_spec(source, limits=limits)
-    chain, above = _build(spec, limits)
-    if above is None:
+    built = _build(spec, limits)
+    if built.above is None:
         raise spec.error((), "a model needs a head or a prior, the spec has neither; use build to get only the chain")
     if spec.prior is None:
-        return Classifier(chain, above)
+        return Classifier(built.chain, built.above, built.context_net)
     try:
-        return Flow(chain, cast(Prior, above))
+        return Flow(built.chain, cast(Prior, built.above), built.context_net)
     except ShapeError as error:
         raise spec.error(("prior",), error) from error
 
@@ -78,7 +82,15 @@ def count(spec: Spec, limits: Limits = DEFAULT_LIMITS) -> _Builder:
     return builder
 
 
-def _build(spec: Spec, limits: Limits) -> tuple[Sequential, nn.Module | None]:
+class Built(NamedTuple):
+    """What a spec describes: the chain, the head or the prior, and the context_net."""
+
+    chain: Sequential
+    above: nn.Module | None
+    context_net: ContextNet | None
+
+
+def _build(spec: Spec, limits: Limits) -> Built:
     count(spec, limits)
     return _Builder(spec, limits, count=False).everything()
 
@@ -92,14 +104,18 @@ class _Builder:
         self.limits = limits
         self.count = count
         self.numerics = spec.top.numerics  # of the chain that is being built
+        self.context = spec.context_shape  # of what is seen at the place that is being built
         self.parameters = 0
-        self._tried: set[tuple[int, Shape]] = set()
+        self._tried: set[tuple[int, Shape, str]] = set()
         self.operations = 0
         self._counted: dict[tuple[int, Shape], tuple[Bijection, Shape, int, int]] = {}
 
-    def everything(self) -> tuple[Sequential, nn.Module | None]:
+    def everything(self) -> Built:
         shape = self.spec.input_shape
         self._check_state(shape, ("input", "shape"))
+        context_net = self._context_net() if self.spec.context_nets else None
+        if context_net is not None:
+            self.context = context_net.made_shape
         layers: list[Bijection] = []
         for i, node in enumerate(self.spec.layers):
             layer, shape = (self._count_layer if self.count else self._layer)(node, ("layers", i), shape)
@@ -107,15 +123,52 @@ class _Builder:
         top = self.spec.top
         chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
         chain.declared_shape, chain.declared_output_shape = self.spec.input_shape, shape
-        chain.declared_context_shape = self.spec.context_shape
+        chain.declared_context_shape = self.context
+        above = None
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):
             if document is not None:
-                filled = {"shape": shape, "context_shape": self.spec.context_shape}
-                above = self._construct(document, (name,), filled, {})
+                self.context = self.spec.context_shape
+                with self._seeing(document, (name,)):
+                    above = self._construct(document, (name,), {"shape": shape, "context_shape": self.context}, {})
                 if self.count:
                     self._spend_parameters(_numbers(above), (name,))
-                return chain, above
-        return chain, None
+        return Built(chain, above, context_net)
+
+    def _context_net(self) -> ContextNet:
+        """The net from the context to what the layers see."""
+        place: JsonPath = ("context_net",)
+        if self.context is None:
+            raise self.error(place, "a context_net expects a context: give the input a context_shape")
+        if self.numerics.integer_nets:
+            message = "exact numerics cannot have a context_net, whose floating-point output depends on the batch"
+            raise self.error(place, message)
+        made = {}
+        for name, node in self.spec.context_nets.items():
+            path = (*place, name) if name else place
+            with self._seeing(node.net, path):
+                if not isinstance(self.context, tuple):
+                    came = "none" if self.context is None else ", ".join(map(repr, self.context))
+                    message = f'a context_net takes one entry of the context, got {came}; name it, as "context"'
+                    raise self.error(path, message)
+                filled = {"in_shape": self.context, "out_shape": node.out_shape}
+                self.context = None  # the net is called with what it sees, and with nothing beside
+                made[name] = self._construct(node.net, path, filled, {})
+                self._check_net(node.net, path, made[name], filled["in_shape"], node.out_shape)
+            if self.count:
+                self._spend_parameters(_numbers(made[name]), path)
+        out_shapes = {name: node.out_shape for name, node in self.spec.context_nets.items()}
+        return ContextNet(made, out_shapes, self.context)
+
+    @contextlib.contextmanager
+    def _seeing(self, node: Node, path: JsonPath) -> Iterator[None]:
+        """Inside, the context is what a document sees of it."""
+        around = self.context
+        try:
+            self.context = seen(around, node.sees)
+        except ShapeError as error:
+            raise self.error((*path, "context"), error) from error
+        yield
+        self.context = around
 
     def _count_layer(self, node: Node, path: JsonPath, shape: Shape) -> tuple[Bijection, Shape]:
         """`_layer`, counted against the limits; equal documents that meet equal shapes have equal sizes and costs."""
@@ -153,9 +206,10 @@ class _Builder:
         """The module of a layer; its inner layers and nets are built for the parts of the state that they act on."""
         around = self.numerics
         self.numerics = self._numerics(node, path)
-        children = {**self._inner_layers(node, path, shape, backwards), **self._inner_nets(node, path, shape)}
-        filled = {"shape": shape, "context_shape": self.spec.context_shape}
-        bijection = cast(Bijection, self._construct(node, path, filled, children))
+        with self._seeing(node, path):
+            children = {**self._inner_layers(node, path, shape, backwards), **self._inner_nets(node, path, shape)}
+            filled = {"shape": shape, "context_shape": self.context}
+            bijection = cast(Bijection, self._construct(node, path, filled, children))
         if self.numerics.on_grid:
             self._ask(bijection.set_numerics, path, self.numerics)
         self.numerics = around
@@ -239,17 +293,20 @@ class _Builder:
             if not (isinstance(mapped, tuple) and len(mapped) == 2 and all(map(_is_shape, mapped))):
                 message = f"net_shapes of {node.tag} must give {name!r} a pair of shapes, got {shortened(mapped)}"
                 raise self.error(path, message)
-            filled = {"in_shape": mapped[0], "out_shape": mapped[1], "context_shape": self.spec.context_shape}
-            found[name] = self._construct(cast(Node, child), (*path, name), filled, {})
-            self._check_net(cast(Node, child), (*path, name), found[name], *mapped)
+            net, place = cast(Node, child), (*path, name)
+            with self._seeing(net, place):
+                filled = {"in_shape": mapped[0], "out_shape": mapped[1], "context_shape": self.context}
+                found[name] = self._construct(net, place, filled, {})
+                self._check_net(net, place, found[name], *mapped)
         return found
 
     def _check_net(self, node: Node, path: JsonPath, net: nn.Module, shape_in: Shape, shape_out: Shape) -> None:
         """Refuses a foreign net that returns another shape, because arithmetic would broadcast its result."""
         if torch.empty(0).is_meta or all(_ships(type(one)) for one in net.modules()):
             return
-        context_shape = self.spec.context_shape if takes_context(net) else None
-        given = [make_state(_middling, one) for one in (shape_in, context_shape) if one is not None]
+        given = [make_state(_middling, shape_in)]
+        if self.context is not None and takes_context(net):
+            given.append(make_context(_middling, self.context))
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 found = shape_of(copy.deepcopy(net).eval()(*given))
@@ -268,14 +325,14 @@ class _Builder:
                 "layer that adds dimensions is an invflow.Injection",
             )
         trusted = isinstance(layer, Wired) or all(_ships(type(part)) for part in layer.modules())
-        if not (trusted or torch.empty(0).is_meta or (id(node), shape) in self._tried):
-            self._tried.add((id(node), shape))
+        key = id(node), shape, str(self.context)
+        if not (trusted or torch.empty(0).is_meta or key in self._tried):
+            self._tried.add(key)
             self._try(node, path, layer, shape, after)
 
     def _try(self, node: Node, path: JsonPath, layer: Bijection, shape: Shape, after: Shape) -> None:
         """Runs a foreign layer, or a layer with a foreign net, so that a mistake shows here, not in its first use."""
-        x, context_shape = make_state(_middling, shape), self.spec.context_shape
-        context = None if context_shape is None else _middling(context_shape)
+        x, context = make_state(_middling, shape), make_context(_middling, seen(self.context, node.sees))
         try:
             probe = copy.deepcopy(layer).eval()  # so that the layer itself does not change
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -324,6 +381,8 @@ class _Builder:
             if _ships(node.cls):
                 raise
             raise self.error(path, f"{node.tag} cannot be made: {type(error).__name__}: {error}") from error
+        if node.sees is not ...:
+            made.sees = node.sees
         if self.count:
             inside = itertools.chain.from_iterable(
                 child if isinstance(child, list) else [child] for child in children.values()

@@ -37,6 +37,7 @@ def diff_specs(first: SpecSource, second: SpecSource) -> list[str]:
     return [
         *_values("input.shape", old.input_shape, new.input_shape),
         *_values("input.context_shape", old.context_shape, new.context_shape),
+        *_plain("context_net", *(spec.canonical().get("context_net") for spec in (old, new))),
         *_layers("layers", old.layers, new.layers),
         *_documents("head", old.head, new.head),
         *_documents("prior", old.prior, new.prior),
@@ -72,6 +73,7 @@ def _documents(path: str, old: Node | None, new: Node | None) -> Iterator[str]:
         if old is not new:
             yield f"{path}: {_text(old)} -> {_text(new)}"
         return
+    yield from _values(f"{path}.context", *("all" if node.sees is ... else node.sees for node in (old, new)))
     for name, field in old.field_set.fields.items():
         inner = f"{path}.{name}"
         if field.kind == "value":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -10,54 +11,37 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, Union
+from typing import Annotated, Any, NamedTuple, TypeAlias, Union
 
-from pydantic import AfterValidator, BaseModel, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, WithJsonSchema
 
+from ..context import ContextShape, Names, named
 from ..errors import SpecError
 from ..fields import LISTS, FieldSet, counted, describe, quoted, shortened
 from ..numerics.modes import FLOAT, Numerics
 from ..options import Options
-from ..registry import MACROS, REGISTRY_OF, Registry, UnknownTag, bijections, did_you_mean, heads, priors
+from ..registry import MACROS, REGISTRY_OF, Registry, UnknownTag, bijections, did_you_mean, heads, nets, priors
 from ..registry import data as data_sets
 from ..reversible import Backprop, Monitor
 from ..state import Shape, TensorShape
+from . import shapes
 from .expand import Expanded, expand, key_faults
 from .limits import DEFAULT_LIMITS, Limits
 from .text import JsonPath, Place, Problem, Problems, Source, read_source
 from .training import Data, Training
 from .versions import SPEC_VERSION, in_version_1, migrate, version_of
 
-MOST_DIMENSIONS = 16
 SpecSource: TypeAlias = Union[str, Path, dict[str, Any], "Spec"]
-
-
-def _tensor_shape(value: tuple[int, ...]) -> TensorShape:
-    if not 0 < len(value) <= MOST_DIMENSIONS:
-        raise ValueError(f"a shape needs 1 to {MOST_DIMENSIONS} numbers")
-    return value
-
-
-def _nested_shape(value: list[Any]) -> Shape:
-    if all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in value):
-        return _tensor_shape(tuple(value))
-    if all(isinstance(part, list) for part in value):
-        return tuple(_nested_shape(part) for part in value)
-    raise ValueError("a shape is a list of positive whole numbers without the batch, or a list of shapes")
-
-
-# Only for the schema: pydantic counts the valid items, and would call [0] empty.
-_HAS_SIZE = Field(json_schema_extra={"minItems": 1, "maxItems": MOST_DIMENSIONS})
 
 
 class Input(Options):
     """What goes into the chain."""
 
-    shape: Annotated[list[Any], AfterValidator(_nested_shape)] = Field(
+    shape: Annotated[list[Any], AfterValidator(shapes.nested_shape)] = Field(
         description="without the batch: [channels, height, width], [features], or a list of shapes for a tuple state"
     )
-    context_shape: Annotated[tuple[PositiveInt, ...], _HAS_SIZE, AfterValidator(_tensor_shape)] | None = Field(
-        default=None, description="the shape of the context, without the batch"
+    context_shape: Annotated[Any, AfterValidator(shapes.context_shape), WithJsonSchema(shapes.CONTEXT_SHAPE)] = Field(
+        default=None, description="the shape of the context, without the batch, or several by name"
     )
 
 
@@ -78,6 +62,10 @@ class TopLevel(Options):
     note: str | None = Field(default=None, description="a remark for people")
     input: Input = Field(description="the shapes that go in")
     layers: list[Any] = Field(description="the chain, first applied first")
+    context_net: Any = Field(
+        default=None,
+        description="the net from the context to what the layers see, with its out_shape, or one for each entry",
+    )
     head: Any = Field(default=None, description="the map from the last state to logits")
     prior: Any = Field(default=None, description="the distribution of the last state")
     training: Training | None = Field(default=None, description="how the model is trained")
@@ -98,6 +86,7 @@ class Node:
     Attributes:
         values: the plain fields that were given, as the constructor takes them.
         children: the nested documents that were given: a node, or a tuple of them for a list of layers.
+        sees: what of the context it sees: see `invflow.context.Names`.
     """
 
     registry: Registry[Any]
@@ -105,6 +94,7 @@ class Node:
     tag: str
     values: Mapping[str, Any]
     children: Mapping[str, Node | tuple[Node, ...]]
+    sees: Names = ...
 
     @property
     def field_set(self) -> FieldSet:
@@ -123,7 +113,24 @@ class Node:
             if child != self.field_set.fields[name].default
         }
         decisive = {name: value for name, value in self.values.items() if name not in _UNDECISIVE}
-        return {"type": self.tag, **self.field_set.canonical(decisive), **nested}
+        seen = {} if self.sees is ... else {"context": self.sees}
+        return {"type": self.tag, **self.field_set.canonical(decisive), **nested, **seen}
+
+
+class ContextNode(NamedTuple):
+    """The document of a context_net, or of one for an entry.
+
+    Attributes:
+        net: the document of the net.
+        out_shape: what it returns, without the batch.
+    """
+
+    net: Node
+    out_shape: TensorShape
+
+    def canonical(self) -> dict[str, Any]:
+        """The document without the fields that equal their default."""
+        return {**self.net.canonical(), "out_shape": self.out_shape}
 
 
 @dataclass(eq=False, repr=False)
@@ -135,6 +142,8 @@ class Spec:
         layers: the layers of the expanded document.
         head: the head's document, None if there is none.
         prior: the prior's document, None if there is none.
+        context_nets: the documents of the nets that turn the context into what the layers see, by the entries that they
+            make: see `invflow.context.named`.
         document: the source document, as JSON data.
         expanded: the same without `repeat` and references.
         input_shape: the shape of the input, without the batch.
@@ -149,12 +158,13 @@ class Spec:
     layers: tuple[Node, ...]
     head: Node | None = None
     prior: Node | None = None
+    context_nets: Mapping[str, ContextNode] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.document: dict[str, Any] = self._expanded.source.data
         self.expanded = self._expanded.data
         self.input_shape: Shape = self.top.input.shape  # type: ignore[assignment]
-        self.context_shape = self.top.input.context_shape
+        self.context_shape: ContextShape = self.top.input.context_shape
         self.training = self.top.training
         self.name = self.top.name
 
@@ -175,6 +185,8 @@ class Spec:
         if self.context_shape is not None:
             found["input"]["context_shape"] = self.context_shape
         found["layers"] = [node.canonical() for node in self.layers]
+        if self.context_nets:
+            found["context_net"] = named({name: node.canonical() for name, node in self.context_nets.items()})
         above = {"head": self.head, "prior": self.prior}
         found.update((name, node.canonical()) for name, node in above.items() if node is not None)
         if self.top.numerics != FLOAT:
@@ -257,9 +269,34 @@ class _Validator:
         }
         if len(above) == 2:
             self._problem(("prior",), "a spec has a head (a classifier) or a prior (a flow), not both", "key")
+        context_nets = {} if data.get("context_net") is None else self._context_nets(data["context_net"], above)
         if self.problems.noted or top is None:
             raise self.problems.error()
-        return Spec(self.expanded, self.version_1, top, layers, **above)
+        return Spec(self.expanded, self.version_1, top, layers, **above, context_nets=context_nets)
+
+    def _context_nets(self, raw: Any, above: Mapping[str, Any]) -> dict[str, ContextNode]:
+        """The nets of a context, by the entries that they make."""
+        place: JsonPath = ("context_net",)
+        if not above:
+            self._problem(place, "a context_net belongs to a model: the spec needs a head or a prior", "key")
+        if not (isinstance(raw, dict) and raw and isinstance(raw.get("type", {}), dict)):
+            single = self._context_net(raw, place)
+            return {} if single is None else {"": single}
+        found = {name: self._context_net(document, (*place, name)) for name, document in raw.items()}
+        for name in raw:
+            if not shapes.is_entry(name):
+                self._problem((*place, name), "the name of a context consists of letters, digits and _", "key")
+        return {name: found[name] for name in sorted(found) if found[name] is not None}  # type: ignore[misc]
+
+    def _context_net(self, raw: Any, path: JsonPath) -> ContextNode | None:
+        out_shape: Any = raw.get("out_shape") if isinstance(raw, dict) else None
+        node = self._node({k: v for k, v in raw.items() if k != "out_shape"} if out_shape else raw, path, nets)
+        try:
+            return None if node is None else ContextNode(node, shapes.tensor_shape(out_shape))
+        except ValueError:
+            expected = "a context_net needs its out_shape, a list of positive whole numbers"
+            self._problem((*path, "out_shape") if out_shape else path, f"{expected}, got {shortened(out_shape)}")
+            return None
 
     def _data_set(self, data: dict[str, Any]) -> None:
         """Notes the faults of a data set in the fields that its source has of its own."""
@@ -296,6 +333,10 @@ class _Validator:
     def _fields(self, raw: dict[str, Any], path: JsonPath, registry: Registry[Any], cls: Any, tag: str) -> Node:
         field_set = registry.fields(cls)
         known = {**field_set.fields, **(Data.model_fields if registry is data_sets else {})}
+        sees: Names = ...
+        if registry in (bijections, nets, priors):
+            known["context"] = None
+            sees = self._sees(raw, path)
         for key, message, at in key_faults(raw, known, tag, registry.key):
             self._problem((*path, key), message, at)
         values = {}
@@ -320,7 +361,19 @@ class _Validator:
                 self._problem(place, f"expected a list of {field.kind}, got {shortened(raw[name])}")
             if child is not None:
                 children[name] = child
-        return Node(registry, cls, tag, values, children)
+        return Node(registry, cls, tag, values, children, sees)
+
+    def _sees(self, raw: dict[str, Any], path: JsonPath) -> Names:
+        """What of the context a document asks for."""
+        names = raw.get("context", ...)
+        if names is ... or names is None or isinstance(names, str):
+            return names
+        strings = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+        if strings and len(set(names)) == len(names):
+            return tuple(sorted(names))
+        expected = "context: expected the name of an entry of the context, a list of different ones, or null for none"
+        self._problem((*path, "context"), f"{expected}, got {shortened(names)}")
+        return ...
 
     def _problem(self, path: JsonPath, message: str, at: Place = "value") -> None:
         """Notes a fault at a path of the expanded document."""

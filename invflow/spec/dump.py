@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from ..arguments import arguments_of
+from ..context import named
 from ..fields import LISTS
 from ..models import Classifier, Flow
-from ..registry import REGISTRY_OF, Registry, bijections, heads, priors
+from ..registry import REGISTRY_OF, Registry, bijections, heads, nets, priors
 from ..sequential import Sequential
 from ..state import Shape
 from .document import TopLevel
@@ -37,7 +38,8 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     shape = input_shape or chain.declared_shape
     if shape is None:
         raise refusal("this chain was not built from a spec: name its input, to_spec(chain, input_shape=(1, 28, 28))")
-    declared = {"shape": shape, "context_shape": chain.declared_context_shape}
+    model_shape = chain.declared_context_shape if isinstance(model, Sequential) else model.context_shape
+    declared = {"shape": shape, "context_shape": model_shape}
     options = TopLevel.model_construct(backprop=chain.backprop, numerics=chain.numerics, monitor=chain.monitor)
     document: dict[str, Any] = {
         "spec_version": SPEC_VERSION,
@@ -45,6 +47,10 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
         "layers": [_document(layer, bijections) for layer in chain],
         **options.model_dump(mode="json", include={"backprop", "numerics", "monitor"}, exclude_defaults=True),
     }
+    if isinstance(model, Classifier | Flow) and model.context_net is not None:
+        made, net = model.context_net.out_shapes, model.context_net
+        documents = {name: {**_document(net.of(name), nets), "out_shape": list(made[name])} for name in made}
+        document["context_net"] = named(documents)
     if isinstance(model, Classifier):
         document["head"] = _document(model.head, heads)
     if isinstance(model, Flow):
@@ -63,6 +69,9 @@ def _document(module: object, registry: Registry[Any]) -> dict[str, Any]:
         )
     field_set = registry.fields(type(module))
     document = {"type": tag, **field_set.canonical({n: arguments[n] for n in field_set.plain if n in arguments})}
+    sees = getattr(module, "sees", ...)
+    if sees is not ...:
+        document["context"] = list(sees) if isinstance(sees, tuple) else sees
     for name, field in field_set.fields.items():
         current = arguments.get(name)
         if field.kind == "value" or current is None:

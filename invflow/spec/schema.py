@@ -15,13 +15,23 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 from ..fields import LISTS, JsonField
-from ..registry import REGISTRIES, REGISTRY_OF, Registry, data
-from .document import MOST_DIMENSIONS, TopLevel
+from ..registry import REGISTRIES, REGISTRY_OF, Registry, bijections, data, nets, priors
+from .document import TopLevel
+from .shapes import ENTRY, MOST_DIMENSIONS
 
 Schema: TypeAlias = dict[str, Any]
 Members: TypeAlias = dict[str, tuple[str, str]]
 """Tag -> the name of its definition, and its summary."""
 
+_CONTEXT: Schema = {
+    "description": "what it sees of the context: the name of an entry, a list of names, or null; all by default",
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
+        {"type": "null"},
+        {"$ref": "#/$defs/reference"},
+    ],
+}
 _NOTE = {"type": "string", "description": "a remark for people, without effect"}
 
 
@@ -57,6 +67,15 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
     top = _model(TopLevel, definitions)
     fields, of_input = top["properties"], definitions["Input"]["properties"]
     definitions["Data"] = _data_set(definitions)
+    _add_context_nets(definitions)
+    fields["context_net"] = {
+        "description": fields["context_net"]["description"],
+        "anyOf": [
+            _ref("context net"),
+            {"type": "object", "propertyNames": {"pattern": ENTRY}, "additionalProperties": _ref("context net")},
+            {"type": "null"},
+        ],
+    }
     for name in ("head", "prior"):
         fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(name), {"type": "null"}]}
     fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
@@ -71,6 +90,18 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         "not": {"required": list(both), "properties": both},
         "$defs": definitions,
     }
+
+
+def _add_context_nets(definitions: dict[str, Schema]) -> None:
+    """The documents of nets with the shape that they return, which a context_net has."""
+    members = {}
+    for tag, (definition, summary) in _members(nets).items():
+        net, name = definitions[definition], f"context_net.{tag}"
+        shape = {**definitions["shape"], "description": "the shape that it returns, without the batch"}
+        properties = {**net["properties"], "out_shape": shape}
+        definitions[name] = {**net, "properties": properties, "required": [*net["required"], "out_shape"]}
+        members[tag] = name, summary
+    definitions["context net"] = _tagged("net", members)
 
 
 def _ref(name: str) -> Schema:
@@ -174,10 +205,11 @@ def _document(tag: str, cls: type, registry: Registry[Any], definitions: dict[st
     field_set = registry.fields(cls)
     plain = _model(field_set.values, definitions)["properties"]
     shown = {name: plain[name] if field.kind == "value" else _nested(field) for name, field in field_set.fields.items()}
+    seen = {"context": _CONTEXT} if registry in (bijections, nets, priors) else {}
     return {
         "description": _summary(cls),
         "type": "object",
-        "properties": {registry.key: {"const": tag}, **shown, "note": _referable(_NOTE, _NOTE)},
+        "properties": {registry.key: {"const": tag}, **shown, **seen, "note": _referable(_NOTE, _NOTE)},
         "required": [registry.key, *(name for name, field in field_set.fields.items() if field.required)],
         "additionalProperties": False,
     }

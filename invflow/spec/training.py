@@ -7,11 +7,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..options import Options
+from .shapes import ENTRY, MOST_ENTRIES
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Momentum: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Size: TypeAlias = PositiveInt | Annotated[float, Field(gt=0, lt=1)]
 Names: TypeAlias = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Entries: TypeAlias = Annotated[
+    dict[Annotated[str, Field(pattern=ENTRY)], Names], Field(min_length=1, max_length=MOST_ENTRIES)
+]
 Scale: TypeAlias = Annotated[float, Field(ge=0.01, le=100)]
 
 
@@ -73,8 +77,9 @@ class Data(Options):
         default=None, description="drawn from the training samples, to choose the best weights; null: none"
     )
     split_seed: NonNegativeInt = Field(default=0, description="seed of the samples that are drawn")
-    context: Names | None = Field(
-        default=None, description='"labels", one-hot, or what else the data have, such as columns'
+    context: Names | Entries | None = Field(
+        default=None,
+        description='"labels", one-hot, or what else the data have, such as columns; or one of these for each entry',
     )
     augmentation: Augmentation | None = Field(default=None, description="random changes of the training images")
 

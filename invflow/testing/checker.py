@@ -17,10 +17,11 @@ import torch
 
 from ..arguments import one_line
 from ..bijection import Bijection
+from ..context import ContextShape
 from ..errors import ReconstructionWarning
 from ..numerics import same_batch
 from ..numerics.conditioners import draws
-from ..state import Shape, State, TensorShape, leaf_paths, map_state, part_of, sample, shape_of, with_part
+from ..state import Shape, State, leaf_paths, map_state, part_of, sample, shape_of, with_part
 from .properties import PROPERTIES, Broken, Property
 from .report import Finding, Report
 from .trial import DOMAINS, KINDS, Domain, Kind, Setting, Subject, Trial, some_settings
@@ -33,7 +34,7 @@ def check_bijection(
     bijection: Bijection,
     shape: Shape,
     *,
-    context_shape: TensorShape | None = None,
+    context_shape: ContextShape = None,
     domain: Domain | None = None,
     codomain: Domain | None = None,
     examples: int = EXAMPLES,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
+from ..context import Context
 from ..state import Shape, State, shape_of, zero_log_det, zeros
 
 Call = Callable[..., Any]
@@ -57,16 +58,16 @@ class Foreign(Bijection):
         # averages truncate: neither makes a map wrong.
         self.unknown = {"pickles", "handling", *(() if all(self._log_dets) else _LOG_DETS)}
 
-    def forward(self, x: Any, context: Tensor | None = None) -> Any:
+    def forward(self, x: Any, context: Context = None) -> Any:
         return self._call(self._calls[0], x, context)
 
-    def inverse(self, y: Any, context: Tensor | None = None) -> Any:
+    def inverse(self, y: Any, context: Context = None) -> Any:
         return self._call(self._calls[1], y, context)
 
-    def forward_and_log_det(self, x: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward_and_log_det(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         return self.forward(x, context), self._log_det(self._log_dets[0], x, context)
 
-    def inverse_and_log_det(self, y: Any, context: Tensor | None = None) -> tuple[Any, Tensor]:
+    def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         return self.inverse(y, context), self._log_det(self._log_dets[1], y, context)
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -76,11 +77,11 @@ class Foreign(Bijection):
             y: State = probe(zeros(shape, dtype=like.dtype, device=like.device))
         return shape_of(y)
 
-    def _call(self, function: Call, state: Any, context: Tensor | None) -> Any:
+    def _call(self, function: Call, state: Any, context: Context) -> Any:
         held = () if self.module is None else (self.module,)
         return function(*held, state) if context is None else function(*held, state, context)
 
-    def _log_det(self, function: Call | None, state: Any, context: Tensor | None) -> Any:
+    def _log_det(self, function: Call | None, state: Any, context: Context) -> Any:
         """The log-determinant; without a function for it, zeros, which are not checked."""
         return zero_log_det(state) if function is None else self._call(function, state, context)
 

@@ -18,6 +18,7 @@ import torch
 from hypothesis import strategies as st
 
 from ..bijection import Bijection
+from ..context import ContextShape
 from ..errors import SpecError
 from ..fields import FieldSet
 from ..registry import Registry, bijections, nets, parts
@@ -31,6 +32,10 @@ LARGEST_INT = 5  # above a field's own minimum: small tensors find the same faul
 DEEPEST = 2  # of parts within parts
 RESTRICTING = frozenset({"numerics"})
 """Fields that restrict the inputs: a test that draws them must draw the inputs to match."""
+
+_CONTEXT_SHAPES: st.SearchStrategy[Any] = st.sampled_from([None, (2,), {"a": (2,), "b": (1,)}])
+
+_SEEN: list[dict[str, Any]] = [{}, {"context": "a"}, {"context": ["a", "b"]}, {"context": None}]
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -48,7 +53,7 @@ class Case:
 
     layers: tuple[dict[str, Any], ...]
     shape: Shape
-    context_shape: tuple[int, ...] | None = None
+    context_shape: ContextShape = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,7 +71,7 @@ class Case:
     def bijection(self, seed: int = 0) -> Bijection:
         """The layer if it is the only one and there are no options, otherwise the chain."""
         chain = self.chain(seed)
-        return chain[0] if len(chain) == 1 and not self.options else chain
+        return chain[0] if len(chain) == 1 and not self.options and chain[0].sees is ... else chain
 
     def builds(self) -> bool:
         """Whether a spec with these layers is accepted."""
@@ -82,7 +87,7 @@ def cases(draw: Draw, tag: str) -> Case:
     """A layer of a registered type with a shape that it accepts."""
     fields, shape = draw(st.sampled_from(list(bijections.find(tag).examples)))
     example = {"type": tag, **fields}
-    context_shape = draw(st.none() | st.just((2,)))
+    context_shape = draw(_CONTEXT_SHAPES)
     varied, other_shape = draw(_varied(example)), draw(_similar_shapes(shape))
     pairs = ((varied, other_shape), (varied, shape), (example, other_shape), (example, shape))
     drawn = (Case((layer,), accepted, context_shape) for layer, accepted in pairs)
@@ -97,12 +102,12 @@ def chain_cases(draw: Draw, max_depth: int = 12, numerics: dict[str, Any] | None
     besides its layers are drawn for the whole chain, if all its layers allow them.
     """
     shape = draw(st.sampled_from([(5,), (4, 4, 4), (1, 4, 6), ((2, 2, 2), (3, 2, 2)), ((3,), (2,))]))
-    context_shape = draw(st.none() | st.just((2,)))
+    context_shape = draw(_CONTEXT_SHAPES)
     options = {} if numerics is None else {"numerics": numerics}
     examples = [{"type": tag, **fields} for tag, cls in bijections.registered().items() for fields, _ in cls.examples]
 
     def shape_after(layer: dict[str, Any], before: Shape) -> Shape | None:
-        return _shape_after(json.dumps(layer), before, context_shape, json.dumps(options))
+        return _shape_after(json.dumps(layer), before, json.dumps(context_shape), json.dumps(options))
 
     layers: list[dict[str, Any]] = []
     reached = shape
@@ -110,6 +115,8 @@ def chain_cases(draw: Draw, max_depth: int = 12, numerics: dict[str, Any] | None
         example = draw(st.sampled_from([one for one in examples if shape_after(one, reached) is not None]))
         varied = draw(_varied(example))
         layers.append(example if shape_after(varied, reached) is None else varied)
+        if isinstance(context_shape, dict):
+            layers[-1] = {**layers[-1], **draw(st.sampled_from(_SEEN))}
         reached = shape_after(layers[-1], reached) or reached
     drawn = draw(plain_fields(bijections.fields(Sequential)))
     case = Case(tuple(layers), shape, context_shape, {**drawn, **options})
@@ -117,14 +124,14 @@ def chain_cases(draw: Draw, max_depth: int = 12, numerics: dict[str, Any] | None
 
 
 @functools.lru_cache(maxsize=2**14)
-def _shape_after(layer: str, shape: Shape, context_shape: tuple[int, ...] | None, options: str) -> Shape | None:
-    """The shape after a layer in a chain with these options, both as JSON text, which can be cached.
+def _shape_after(layer: str, shape: Shape, context_shape: str, options: str) -> Shape | None:
+    """The shape after a layer in a chain with this context and these options, all as JSON text, which can be cached.
 
     None if the layer does not accept the shape before it, has a domain smaller than the reals, or maps them into an
     interval: inside a chain any number may reach it, those too that round to the end of an interval.
     """
     try:
-        chain = Case((json.loads(layer),), shape, context_shape, json.loads(options)).chain()
+        chain = Case((json.loads(layer),), shape, json.loads(context_shape), json.loads(options)).chain()
     except SpecError:
         return None
     unbounded = chain.domain == "reals" and (chain.codomain == "reals" or not chain.surjective)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from ..context import make_context
 from ..registry import bijections
 from ..state import leaves, shape_of, zeros
 from .checker import check_bijection, chosen, examine
@@ -78,7 +79,7 @@ def _check_construction(case: Case) -> None:
     other.load_state_dict(copy.deepcopy(first.state_dict()))
     with torch.device("meta"):
         chain: Any = case.chain().eval()
-        context = None if case.context_shape is None else torch.zeros(2, *case.context_shape)
+        context = make_context(lambda one: torch.zeros(2, *one), case.context_shape)
         y = chain(zeros(case.shape, 2), context)
     assert all(leaf.is_meta for leaf in leaves(y)), "on the meta device, the constructor makes real tensors"
     assert shape_of(y) == chain.output_shape(case.shape)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..bijections.inverse import directed
+from ..context import each_entry, seen
 from ..diagnostics.check import inputs
 from ..diagnostics.roundtrip import errors_on_the_way_back
 from ..sequential import Sequential
@@ -73,11 +74,12 @@ def check_thoroughly(chain: Sequential, announce: Callable[[str], None] = lambda
     layers = []
     for position, (step, shape) in enumerate(zip(steps, shapes, strict=False)):
         announce(f"layer {position} of {len(steps)}")
-        subject = Subject(directed(step), part_of(shape, step.path), chain.declared_context_shape)
+        context_shape = seen(step.around(chain.declared_context_shape), step.layer.sees)
+        subject = Subject(directed(step), part_of(shape, step.path), context_shape)
         layers.append(_proof(subject, step.title))
     announce("the whole chain")
     whole = _proof(Subject(chain, shapes[0], chain.declared_context_shape), "whole chain")
-    given = None if context is None else context.double()
+    given = each_entry(torch.Tensor.double, context)
     in_double = copy.deepcopy(chain).double().eval()
     errors = errors_on_the_way_back(in_double, map_state(torch.Tensor.double, x), given)
     added = [before - after for before, after in itertools.pairwise(errors)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
+from ..context import Context, ContextShape, make_context
 from ..state import Shape, State, TensorShape, flat_size, flatten, is_tensor_shape, make_state, map_state, shape_of
 from .foreign import Foreign
 
@@ -135,8 +136,8 @@ class Trial:
     setting: Setting
     x: State
     y: State | None
-    context: Tensor | None
-    other_context: Tensor | None
+    context: Context
+    other_context: Context
 
     @property
     def image(self) -> State:
@@ -164,7 +165,7 @@ class Subject:
 
     bijection: Bijection
     shape: Shape
-    context_shape: TensorShape | None = None
+    context_shape: ContextShape = None
     domain: Domain | None = None
     codomain: Domain | None = None
 
@@ -211,13 +212,12 @@ class Subject:
             codomain = None  # the class does not say what a part of its domain is mapped to
         return _interval(domain), None if codomain is None else _interval(codomain)
 
-    def _context(self, setting: Setting, salt: int) -> Tensor | None:
-        if self.context_shape is None:
-            return None
+    def _context(self, setting: Setting, salt: int) -> Any:
         generator = torch.Generator().manual_seed(setting.seed * 101 + salt)
-        return torch.randn((setting.batch, *self.context_shape), generator=generator, dtype=setting.dtype)
+        size, dtype = setting.batch, setting.dtype
+        return make_context(lambda one: torch.randn((size, *one), generator=generator, dtype=dtype), self.context_shape)
 
-    def _input(self, setting: Setting, bijection: Bijection, shape: Shape, context: Tensor | None) -> State:
+    def _input(self, setting: Setting, bijection: Bijection, shape: Shape, context: Context) -> State:
         """A state drawn in the domain or, if that is wider than the codomain, computed from one drawn there.
 
         A map of all reals into an interval rounds to its ends far from 0, and nothing could come back from there; what
@@ -234,7 +234,7 @@ class Subject:
                 return map_state(lambda leaf: _laid_out(leaf, setting.layout), before)
         return x  # its faults are found from there
 
-    def _image(self, setting: Setting, bijection: Bijection, x: State, context: Tensor | None) -> State | None:
+    def _image(self, setting: Setting, bijection: Bijection, x: State, context: Context) -> State | None:
         """A state drawn in the codomain, or computed; None if that fails, which the properties will report."""
         probe, outputs = copy.deepcopy(bijection), self.domains[1]
         with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..context import Context, each_entry, entries
 from ..errors import DataError
 from ..models import Flow, bits_per_dimension, dequantize
 from ..samples import Batch, DataSet
 from ..spec.document import Spec
-from ..state import flat_size, map_state
+from ..state import TensorShape, flat_size, map_state
 from .module import ModelTraining, evaluation_draws
 from .tasks import CPU, DRAWN_POINTS, Evaluation, Score, Task, evaluating
 
@@ -111,13 +112,13 @@ class Density(Task[Flow]):
     def figures(self) -> dict[str, Figure]:
         shape, context = self.data.shape, self.data.test.first(DRAWN_POINTS).context
         if self.data.holds_images:
-            given = None if context is None else context[:DRAWN_IMAGES]
+            given = each_entry(lambda entry: entry[:DRAWN_IMAGES], context)
             return {"samples": self.picture(self.draw(DRAWN_IMAGES, given))}
         if shape != (2,):
             return {}
         return {"density": self.picture(self.draw(DRAWN_POINTS, context))}
 
-    def draw(self, count: int, context: Tensor | None = None, *, temperature: float = 1.0, seed: int = 0) -> Tensor:
+    def draw(self, count: int, context: Context = None, *, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """Samples of the flow in eval mode, determined by the seed, up to rounding on every device.
 
         Args:
@@ -132,19 +133,19 @@ class Density(Task[Flow]):
                 latent, _ = self.model.latent(count if rows is None else 1, rows, temperature=temperature)
             with evaluating(self.model, self.device):
                 there = map_state(lambda leaf: leaf.to(self.device), latent)
-                drawn: Tensor = self.model.inverse(there, None if rows is None else rows.to(self.device))
+                drawn: Tensor = self.model.inverse(there, each_entry(lambda entry: entry.to(self.device), rows))
         return drawn.cpu()
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         """The log-density of each sample in nats, in eval mode and without gradients."""
         with evaluating(self.model, self.device), evaluation_draws(0):
             return self.model.log_prob(x.to(self.device), in_turn(context, len(x), self.device)).cpu()
 
-    def rows_of_context(self, texts: Sequence[str]) -> Tensor | None:
+    def rows_of_context(self, texts: Sequence[str]) -> Any:
         """The rows of a context in words, for samples; of the test samples, if there are no words but a context.
 
         A row is a class by its number or its name, if the context is one-hot of the classes, or else its numbers,
-        separated by commas.
+        separated by commas. Of a context with names, each entry is written as name=row, separated by semicolons.
 
         Args:
             texts: one per row.
@@ -152,31 +153,42 @@ class Density(Task[Flow]):
         Raises:
             DataError: the model takes no context, or a row does not fit.
         """
-        shape, data = self.model.bijection.declared_context_shape, self.data
+        shape = self.model.context_shape
         if shape is None:
             if texts:
                 raise DataError("--context expects a flow that takes a context, got one that takes none")
             return None
         if not texts:
-            found = data.test.first(DRAWN_POINTS).context
+            found = self.data.test.first(DRAWN_POINTS).context
             if found is None:
                 raise DataError("the flow takes a context, and there are no data that have one: pass --context")
             return found
-        of_classes, rows = shape == (data.classes,), []
+        if not isinstance(shape, Mapping):
+            return torch.stack([self._row("--context", text, shape) for text in texts])
+        rows: dict[str, list[Tensor]] = {name: [] for name in shape}
         for text in texts:
-            named = [text in (str(place), name) for place, name in enumerate(data.class_names)]
-            if of_classes and any(named):
-                rows.append(torch.tensor(named).float())
-                continue
-            try:
-                rows.append(torch.tensor([float(word) for word in text.split(",")]).reshape(shape))
-            except (ValueError, RuntimeError):
-                classes = f"a class ({', '.join(data.class_names[:MOST_NAMES])}) or " if of_classes else ""
-                numbers = f"{classes}{flat_size(shape)} numbers with commas"
-                raise DataError(f"--context expects {numbers}, got {text!r}") from None
-        return torch.stack(rows)
+            words = dict(word.strip().partition("=")[::2] for word in text.split(";"))
+            if words.keys() != shape.keys():
+                expected = "; ".join(f"{name}=..." for name in shape)
+                raise DataError(f"--context expects '{expected}', got {text!r}")
+            for name, word in words.items():
+                rows[name].append(self._row(f"--context {name}=", word, shape[name]))
+        return {name: torch.stack(several) for name, several in rows.items()}
 
-    def picture(self, drawn: Tensor, context: Tensor | None = None) -> Figure:
+    def _row(self, who: str, text: str, shape: TensorShape) -> Tensor:
+        """A row of a context, or of an entry of it, in words."""
+        names, of_classes = self.data.class_names, shape == (self.data.classes,)
+        named = [text in (str(place), name) for place, name in enumerate(names)]
+        if of_classes and any(named):
+            return torch.tensor(named).float()
+        try:
+            return torch.tensor([float(word) for word in text.split(",")]).reshape(shape)
+        except (ValueError, RuntimeError):
+            classes = f"a class ({', '.join(names[:MOST_NAMES])}) or " if of_classes else ""
+            numbers = f"{classes}{flat_size(shape)} numbers with commas"
+            raise DataError(f"{who} expects {numbers}, got {text!r}") from None
+
+    def picture(self, drawn: Tensor, context: Context = None) -> Figure:
         """Samples: images side by side, or points next to the data and the flow's density.
 
         Args:
@@ -195,8 +207,10 @@ class Density(Task[Flow]):
         if not len(some.values):
             some = Batch(drawn)
         if context is not None and some.context is not None:
-            alike = (some.context[:, None] == context).flatten(2).all(2).any(1)
-            some = some.rows(alike) if bool(alike.any()) else some
+            pairs = zip(entries(some.context), entries(context), strict=True)
+            alike = [(here[:, None] == there).flatten(2).all(2) for here, there in pairs]
+            chosen = torch.stack(alike).all(0).any(1)
+            some = some.rows(chosen) if bool(chosen.any()) else some
         with evaluating(self.model):
             return density(self.model, some.values, drawn, some.context if context is None else context)
 
@@ -208,6 +222,6 @@ def bits_of(flow: Flow, data: DataSet, log_prob: Tensor) -> Tensor | None:
     return bits_per_dimension(log_prob, flat_size(data.shape), 1 if flow.prior.discrete else data.levels)
 
 
-def in_turn(context: Tensor | None, count: int, device: torch.device = CPU) -> Tensor | None:
+def in_turn(context: Context, count: int, device: torch.device = CPU) -> Any:
     """The rows of a context, one for each of ``count`` samples, from the first again after the last."""
-    return None if context is None else context[torch.arange(count) % len(context)].to(device)
+    return each_entry(lambda entry: entry[torch.arange(count) % len(entry)].to(device), context)

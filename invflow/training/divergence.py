@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..context import Context, entries
 from ..errors import InvflowError
 from ..models import Classifier, Flow
 from ..state import leaves, shape_of
 
 
-def culprit(model: Classifier | Flow, x: Tensor, context: Tensor | None = None) -> str:
+def culprit(model: Classifier | Flow, x: Tensor, context: Context = None) -> str:
     """What is the first to give numbers that are not finite: the data, a step of the chain, the head or the prior.
 
     Args:
@@ -25,11 +26,11 @@ def culprit(model: Classifier | Flow, x: Tensor, context: Tensor | None = None) 
         >>> culprit(flow, torch.tensor([[0.0, 1000.0]]))
         'layers.2, Scale(exponent=64)'
     """
-    if not _finite(x, context):
+    if not _finite(x, *entries(context)):
         return "the data"
     chain, log_det = model.bijection, isinstance(model, Flow)
     with torch.no_grad():
-        context = chain.admit(x, context)
+        context = chain.admit(x, model.for_layers(context))
         state = chain.numerics.enter(x)
         for step in chain.steps(shape_of(x)):
             try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -10,6 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from ..context import each_entry, entries
 from ..errors import DataError
 from ..samples import BYTES, Batch, DataSet, InMemory, Samples, as_batch, joined, one_hot
 from ..source import Request, Source
@@ -37,12 +39,12 @@ class OfLoader(Samples):
 
     Args:
         loader: the loader.
-        classes: the number of classes, to make them the context; None to leave the batches as they are.
+        *changes: of each batch, one after another.
     """
 
-    def __init__(self, loader: Any, classes: int | None = None) -> None:
+    def __init__(self, loader: Any, *changes: Callable[[Batch], Batch]) -> None:
         self._loader = loader
-        self._classes = classes
+        self._changes = changes
 
     def __len__(self) -> int:
         try:
@@ -51,7 +53,7 @@ class OfLoader(Samples):
             return sum(len(batch.values) for batch in self.own_batches())
 
     def own_batches(self) -> Iterable[Batch]:
-        return _Batches(self._loader, self._classes)
+        return _Batches(self._loader, self._changes)
 
     def take(self, positions: Tensor) -> Batch:
         raise DataError("the samples of a DataLoader have no positions; pass its Dataset")
@@ -68,23 +70,25 @@ class OfLoader(Samples):
             raise DataError("expected a DataLoader with at least one batch, got one without")
         return joined(found).rows(slice(count))
 
-    def with_labels_as_context(self, classes: int) -> Samples:
-        return OfLoader(self._loader, classes)
+    def with_labels_as_context(self, classes: int, entry: str = "") -> Samples:
+        return OfLoader(self._loader, *self._changes, partial(one_hot, classes=classes, entry=entry))
 
 
 class _Batches:
     """The batches of a loader, whatever it returns; see `OfLoader`."""
 
-    def __init__(self, loader: Any, classes: int | None) -> None:
+    def __init__(self, loader: Any, changes: Sequence[Callable[[Batch], Batch]]) -> None:
         self._loader = loader
-        self._classes = classes
+        self._changes = changes
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in map(as_batch, self._loader):
-            yield batch if self._classes is None else one_hot(batch, self._classes)
+            for change in self._changes:
+                batch = change(batch)  # noqa: PLW2901 -- the same batch
+            yield batch
 
 
 def data_set(
@@ -127,7 +131,7 @@ def data_set(
     if tested is None:
         raise DataError("fit expects test=, the test data, along with a DataLoader, whose samples cannot be split")
     found = DataSet(request.name, train, tested, validated, levels, class_names=names)
-    return found.with_labels_as_context() if request.context == "labels" else found
+    return request.with_labels_as_context(found)
 
 
 def samples_of(given: Given, levels: int | None = None, dtype: torch.dtype = torch.float32) -> Samples:
@@ -176,9 +180,8 @@ def _sound(batch: Batch, dtype: torch.dtype) -> Batch:
     """Arrays as samples in memory. Raises DataError if they are empty, not finite, or of different lengths."""
     if batch.values.dim() < 2 or not batch.values.numel():
         raise DataError(f"values: expected at least one sample, in rows, got shape {tuple(batch.values.shape)}")
-    for name, one in zip(Batch._fields, batch, strict=True):
-        if one is None:
-            continue
+    several = [(name, one) for name, whole in batch._asdict().items() for one in entries(whole)]
+    for name, one in several:
         if one.dim() < (1 if name == "labels" else 2):
             raise DataError(f"{name}: expected one row per sample, got an array of shape {tuple(one.shape)}")
         if len(one) != len(batch.values):
@@ -190,4 +193,4 @@ def _sound(batch: Batch, dtype: torch.dtype) -> Batch:
     if labels is not None and (labels.is_floating_point() or int(labels.min()) < 0):
         raise DataError(f"labels: expected classes counted from 0, got {labels.min().item()}")
     values = batch.values.to(dtype) if batch.values.is_floating_point() else batch.values
-    return Batch(values, None if labels is None else labels.long(), None if context is None else context.to(dtype))
+    return Batch(values, None if labels is None else labels.long(), each_entry(lambda entry: entry.to(dtype), context))

@@ -31,14 +31,15 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
     images = shown.values
     figures = {**task.figures(), "curves": pictures.training_curves(run.metrics)}
     with evaluating(task.model), evaluation_draws(0):
+        context = task.model.for_layers(shown.context)
         if data.holds_images:
             if not found.caveat:
-                back = chain.inverse(chain(images, shown.context), shown.context)
+                back = chain.inverse(chain(images, context), context)
                 figures["reconstructions"] = pictures.reconstructions(images, back)
             psi = pictures.first_psi(chain)
             if psi is not None:
                 figures["psi"] = pictures.psi_channels(images[:3], psi)
-        blocks = inverse_errors(chain, task.inputs(images), shown.context)
+        blocks = inverse_errors(chain, task.inputs(images), context)
         if blocks:
             figures["solver"] = solver_plot(blocks)
     for name, figure in figures.items():
@@ -68,7 +69,8 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
     with evaluating(task.model, task.device):
         places = zip(*chosen, strict=True)
         first, last = (task.data.test.take(torch.tensor(ends)).to(task.device) for ends in places)
-        walks = interpolate(task.model.bijection, first.values, last.values, steps, first.context, last.context)
+        contexts = (task.model.for_layers(one.context) for one in (first, last))
+        walks = interpolate(task.model.bijection, first.values, last.values, steps, *contexts)
         frames = walks.cpu()
     strip, gif = folder / "interpolation.png", folder / "interpolation.gif"
     pictures.write_figure(pictures.interpolation_strip(frames, _classes(task)[torch.tensor(chosen)].tolist()), strip)

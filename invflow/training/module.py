@@ -157,7 +157,7 @@ class ModelTraining(lightning.LightningModule):
         if (
             index == 0 and self.global_step == 0 and self.task.model.bijection.awaits_data
         ):  # under a trainer that is not a run's
-            self.task.model.bijection.initialize(self.task.inputs(batch.values), batch.context)
+            self.task.initialize(batch)
 
     def on_train_epoch_start(self) -> None:
         self.values = {}

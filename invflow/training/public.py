@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..arguments import arguments_of
 from ..bijection import Bijection
+from ..context import Context, ContextShape
 from ..data.given import NAME as GIVEN
 from ..diagnostics import interpolation, roundtrip
 from ..errors import InvflowError
@@ -40,7 +42,7 @@ def fit(
     *,
     test: Given | None = None,
     validation: Given | None = None,
-    context: str | None = None,
+    context: str | Mapping[str, str] | None = None,
     levels: int | None = None,
     resume: bool = False,
     data_root: str | Path | None = None,
@@ -63,7 +65,7 @@ def fit(
         test: the test data; by default a fifth of the data, drawn at random (``test_size`` and ``split_seed`` in the
             data of a spec's training block say otherwise).
         validation: the data by which the best weights are chosen; by default the test data are.
-        context: "labels", to make the classes the context, one-hot.
+        context: "labels", to make the classes the context, one-hot; {"class": "labels"} makes them an entry of it.
         levels: the number of grey levels of pixels, multiples of 1 / levels, as integers or already divided; by default
             256 for bytes, and none for other numbers.
         resume: whether to go on with the run in the folder, with the same model and the same data.
@@ -197,13 +199,13 @@ def train(spec: SpecSource, folder: str | Path | None = None, **options: Any) ->
     return runs.train(document, place, overrides=options, **given)
 
 
-def round_trip(model: Model | Bijection, x: Any, context: Tensor | None = None) -> roundtrip.RoundTrip:
+def round_trip(model: Model | Bijection, x: Any, context: Context = None) -> roundtrip.RoundTrip:
     """How exactly a model's chain, or a chain, returns x: forward and back, in its current mode.
 
     Args:
         model: a model, a chain or a single bijection.
         x: a batch of inputs.
-        context: as the chain takes it.
+        context: as the model, or the chain, takes it.
 
     Examples:
         >>> import torch
@@ -211,7 +213,7 @@ def round_trip(model: Model | Bijection, x: Any, context: Tensor | None = None) 
         >>> round_trip(Psi(2), torch.randn(3, 1, 4, 4)).absolute
         0.0
     """
-    return roundtrip.round_trip(_chain(model), x, context)
+    return roundtrip.round_trip(_chain(model), x, _for_layers(model, context))
 
 
 def interpolate(
@@ -219,8 +221,8 @@ def interpolate(
     x0: Tensor,
     x1: Tensor,
     steps: int = 9,
-    context0: Tensor | None = None,
-    context1: Tensor | None = None,
+    context0: Context = None,
+    context1: Context = None,
 ) -> Tensor:
     """Walks from inputs to others, straight in the feature space of a model or a chain.
 
@@ -235,7 +237,14 @@ def interpolate(
     Returns:
         ``(pairs, steps, ...)``.
     """
-    return interpolation.interpolate(_chain(model), x0, x1, steps, context0, context1)
+    ends = (_for_layers(model, context) for context in (context0, context1))
+    return interpolation.interpolate(_chain(model), x0, x1, steps, *ends)
+
+
+def _for_layers(model: Model | Bijection, context: Context) -> Any:
+    if context is None or not isinstance(model, Classifier | Flow):
+        return context
+    return model.for_layers(context)
 
 
 def _chain(model: Model | Bijection) -> Sequential:
@@ -255,10 +264,10 @@ def _classes(model: Model | None, spec: Spec | None) -> int:
         return int((arguments_of(model.head) or {}).get("classes", 0))
     if spec is not None and spec.head is not None:
         return int(spec.head.values.get("classes", 0))
-    context = None if spec is None else spec.context_shape
+    context: ContextShape = None if spec is None else spec.context_shape
     if model is not None:
-        context = model.bijection.declared_context_shape
-    return context[0] if context is not None and len(context) == 1 else 0
+        context = model.context_shape
+    return context[0] if isinstance(context, tuple) and len(context) == 1 else 0
 
 
 def _to_measure_on(model: Model, data: Given, levels: int | None, root: Path | None) -> DataSet:

@@ -241,7 +241,7 @@ def _initialized(spec: Spec, data: DataSet, model: Classifier | Flow | None) -> 
     task = task_of(build_model(spec) if model is None else model, data)
     task.check_range(spec)
     some = data.train.first(options.batch_size)
-    task.model.bijection.initialize(task.inputs(some.values), some.context)
+    task.initialize(some)
     return task
 
 

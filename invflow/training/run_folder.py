@@ -239,5 +239,5 @@ def misfit(spec: Spec, data: DataSet, by_spec: bool) -> tuple[JsonPath, str]:
     if there is None:
         hint = 'name one in training.data, such as "context": "labels"'
         return place, f"{data.name} gives no context to train with; {hint}"
-    expects = "no context_shape" if wanted is None else f"the context_shape {list(wanted)}"
-    return place, f"{data.name} gives a context of shape {list(there)}, but the input has {expects}"
+    expects = "no context_shape" if wanted is None else f"the context_shape {json.dumps(wanted)}"
+    return place, f"{data.name} gives a context of shape {json.dumps(there)}, but the input has {expects}"

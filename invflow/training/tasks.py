@@ -138,6 +138,10 @@ class Task(ABC, Generic[M]):
         """The model's input for samples of the data set; it may draw from torch's global generator."""
         return values
 
+    def initialize(self, batch: Batch) -> None:
+        """Initialises the layers that await data from samples of the data set."""
+        self.model.bijection.initialize(self.inputs(batch.values), self.model.for_layers(batch.context))
+
     @abstractmethod
     def evaluate(self) -> Evaluation:
         """Scores on all test samples and the chain's round trips, in eval mode; the model stays in its mode."""
@@ -178,7 +182,7 @@ class Task(ABC, Generic[M]):
         with evaluating(self.model, device), evaluation_draws(0):
             some = self.data.test.first(ROUND_TRIP_SAMPLES if chain.cheap_inverse else ITERATED_SAMPLES)
             there = some._replace(values=self.inputs(some.values)).to(device)
-            return round_trips(chain, there.values, there.context)
+            return round_trips(chain, there.values, self.model.for_layers(there.context))
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
 from ...bijection import Bijection
+from ...context import Context
 from ...diagnostics.rounding import condition_number, in_double, trace
 from ...measures import LARGEST_JACOBIAN, difference, magnitude
 from ...state import State, flat_size
@@ -169,7 +169,7 @@ def relative(trial: Trial, error: float, states: list[State], tolerance: float, 
     return settled if settled > JUDGED else settled / condition_number(bijection, x, context, backwards=backwards)
 
 
-def lost(trial: Trial, y: State, back: State, context: Tensor | None) -> float:
+def lost(trial: Trial, y: State, back: State, context: Context) -> float:
     """The error of the input that came back; if the bijection may be flat, that of its image if it is less."""
     error = difference(trial.x, back)
     if trial.bijection.may_be_flat:

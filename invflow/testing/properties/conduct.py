@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..._torch import DispatchMode, float32_precisions, version
 from ...bijection import Bijection
+from ...context import each_entry, entries
 from ...diagnostics.rounding import in_double
 from ...measures import difference, same_bits
 from ...numerics.verify import computed_otherwise
@@ -43,7 +44,7 @@ _LARGE = 2**16
 def input_untouched(trial: Trial) -> None:
     """A call does not write to the caller's tensors, not even the numbers that they hold."""
     for name, call, state in all_calls(trial):
-        given = [*leaves(state), *([] if trial.context is None else [trial.context])]
+        given = [*leaves(state), *entries(trial.context)]
         before = [(leaf.clone(), version(leaf)) for leaf in given]
         call(state, trial.context)
         for leaf, (values, count) in zip(given, before, strict=True):
@@ -108,7 +109,7 @@ def memory_released(trial: Trial) -> None:
                 call(state, trial.context)  # makes what is made only once
                 with _Made() as made:
                     # Clones that nobody else holds: they can go when the call is over.
-                    call(map_state(torch.clone, state), None if trial.context is None else trial.context.clone())
+                    call(map_state(torch.clone, state), each_entry(torch.clone, trial.context))
             if made.alive():
                 gc.collect()  # a cycle is no leak
             expect(not made.alive(), f"{name} to keep none of its tensors; it kept {made.alive()}")
@@ -182,7 +183,7 @@ def no_memory(trial: Trial) -> None:
         expect(same_bits(first, call(state, trial.context)), f"{name} to return the same bits after other calls")
 
 
-def _reversed(state: State | None) -> State | None:
+def _reversed(state: Any) -> Any:
     return None if state is None else map_state(lambda leaf: leaf.flip(0), state)
 
 
@@ -204,7 +205,7 @@ def large_batch(trial: Trial) -> float:
     size = flat_size(trial.shape) ** (1 if trial.bijection.cheap_inverse else 2)
     times = max(16, min(205, _LARGE // size))  # five samples: no power of two is a multiple
 
-    def repeated(state: State | None) -> Any:
+    def repeated(state: Any) -> Any:
         return None if state is None else map_state(lambda leaf: torch.cat([leaf] * times), state)
 
     found: list[tuple[State, State]] = []

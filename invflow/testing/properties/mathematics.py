@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...bijection import Bijection
+from ...context import each_entry
 from ...diagnostics.rounding import condition_number, in_double, trace
 from ...measures import derivatives, difference, jacobian, joint_jacobian, magnitude, with_context
 from ...measures import gradients as slopes
@@ -145,7 +146,7 @@ def _around(trial: Trial, i: int, part: float) -> Trial:
     """The trial with inputs near sample i: on the way to others, of which only this part is gone."""
     others, center = flatten(trial.x)[:_NEIGHBOURS], flatten(sample(trial.x, i))
     near = onto_grid(unflatten(center + part * (others - center), trial.shape), trial.bijection)
-    context = None if trial.context is None else trial.context[[i] * len(others)]
+    context = each_entry(lambda entry: entry[[i] * len(others)], trial.context)
     return dataclasses.replace(trial, x=near, context=context)
 
 
@@ -261,7 +262,7 @@ def log_det_everywhere(trial: Trial) -> float:
     """Log-determinants of both directions are those of the dense Jacobian for inputs without a gap."""
     count = max(32, _JACOBIAN_NUMBERS // max(1, flat_size(trial.shape)) ** 2)
     step = batch_size(trial.x) // count | 1  # odd: it leaves out no sort of sample
-    context = None if trial.context is None else trial.context[::step]
+    context = each_entry(lambda entry: entry[::step], trial.context)
     trial = dataclasses.replace(trial, x=map_state(lambda leaf: leaf[::step], trial.x), context=context)
     flat = flatten(trial.x).clone().requires_grad_()
     y, forward = trial.bijection.forward_and_log_det(unflatten(flat, trial.shape), context)

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..._torch import untraced
 from ...bijection import Bijection
 from ...bijections import Residual
+from ...context import Context, each_entry
 from ...diagnostics.rounding import condition_number, in_double
 from ...diagnostics.roundtrip import in_dtype
 from ...errors import InvflowError
@@ -82,7 +83,7 @@ def state_dict(trial: Trial) -> None:
 def meta_device(trial: Trial) -> None:
     """On the meta device every call returns meta tensors of the right shapes, so shapes cost no memory."""
     meta = copy.deepcopy(trial.bijection).to("meta")
-    context = None if trial.context is None else trial.context.to("meta")
+    context = each_entry(lambda entry: entry.to("meta"), trial.context)
     for (name, call, state), (_, on_meta, _) in zip(both_ways(trial), both_ways(trial, meta), strict=True):
         expected = call(state, trial.context)
         found = on_meta(map_state(lambda leaf: leaf.to("meta"), state), context)
@@ -138,8 +139,8 @@ class _Averaged:
 def vmap(trial: Trial) -> float:
     """torch.func.vmap over jacrev returns the Jacobian of each sample."""
 
-    def one(flat: Tensor, context: Tensor | None) -> Tensor:
-        given = None if context is None else context[None]
+    def one(flat: Tensor, context: Context) -> Tensor:
+        given = each_entry(lambda entry: entry[None], context)
         return flatten(trial.bijection(unflatten(flat[None], trial.shape), given))[0]
 
     in_dims = (0, None if trial.context is None else 0)
