@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._torch import Constants
-from ..context import Context, ContextShape
+from ..context import Context, ContextShape, make_context, seen
 from ..errors import InvflowError, ShapeError
 from ..fields import counted
 from ..registry import nets, register_net
@@ -186,7 +186,8 @@ def require_autoregressive(who: str, net: nn.Module, features: int, numbers: int
     try:
         # A net in inference mode, without gradients, or that draws random numbers is checked like any other.
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            found = _forbidden_dependence(net, features, numbers, context_shape if takes_context(net) else None)
+            given = seen(context_shape, getattr(net, "sees", ...)) if takes_context(net) else None
+            found = _forbidden_dependence(net, features, numbers, given)
     except Exception as error:
         raise ShapeError(
             f"{who} expects a net that runs on {counted(features, 'feature')}, got {name}: "
@@ -234,7 +235,8 @@ def _search(
         cuts = torch.linspace(low, high, min(CUTS, high - low + 1), dtype=torch.float64, device="cpu").round().long()
         rows = cuts.repeat(max(1, TRIES // len(cuts)))[:, None]
         x = draw(len(rows), features).requires_grad_()
-        made: Tensor = net(x) if context_shape is None else net(x, draw(len(rows), *context_shape))
+        context = make_context(lambda one, count=len(rows): draw(count, *one), context_shape)  # type: ignore[misc]
+        made: Tensor = net(x) if context is None else net(x, context)
         if made.shape != (len(rows), numbers * features):
             raise ShapeError(f"it must return {(numbers * features,)}, but returns {tuple(made.shape[1:])}")
         if not made.requires_grad:  # a constant

@@ -192,7 +192,7 @@ def half_precision(trial: Trial) -> float:
         narrow = dataclasses.replace(trial, x=x, y=y)
         wide, _, given = in_double(half, x, context)
         shake = functools.partial(_shaken, step=eps(dtype), generator=torch.Generator().manual_seed(0))
-        shaken, other_context = copy.deepcopy(wide), None if given is None else shake(given)
+        shaken, other_context = copy.deepcopy(wide), each_entry(shake, given)
         for weight in shaken.parameters():
             weight.data = shake(weight.data)
         three = (all_calls(narrow, bijection) for bijection in (half, wide, shaken))
