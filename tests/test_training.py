@@ -18,6 +18,7 @@ from invflow.samples import InMemory
 from invflow.spec.training import (
     SGD,
     Adam,
+    Adamax,
     AdamW,
     Augmentation,
     Cosine,
@@ -25,6 +26,7 @@ from invflow.spec.training import (
     Elastic,
     OneCycle,
     RandomAffine,
+    RMSprop,
     Stroke,
     Training,
 )
@@ -146,6 +148,8 @@ class TestOptimisers:
             (SGD(type="sgd", lr=0.1, momentum=0.5, nesterov=True), torch.optim.SGD),
             (Adam(type="adam", lr=0.1), torch.optim.Adam),
             (AdamW(type="adamw", lr=0.1, weight_decay=0.3), torch.optim.AdamW),
+            (Adamax(type="adamax", lr=0.1, betas=(0.8, 0.9)), torch.optim.Adamax),
+            (RMSprop(type="rmsprop", lr=0.1, alpha=0.9, momentum=0.5), torch.optim.RMSprop),
         ],
     )
     def test_the_spec_names_the_optimiser(self, options, kind):

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
 from ..options import Options
 from .shapes import ENTRY, MOST_ENTRIES
@@ -117,6 +128,25 @@ class AdamW(Options):
     weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay")
 
 
+class Adamax(Options):
+    """Adam with the largest of the recent gradients in place of the root of their mean square."""
+
+    type: Literal["adamax"]
+    lr: PositiveFloat = Field(default=2e-3, description="learning rate; the peak one under a schedule")
+    betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.999), description="decay of the running moments")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="L2 penalty")
+
+
+class RMSprop(Options):
+    """Gradients divided by the root of their running mean square."""
+
+    type: Literal["rmsprop"]
+    lr: PositiveFloat = Field(default=1e-2, description="learning rate; the peak one under a schedule")
+    alpha: Momentum = Field(default=0.99, description="decay of the running mean square")
+    momentum: Momentum = Field(default=0.0, description="momentum")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="L2 penalty")
+
+
 class OneCycle(Options):
     """The learning rate rises to its peak and falls again, step by step."""
 
@@ -133,14 +163,44 @@ class Cosine(Options):
     final_lr: NonNegativeFloat = Field(default=0.0, description="the learning rate at the end")
 
 
+def _increasing(milestones: tuple[int, ...]) -> tuple[int, ...]:
+    if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
+        raise ValueError("milestones are expected in increasing order")
+    return milestones
+
+
+Milestones: TypeAlias = Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_increasing)]
+
+
+class MultiStep(Options):
+    """The learning rate is multiplied by a factor at each of some milestones."""
+
+    type: Literal["multi_step"]
+    milestones: Milestones = Field(description="after how many epochs, or steps if the run is as long as these say")
+    factor: PositiveFloat = Field(default=0.1, lt=1, description="the factor")
+
+
+class Plateau(Options):
+    """The learning rate is multiplied by a factor when the score of the validation samples improves no longer.
+
+    Without a validation part, the training loss is watched; the test samples never are.
+    """
+
+    type: Literal["plateau"]
+    factor: PositiveFloat = Field(default=0.1, lt=1, description="the factor")
+    patience: NonNegativeInt = Field(default=10, description="epochs that are measured without improvement before it")
+    threshold: NonNegativeFloat = Field(default=1e-4, description="the least improvement that counts")
+    final_lr: NonNegativeFloat = Field(default=0.0, description="the smallest learning rate")
+
+
 class Average(Options):
     """Exponential moving averages of the weights, which change less from step to step than these do."""
 
     decay: Fraction = Field(default=0.999, gt=0, lt=1, description="the share of the average that a step keeps")
 
 
-Optimizer: TypeAlias = Annotated[SGD | Adam | AdamW, Field(discriminator="type")]
-Schedule: TypeAlias = Annotated[OneCycle | Cosine, Field(discriminator="type")]
+Optimizer: TypeAlias = Annotated[SGD | Adam | AdamW | Adamax | RMSprop, Field(discriminator="type")]
+Schedule: TypeAlias = Annotated[OneCycle | Cosine | MultiStep | Plateau, Field(discriminator="type")]
 
 
 class Training(Options):
@@ -151,6 +211,10 @@ class Training(Options):
     epochs: PositiveInt = Field(default=40, description="passes over the training samples")
     optimizer: Optimizer = Field(default=Adam(type="adam"), description="the optimiser")
     schedule: Schedule | None = Field(default=None, description="how the learning rate changes; null: it is constant")
+    warmup: Size | None = Field(
+        default=None,
+        description="steps, or the fraction of the run, in which the learning rate rises linearly before its schedule",
+    )
     clip_gradient: PositiveFloat | None = Field(default=None, description="largest norm of the gradients; null: any")
     average: Average | None = Field(
         default=None, description="evaluate and save moving averages of the weights; null: the weights themselves"
@@ -158,3 +222,28 @@ class Training(Options):
     label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and all random draws")
+
+    @field_validator("warmup")
+    @classmethod
+    def _one_warmup(cls, warmup: int | float | None, info: ValidationInfo) -> int | float | None:
+        if warmup is not None and isinstance(info.data.get("schedule"), OneCycle):
+            raise ValueError("one_cycle has a warm-up of its own, in the schedule: leave this one out")
+        return warmup
+
+    def warmup_steps(self, steps: int | None) -> int:
+        """The number of steps in which the learning rate rises, in a run of so many; None: of a length not known."""
+        if self.warmup is None or isinstance(self.warmup, int):
+            return self.warmup or 0
+        assert steps is not None  # `unfit` has asked
+        return max(1, round(self.warmup * steps))
+
+    def unfit(self, steps: int | None) -> tuple[str, str] | None:
+        """The entry that does not fit a run of so many steps, None if nobody knows how many, and what is wrong."""
+        if steps is None:
+            scheduled, fraction = isinstance(self.schedule, OneCycle | Cosine), isinstance(self.warmup, float)
+            why = "the length of the run must be known, but the data do not say how many batches an epoch has"
+            return ("schedule" if scheduled else "warmup", why) if scheduled or fraction else None
+        rising = self.warmup_steps(steps)
+        if rising < steps:
+            return None
+        return "warmup", f"{rising} steps of warm-up in a run of {steps}; take fewer, or a fraction such as 0.1"

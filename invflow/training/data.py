@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..registry import UnknownTag, data
 from ..samples import Batch, DataSet, Samples
 from ..source import Request
-from ..spec.training import Data
+from ..spec.training import Data, Training
 
 TEST_BATCH = 1000
 MOST_NUMBERS = 2**24
@@ -65,6 +65,14 @@ def train_loader(samples: Samples, batch_size: int, seed: int, skip: int = 0) ->
     if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm has no statistics of one sample
         batches = (*batches[:-2], torch.cat(batches[-2:]))
     return _loader(samples, batches[skip:])
+
+
+def planned_steps(options: Training, samples: Samples) -> int | None:
+    """The number of steps of a training; None if its samples come in batches of their own, which nobody has counted."""
+    try:
+        return options.epochs * len(train_loader(samples, options.batch_size, 0))  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def test_loader(samples: Samples) -> Iterable[Batch]:

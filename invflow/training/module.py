@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,14 +14,22 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..errors import DivergedError
+from ..errors import DivergedError, InvflowError
 from ..samples import Batch, as_batch
-from ..spec.training import OneCycle, Optimizer, Schedule, Training
+from ..spec.training import Cosine, MultiStep, OneCycle, Optimizer, Plateau, Training
 from .augment import Augment
-from .data import seed_at, train_loader
+from .data import planned_steps, seed_at, train_loader
 from .divergence import broken_weight, culprit
 
 if TYPE_CHECKING:
@@ -178,6 +187,11 @@ class ModelTraining(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.batches_done = 0
         self._report("train")
+        watched = self._watched()[0]
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau) and watched in self.values:
+                mine = torch.tensor(self.values[watched], device=self.device)
+                config.scheduler.step(float(self.trainer.strategy.reduce(mine, reduce_op="mean")))
 
     def validation_step(self, batch: Batch, index: int) -> None:
         with evaluation_draws(index):
@@ -188,10 +202,22 @@ class ModelTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.options.optimizer, self.model)
-        if self.options.schedule is None:
-            return optimizer
-        scheduler = make_schedule(self.options.schedule, optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        name, higher_is_better = self._watched()
+        schedules = make_schedules(self.options, optimizer, self._planned_steps(), higher_is_better)
+        return [optimizer], [{**schedule, "monitor": name} for schedule in schedules]
+
+    def _watched(self) -> tuple[str, bool]:
+        """What a plateau watches, never the test samples: its name in `values`, and whether higher is better."""
+        if self.task.data.validation is None or not self.trainer.enable_validation:
+            return "train_loss", False
+        return f"val_{self.task.score.name}", self.task.score.higher_is_better
+
+    def _planned_steps(self) -> int | None:
+        """The number of steps of the whole training; None if nobody knows it."""
+        if self.in_run:  # where the first epoch may be the rest of one
+            return planned_steps(self.options, self.task.data.train)
+        steps = self.trainer.estimated_stepping_batches
+        return int(steps) if math.isfinite(steps) and steps > 0 else None
 
     def refuse(self, why: str) -> None:
         """End the training: raise DivergedError."""
@@ -241,24 +267,69 @@ def evaluation_draws(seed: int) -> Iterator[None]:
 
 
 def make_optimizer(options: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that a spec names, over the model's parameters, which one kernel updates for each tensor."""
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    choices = options.model_dump(exclude={"type"})
-    made: torch.optim.Optimizer = kinds[options.type](model.parameters(), **choices, fused=True)
+    """The optimiser that a spec names, over the model's parameters, which one kernel updates if PyTorch has one."""
+    fused = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    others = {"adamax": torch.optim.Adamax, "rmsprop": torch.optim.RMSprop}
+    choices = options.model_dump(exclude={"type"}) | ({"fused": True} if options.type in fused else {})
+    made: torch.optim.Optimizer = (fused | others)[options.type](model.parameters(), **choices)
     return made
 
 
-def make_schedule(options: Schedule, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+def make_schedules(
+    options: Training, optimizer: torch.optim.Optimizer, steps: int | None, higher_is_better: bool = False
+) -> list[dict[str, Any]]:
+    """The learning-rate schedules that a training block asks for, as Lightning takes them.
+
+    Args:
+        options: the training block.
+        optimizer: the optimiser, with the peak learning rate.
+        steps: the number of its steps; None if nobody knows it.
+        higher_is_better: whether what a plateau watches improves by rising.
+
+    Raises:
+        InvflowError: the block does not fit that number.
+    """
+    unfit = options.unfit(steps)
+    if unfit is not None:
+        raise InvflowError(": ".join(unfit))
+    schedule, warmup, found = options.schedule, options.warmup_steps(steps), list[dict[str, Any]]()
+    if warmup:  # from one part of warmup + 1, so that step number `warmup` is the first at the full rate
+        found.append({"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"})
+    if isinstance(schedule, MultiStep):
+        falling: LRScheduler = MultiStepLR(optimizer, list(schedule.milestones), schedule.factor)
+        found.append({"scheduler": falling, "interval": "epoch"})
+    elif isinstance(schedule, Plateau):
+        falling = ReduceLROnPlateau(
+            optimizer,
+            "max" if higher_is_better else "min",
+            schedule.factor,
+            schedule.patience,
+            schedule.threshold,
+            threshold_mode="abs",  # a part of a score has no meaning: log-likelihoods have both signs
+            min_lr=schedule.final_lr,
+            eps=0,
+        )
+        # The module does each step itself, because Lightning's come after the end of an epoch, where a run is saved.
+        found.append({"scheduler": falling, "interval": "epoch", "frequency": sys.maxsize})
+    elif schedule is not None:
+        assert steps is not None  # or it would not fit
+        after = make_schedule(schedule, optimizer, steps - warmup)
+        parts = [*(one["scheduler"] for one in found), after]
+        found = [{"scheduler": SequentialLR(optimizer, parts, [warmup]) if warmup else after, "interval": "step"}]
+    return found
+
+
+def make_schedule(options: OneCycle | Cosine, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     """The learning-rate schedule that a spec names, over ``steps`` optimiser steps."""
     peak = optimizer.param_groups[0]["lr"]
-    if isinstance(options, OneCycle):
-        return OneCycleLR(
-            optimizer,
-            max_lr=peak,
-            total_steps=steps,
-            pct_start=options.warmup,
-            div_factor=options.start_factor,
-            final_div_factor=options.final_factor,
-            cycle_momentum=False,  # the spec's momentum is constant
-        )
-    return CosineAnnealingLR(optimizer, T_max=steps, eta_min=options.final_lr)
+    if isinstance(options, Cosine):
+        return CosineAnnealingLR(optimizer, T_max=steps, eta_min=options.final_lr)
+    return OneCycleLR(
+        optimizer,
+        max_lr=peak,
+        total_steps=steps,
+        pct_start=options.warmup,
+        div_factor=options.start_factor,
+        final_div_factor=options.final_factor,
+        cycle_momentum=False,  # the spec's momentum is constant
+    )

@@ -156,7 +156,7 @@ def lightning(model: Model, *, levels: int | None = None, **training: Any) -> Mo
     Args:
         model: a classifier or a flow.
         levels: the number of grey levels of pixels, multiples of 1 / levels, for a flow of images; None for numbers.
-        **training: entries of the training block: optimizer, lr, schedule, label_smoothing, seed.
+        **training: entries of the training block: optimizer, lr, schedule, warmup, label_smoothing, seed.
 
     Examples:
         >>> import invflow

@@ -22,7 +22,7 @@ from ..spec.document import Spec
 from ..spec.training import Training
 from ..state import is_tensor_shape
 from .classification import Classification
-from .data import load_data
+from .data import load_data, planned_steps
 from .density import Density
 from .fit import fit
 from .run_folder import Run, begin, misfit, owned, require_empty
@@ -175,9 +175,9 @@ def check_trainable(
         folder: to which the paths of data are relative; by default the spec's own.
         download: see `load_data`.
     """
+    options = spec.training or Training()
     if data is None:
-        options = (spec.training or Training()).data
-        data = load_data(options, data_root, folder=folder or spec.folder, download=download)
+        data = load_data(options.data, data_root, folder=folder or spec.folder, download=download)
     if spec.input_shape != data.shape or spec.context_shape != data.context_shape:
         raise spec.error(*misfit(spec, data, True))
     with torch.device("meta"):
@@ -186,6 +186,9 @@ def check_trainable(
         raise spec.error(("numerics",), "a density is trained on numbers off the grid; leave numerics out")
     task = task_of(model, data)
     task.check(spec)
+    unfit = options.unfit(planned_steps(options, data.train))
+    if unfit is not None:
+        raise spec.error(("training", unfit[0]), unfit[1])
     return task
 
 
