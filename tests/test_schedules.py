@@ -8,7 +8,6 @@ import math
 import lightning
 import pytest
 import torch
-from torch import nn
 
 import invflow
 from invflow.errors import InvflowError, SpecError
@@ -16,6 +15,8 @@ from invflow.spec.training import Training
 from invflow.training import run as runs
 from invflow.training.fit import quiet_lightning
 from invflow.training.module import ModelTraining, make_schedules
+from invflow.training.public import evaluate
+from invflow.training.run_folder import Run
 from tests.test_density_training import points
 from tests.test_training import tiny
 
@@ -24,12 +25,17 @@ ROUNDING = 1e-12
 """Relative: PyTorch multiplies one rate by a factor to have the next, some dozens of times."""
 
 
-def rates(steps, an_epoch=1, **training):
+def changed(spec, **training):
+    """The spec with other entries of its training block; ``steps`` are in place of epochs."""
+    return runs.overridden(spec, training)
+
+
+def rates(count, an_epoch=1, /, **training):
     """The learning rate of each step."""
     options = Training.model_validate_json(json.dumps(training))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
-    schedules, found = make_schedules(options, optimizer, steps), []
-    for step in range(1, steps + 1):
+    schedules, found = make_schedules(options, optimizer, count), []
+    for step in range(1, count + 1):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         for schedule in schedules:
@@ -110,17 +116,6 @@ class TestWarmup:
         [
             ({"warmup": 12}, "warmup", r"12 steps of warm-up in a run of 12; take fewer, or a fraction such as 0\.1"),
             ({"warmup": 1000}, "warmup", "1000 steps of warm-up in a run of 12"),
-            ({"warmup": 0}, "warmup", "input should be greater than 0, got 0"),
-            (
-                {"warmup": 3, "schedule": {"type": "one_cycle"}},
-                "warmup",
-                "one_cycle has a warm-up of its own, in the schedule: leave this one out, got 3",
-            ),
-            (
-                {"schedule": {"type": "multi_step", "milestones": [3, 3]}},
-                "schedule.milestones",
-                r"milestones are expected in increasing order, got \[3, 3\]",
-            ),
         ],
     )
     def test_what_cannot_be_meant_is_refused(self, tmp_path, training, place, message):
@@ -139,12 +134,11 @@ class Unsized(torch.utils.data.IterableDataset):
 @pytest.mark.parametrize("training", [{"warmup": 0.1}, {"schedule": {"type": "cosine"}}])
 def test_a_part_of_a_run_of_unknown_length_is_refused(tmp_path, training):
     loader = torch.utils.data.DataLoader(Unsized(), batch_size=5)
-    with pytest.raises(SpecError, match=f"training.{next(iter(training))}: the length of the run must be known"):
+    why = f"{next(iter(training))}: the data do not say how many batches an epoch has; give the length"
+    with pytest.raises(SpecError, match=rf"training\.{why}"):
         invflow.fit(points(), loader, tmp_path / "run", test=torch.randn(9, 2), progress=False, **training)
-    with pytest.raises(InvflowError, match=f"{next(iter(training))}: the length of the run must be known"):
-        make_schedules(
-            Training.model_validate_json(json.dumps(training)), torch.optim.SGD(nn.Linear(1, 1).parameters()), None
-        )
+    with pytest.raises(InvflowError, match=why):
+        rates(None, **training)
 
 
 def lowered(values, patience, threshold, higher_is_better=False):
@@ -215,6 +209,118 @@ def test_an_interruption_changes_no_rate(tmp_path, monkeypatch, schedule, optimi
     spec = points(**SCHEDULES[schedule], optimizer={"type": optimizer, "lr": PEAK})
     _, found = require_resumed_exactly(tmp_path, monkeypatch, spec, [1, 5, 9])
     assert found == pytest.approx(rates(12, 3, **SCHEDULES[schedule]), rel=ROUNDING)
+
+
+class TestSteps:
+    """Three steps are an epoch of these points."""
+
+    STEPS = 8
+
+    @pytest.mark.parametrize("evaluate_every", [1, 2, 5])
+    def test_a_run_ends_in_the_middle_of_an_epoch(self, tmp_path, monkeypatch, evaluate_every):
+        spec = points(evaluate_every=evaluate_every, average={"decay": 0.9})
+        stops = [1, 4, 7]
+        run, found = require_resumed_exactly(tmp_path, monkeypatch, changed(spec, steps=self.STEPS), stops)
+        assert len(found) == self.STEPS
+        assert run.metrics.column("step") == [3, 6, 8]
+        measured = [value is not None for value in run.metrics.column("test_nll")]
+        assert measured == [(epoch + 1) % evaluate_every == 0 or epoch == 2 for epoch in range(3)]
+        assert (run.record["status"], run.record["epochs_done"], run.record["steps_done"]) == ("finished", 3, 8)
+        assert run.record["test_nll"] == pytest.approx(evaluate(run).test_nll, abs=1e-5)
+
+    def test_its_last_epoch_is_the_beginning_of_a_whole_one(self, tmp_path, monkeypatch):
+        weights = []
+        step = ModelTraining.optimizer_step
+
+        def stepped(module, *args, **kwargs):
+            step(module, *args, **kwargs)
+            weights.append({name: weight.clone() for name, weight in module.model.state_dict().items()})
+
+        monkeypatch.setattr(ModelTraining, "optimizer_step", stepped)
+        runs.train(points(), tmp_path / "whole", progress=False)
+        expected = weights[self.STEPS - 1]
+        run = runs.train(changed(points(), steps=self.STEPS), tmp_path / "run", progress=False)
+        torch.testing.assert_close(run.load().state_dict(), expected, rtol=0, atol=0)
+
+    def test_whole_epochs_are_the_same_as_steps(self, tmp_path):
+        found = runs.train(changed(points(), steps=12), tmp_path / "steps", progress=False)
+        expected = runs.train(points(), tmp_path / "epochs", progress=False)
+        torch.testing.assert_close(found.load().state_dict(), expected.load().state_dict(), rtol=0, atol=0)
+        assert found.metrics == expected.metrics
+
+    @pytest.mark.parametrize(
+        "training",
+        [
+            {"schedule": {"type": "one_cycle"}},
+            {"schedule": {"type": "cosine"}, "warmup": 0.25},
+            {"schedule": {"type": "multi_step", "milestones": [2, 7]}},
+        ],
+    )
+    def test_schedules_are_as_long_as_the_run(self, tmp_path, monkeypatch, training):
+        spec = changed(points(optimizer={"type": "adam", "lr": PEAK}), steps=self.STEPS, **training)
+        _, found = require_resumed_exactly(tmp_path, monkeypatch, spec, [5, 7])
+        assert found == pytest.approx(rates(self.STEPS, steps=self.STEPS, **training), rel=ROUNDING)
+
+    def test_milestones_are_steps(self):
+        found = rates(6, 2, steps=6, schedule={"type": "multi_step", "milestones": [1, 4]})
+        assert found == pytest.approx([PEAK, *[PEAK / 10] * 3, *[PEAK / 100] * 2], rel=ROUNDING)
+
+    def test_batches_that_nobody_has_counted(self, tmp_path, monkeypatch):
+        """Four of them are an epoch."""
+        loader = torch.utils.data.DataLoader(Unsized(), batch_size=5)
+        found = watched(monkeypatch)
+        options = {"steps": 10, "schedule": {"type": "cosine"}, "optimizer": {"type": "adam", "lr": PEAK}}
+        run = invflow.fit(points(), loader, tmp_path / "run", test=torch.randn(9, 2), progress=False, **options)
+        assert found == pytest.approx(rates(10, **options), rel=ROUNDING)
+        assert run.metrics.column("step") == [4, 8, 10]
+
+    def test_a_run_that_ended_unnoticed_takes_no_step_more(self, tmp_path, monkeypatch):
+        """It is killed after its last state is saved."""
+        spec, folder = changed(points(), steps=self.STEPS), tmp_path / "run"
+        whole = runs.train(spec, folder, progress=False)
+        whole.update(status="training")
+        found = watched(monkeypatch)
+        run = runs.resume(folder, progress=False)
+        assert not found
+        assert run.record["status"] == "finished"
+        assert run.metrics == whole.metrics
+
+    def test_an_unfinished_one_says_how_far_it_came(self, tmp_path, monkeypatch):
+        stop_at(monkeypatch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(changed(points(), steps=self.STEPS), tmp_path / "run", progress=False)
+        assert "the weights are those after 3 of 8 steps" in Run.open(tmp_path / "run").unfinished
+
+    def test_one_length_overrides_the_other(self, tmp_path, call):
+        path = tmp_path / "spec.json"
+        path.write_text(json.dumps(points().document))
+        status, _, err = call("train", path, "--steps", 2, "--out", tmp_path / "by-steps")
+        assert status == 0, err
+        by_steps = Run.open(tmp_path / "by-steps")
+        assert (by_steps.training.steps, by_steps.training.epochs) == (2, None)
+        assert by_steps.metrics.column("step") == [2]
+        again = runs.overridden(by_steps.spec, {"epochs": 3}).training
+        assert (again.steps, again.epochs) == (None, 3)
+        status, _, err = call("train", path, "--steps", 2, "--epochs", 3, "--out", tmp_path / "both")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "training.epochs: expected either epochs or steps, got 3" in err
+
+    @pytest.mark.parametrize(
+        ("training", "message"),
+        [
+            (
+                {"steps": 3, "schedule": {"type": "plateau"}},
+                "training.schedule: a plateau acts after the end of an epoch, which has 3 steps, and",
+            ),
+            ({"steps": 3, "warmup": 3}, "training.warmup: 3 steps of warm-up in a run of 3"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused(self, tmp_path, training, message):
+        spec = points().expanded
+        mine = {name: value for name, value in spec["training"].items() if name != "epochs"}
+        with pytest.raises(SpecError, match=message):
+            runs.train(invflow.load_spec({**spec, "training": mine | training}), tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_trainer_of_your_own_warms_up(monkeypatch):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, TrainSize
+from .options import AsJson, BatchSize, DataRoot, Device, Download, Epochs, LearningRate, Plugins, Steps, TrainSize
 from .output import err, out, print_json, print_table, stdout_for_the_answer
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="How many times to train each spec: seeds 0, 1, ...")] = 3,
     to: Annotated[Path | None, typer.Option("--out", help="The folder; default: runs/compare-TIME-ID.")] = None,
     epochs: Epochs = None,
+    steps: Steps = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
     train_size: TrainSize = None,
@@ -41,7 +42,7 @@ def compare(
 
     loaded = [(str(path), load_spec(path)) for path in specs]
     folder = to or new_folder("compare")
-    overrides = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "train_size": train_size}
+    overrides = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "train_size": train_size}
     with stdout_for_the_answer(as_json):
         options: dict[str, Any] = {"data_root": data_root, "download": download, "device": device}
         found = run_all(loaded, seeds, folder, overrides=overrides, announce=err.print, **options)

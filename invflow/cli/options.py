@@ -36,6 +36,7 @@ DataName = Annotated[
     typer.Option("--data", metavar="NAME", help="A data set's name, or its JSON, in the place of the spec's."),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Override the number of epochs.")]
+Steps = Annotated[int | None, typer.Option(help="Train for so many steps of the optimizer, in place of epochs.")]
 BatchSize = Annotated[int | None, typer.Option(help="Override the batch size.")]
 LearningRate = Annotated[float | None, typer.Option(help="Override the learning rate.")]
 TrainSize = Annotated[int | None, typer.Option(help="Override the number of training samples.")]

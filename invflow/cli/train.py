@@ -23,6 +23,7 @@ from .options import (
     Epochs,
     LearningRate,
     Plugins,
+    Steps,
     TrainSize,
     named_data,
 )
@@ -35,6 +36,7 @@ def train(
     to: Annotated[Path | None, typer.Option("--out", help="The run folder; default: runs/NAME-TIME-ID.")] = None,
     seed: Annotated[int | None, typer.Option(help="Override the seed.")] = None,
     epochs: Epochs = None,
+    steps: Steps = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
     train_size: TrainSize = None,
@@ -62,6 +64,7 @@ def train(
         "data": named_data(data),
         "seed": seed,
         "epochs": epochs,
+        "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
         "train_size": train_size,

@@ -396,6 +396,8 @@ class _Validator:
             elif detail["type"] == "missing" and isinstance(key, int):
                 if (*detail["loc"][:-1], key + 1) not in absent:  # the last missing item of a tuple tells its length
                     self._problem(place, f"expected {counted(key + 1, 'item')}, got {shortened(detail['input'])}")
+            elif detail["type"] == "default_factory_not_called":
+                continue  # a field from which the default follows has a fault of its own
             elif detail["type"] == "missing":
                 self._problem(place, f"{owner} needs {key!r}")
             elif detail["type"] == "union_tag_not_found":

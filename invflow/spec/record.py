@@ -32,8 +32,9 @@ def unfinished(record: dict[str, Any] | None, training: Training | None) -> str 
     """Why the training of a run did not reach its end, in words; None if it did, or if there was none."""
     if record is None or record.get("status") == "finished":
         return None
-    epochs = (training or Training()).epochs
-    done = f"the weights are those after {record.get('epochs_done', 0)} of {epochs} epochs"
+    options = training or Training()
+    unit, length = ("steps", options.steps) if options.epochs is None else ("epochs", options.epochs)
+    done = f"the weights are those after {record.get(f'{unit}_done', 0)} of {length} {unit}"
     if record.get("status") == "diverged":
         return f"{record.get('why', 'training diverged')}; {done}"
     return f"training was interrupted, or goes on; {done}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -203,12 +204,21 @@ Optimizer: TypeAlias = Annotated[SGD | Adam | AdamW | Adamax | RMSprop, Field(di
 Schedule: TypeAlias = Annotated[OneCycle | Cosine | MultiStep | Plateau, Field(discriminator="type")]
 
 
+EPOCHS = 40
+"""Of a run whose length a spec does not say."""
+
+
 class Training(Options):
     """How a model is trained."""
 
     data: Data = Field(default=Data(), description="the data set")
     batch_size: PositiveInt = Field(default=64, description="samples per step")
-    epochs: PositiveInt = Field(default=40, description="passes over the training samples")
+    steps: PositiveInt | None = Field(default=None, description="steps of the optimiser, in place of epochs")
+    epochs: PositiveInt | None = Field(
+        default_factory=lambda known: EPOCHS if known.get("steps") is None else None,
+        json_schema_extra={"default": EPOCHS},
+        description="passes over the training samples; null: steps count",
+    )
     optimizer: Optimizer = Field(default=Adam(type="adam"), description="the optimiser")
     schedule: Schedule | None = Field(default=None, description="how the learning rate changes; null: it is constant")
     warmup: Size | None = Field(
@@ -222,6 +232,13 @@ class Training(Options):
     label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")
     seed: int = Field(default=0, ge=0, description="seed of weights, order and all random draws")
+
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: int | None, info: ValidationInfo) -> int | None:
+        if "steps" in info.data and (epochs is None) == (info.data["steps"] is None):
+            raise ValueError("expected either epochs or steps")
+        return epochs
 
     @field_validator("warmup")
     @classmethod
@@ -237,11 +254,32 @@ class Training(Options):
         assert steps is not None  # `unfit` has asked
         return max(1, round(self.warmup * steps))
 
-    def unfit(self, steps: int | None) -> tuple[str, str] | None:
-        """The entry that does not fit a run of so many steps, None if nobody knows how many, and what is wrong."""
+    def planned_steps(self, batches: int | None) -> int | None:
+        """The number of steps of the run if an epoch has so many batches; None if nobody knows it."""
+        if self.epochs is None or batches is None:
+            return self.steps
+        return self.epochs * batches
+
+    def planned_epochs(self, batches: int | None) -> int:
+        """The number of epochs of the run, the last of which may be cut short; if nobody knows it, at most."""
+        if self.epochs is not None:
+            return self.epochs
+        assert self.steps is not None  # or there were epochs
+        return math.ceil(self.steps / (batches or 1))
+
+    def unfit(self, steps: int | None, batches: int | None = None) -> tuple[str, str] | None:
+        """The entry that does not fit the length of the run, and what is wrong; None if all do.
+
+        Args:
+            steps: the number of steps; None if nobody knows it.
+            batches: the number of steps of an epoch, likewise.
+        """
+        if isinstance(self.schedule, Plateau) and batches is not None and steps is not None and steps <= batches:
+            why = f"a plateau acts after the end of an epoch, which has {batches} steps, and the run has only {steps}"
+            return "schedule", why
         if steps is None:
             scheduled, fraction = isinstance(self.schedule, OneCycle | Cosine), isinstance(self.warmup, float)
-            why = "the length of the run must be known, but the data do not say how many batches an epoch has"
+            why = "the data do not say how many batches an epoch has; give the length of the run in steps, not epochs"
             return ("schedule" if scheduled else "warmup", why) if scheduled or fraction else None
         rising = self.warmup_steps(steps)
         if rising < steps:

@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..registry import UnknownTag, data
 from ..samples import Batch, DataSet, Samples
 from ..source import Request
-from ..spec.training import Data, Training
+from ..spec.training import Data
 
 TEST_BATCH = 1000
 MOST_NUMBERS = 2**24
@@ -67,10 +67,10 @@ def train_loader(samples: Samples, batch_size: int, seed: int, skip: int = 0) ->
     return _loader(samples, batches[skip:])
 
 
-def planned_steps(options: Training, samples: Samples) -> int | None:
-    """The number of steps of a training; None if its samples come in batches of their own, which nobody has counted."""
+def batches_of(samples: Samples, batch_size: int) -> int | None:
+    """The number of batches in an epoch; None if the samples come in batches of their own, which nobody has counted."""
     try:
-        return options.epochs * len(train_loader(samples, options.batch_size, 0))  # type: ignore[arg-type]
+        return len(train_loader(samples, batch_size, 0))  # type: ignore[arg-type]
     except TypeError:
         return None
 

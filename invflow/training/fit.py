@@ -18,7 +18,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from rich.console import Console
 
 from ..errors import DivergedError
-from .data import test_loader
+from .data import batches_of, test_loader
 from .saving import BEST, HeldSignals, Interval, Saving, Stopped
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def fit(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, An
         bar = [_progress_bar()] if progress else []
         with quiet_lightning():
             trainer = lightning.Trainer(
-                max_epochs=options.epochs,
+                max_epochs=options.planned_epochs(batches_of(task.data.train, options.batch_size)),
                 check_val_every_n_epoch=options.evaluate_every,
                 gradient_clip_val=options.clip_gradient,
                 inference_mode=False,  # a log-determinant may take derivatives of its own

@@ -29,7 +29,7 @@ from ..errors import DivergedError, InvflowError
 from ..samples import Batch, as_batch
 from ..spec.training import Cosine, MultiStep, OneCycle, Optimizer, Plateau, Training
 from .augment import Augment
-from .data import planned_steps, seed_at, train_loader
+from .data import batches_of, seed_at, train_loader
 from .divergence import broken_weight, culprit
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class ModelTraining(lightning.LightningModule):
     def _planned_steps(self) -> int | None:
         """The number of steps of the whole training; None if nobody knows it."""
         if self.in_run:  # where the first epoch may be the rest of one
-            return planned_steps(self.options, self.task.data.train)
+            return self.options.planned_steps(batches_of(self.task.data.train, self.options.batch_size))
         steps = self.trainer.estimated_stepping_batches
         return int(steps) if math.isfinite(steps) and steps > 0 else None
 
@@ -297,7 +297,7 @@ def make_schedules(
         found.append({"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"})
     if isinstance(schedule, MultiStep):
         falling: LRScheduler = MultiStepLR(optimizer, list(schedule.milestones), schedule.factor)
-        found.append({"scheduler": falling, "interval": "epoch"})
+        found.append({"scheduler": falling, "interval": "step" if options.epochs is None else "epoch"})
     elif isinstance(schedule, Plateau):
         falling = ReduceLROnPlateau(
             optimizer,

@@ -73,7 +73,7 @@ def fit(
         device: auto, cpu, cuda, cuda:1, mps.
         save_every: as in `invflow.train`.
         progress: whether to show a progress bar.
-        **training: entries of the training block: epochs, batch_size, seed, lr, optimizer, schedule, ...
+        **training: entries of the training block: epochs or steps, batch_size, seed, lr, optimizer, schedule, ...
 
     Raises:
         DataError: the data are missing, damaged, or of an unknown kind.

@@ -22,7 +22,7 @@ from ..spec.document import Spec
 from ..spec.training import Training
 from ..state import is_tensor_shape
 from .classification import Classification
-from .data import load_data, planned_steps
+from .data import batches_of, load_data
 from .density import Density
 from .fit import fit
 from .run_folder import Run, begin, misfit, owned, require_empty
@@ -54,7 +54,7 @@ def train(
         model: the model, which the spec describes, with the weights to begin with; None for random weights.
         data_root: see `load_data`.
         download: see `load_data`.
-        overrides: entries that override those of the training block: seed, epochs, batch_size, lr, train_size.
+        overrides: entries that override those of the training block: seed, epochs, steps, batch_size, lr, train_size.
         save_every: how often to save the state in the middle of an epoch: steps, such as 200, or minutes, such as "5m".
             The ends of epochs are saved too, at most one a second.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -80,7 +80,8 @@ def train(
         to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
     task = _initialized(spec, data, model)
     with owned(folder):
-        started: dict[str, Any] = {"name": spec.name, "status": "training", "overrides": overrides, "epochs_done": 0}
+        started: dict[str, Any] = {"name": spec.name, "status": "training", "overrides": overrides}
+        started |= {"epochs_done": 0, "steps_done": 0}
         if spec.folder is not None:  # to which the paths of files are relative
             started["data_folder"] = str(spec.folder.resolve())
         options = (spec.training or Training()).model_dump(mode="json")
@@ -186,7 +187,8 @@ def check_trainable(
         raise spec.error(("numerics",), "a density is trained on numbers off the grid; leave numerics out")
     task = task_of(model, data)
     task.check(spec)
-    unfit = options.unfit(planned_steps(options, data.train))
+    batches = batches_of(data.train, options.batch_size)
+    unfit = options.unfit(options.planned_steps(batches), batches)
     if unfit is not None:
         raise spec.error(("training", unfit[0]), unfit[1])
     return task
@@ -194,11 +196,14 @@ def check_trainable(
 
 def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
     """The spec with overrides in its training block; ``lr`` is the optimiser's, ``train_size`` the data's."""
-    training = Training().model_dump(mode="json", exclude_none=True) | (spec.expanded.get("training") or {})
     known = {name: value for name, value in overrides.items() if value is not None}
+    lengths = {"steps", "epochs"}  # of which one overrides the other
+    left_out = lengths if known.keys() & lengths else set()
+    training = {name: value for name, value in (spec.expanded.get("training") or {}).items() if name not in left_out}
+    defaults = Training().model_dump(mode="json", exclude_none=True)
     for name, value in known.items():
         block = {"lr": "optimizer", "train_size": "data"}.get(name)
-        training |= {name: value} if block is None else {block: {**training[block], name: value}}
+        training |= {name: value} if block is None else {block: {**training.get(block, defaults[block]), name: value}}
     return spec.replace(training=training) if known else spec
 
 

@@ -15,6 +15,7 @@ import csv
 import functools
 import html
 import json
+import math
 import re
 import secrets
 import shutil
@@ -148,7 +149,7 @@ class Run:
             for row in csv.DictReader(log.read_text().splitlines()):
                 known = {name: float(value) for name, value in row.items() if value}
                 # Version 0.2 logged the final evaluation under an epoch that does not exist.
-                known["epoch"] = min(known["epoch"], self.training.epochs - 1)
+                known["epoch"] = min(known["epoch"], (self.training.epochs or math.inf) - 1)
                 rows.setdefault(int(known["epoch"]), {}).update(known)
         return Metrics(rows[epoch] for epoch in sorted(rows))
 

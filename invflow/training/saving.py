@@ -172,6 +172,7 @@ class Saving(Checkpoint):
     # In the order in which Lightning calls them.
 
     def on_fit_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        trainer.should_stop = self._all_steps_done(trainer)
         if self._state is None:
             return
         try:
@@ -188,12 +189,14 @@ class Saving(Checkpoint):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         options = self._run.training
-        last = trainer.current_epoch + 1 == options.epochs
+        last = trainer.current_epoch + 1 == trainer.max_epochs
         trainer.check_val_every_n_epoch = 1 if last else options.evaluate_every
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
-        if trainer.is_last_batch:  # the evaluation comes before the end of the epoch, where the state is saved
-            return
+        if self._all_steps_done(trainer):  # maybe in the middle of an epoch, which then ends as any other
+            trainer.should_stop, trainer.check_val_every_n_epoch = True, 1
+        if trainer.is_last_batch or trainer.should_stop:
+            return  # the evaluation comes before the end of the epoch, where the state is saved
         if self._signals.received is not None or self._interval.over(trainer.global_step, self._saved):
             self._save(trainer, module, trainer.current_epoch)
 
@@ -201,7 +204,7 @@ class Saving(Checkpoint):
         """Write the weights to the run folder, and to ``best/`` if they are the best so far."""
         module.require_finite()
         self.require_folder()
-        run, name = self._run, f"{module.task.data.judge[0]}_{self._score.name}"
+        run, epoch, name = self._run, trainer.current_epoch, f"{module.task.data.judge[0]}_{self._score.name}"
         document, weights = run.spec.document, module.result.state_dict()
         value = round(module.values[name], 6)  # further digits of a float32 are noise
         best: float | None = run.record.get(f"best_{name}")
@@ -209,14 +212,14 @@ class Saving(Checkpoint):
         if self._score.beats(value, best):
             best = value
             write_checkpoint(document, weights, run.folder / BEST)
-        run.update(**{name: value, f"best_{name}": best}, epochs_done=trainer.current_epoch + 1)
+        run.update(**{name: value, f"best_{name}": best}, epochs_done=epoch + 1, steps_done=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         epoch, step = trainer.current_epoch, trainer.global_step
         self._rows.append({"epoch": float(epoch), "step": float(step), **module.values})
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epoch, **module.values}, step)
-        ends = self._signals.received is not None or epoch + 1 == self._run.training.epochs
+        ends = self._signals.received is not None or epoch + 1 == trainer.max_epochs or trainer.should_stop
         now = time.monotonic()
         if ends or self._interval.over(step, self._saved) or now - self._epoch_saved >= _SECONDS_APART:
             self._epoch_saved = now
@@ -259,6 +262,10 @@ class Saving(Checkpoint):
         table.writeheader()
         table.writerows(self._rows)
         write_atomically(self._run.folder / METRICS, text.getvalue().encode())
+
+    def _all_steps_done(self, trainer: lightning.Trainer) -> bool:
+        """Whether a run that is measured in steps has come to its end."""
+        return trainer.global_step == self._run.training.steps
 
     def require_folder(self) -> None:
         """Raise RunError if the run folder is no longer the one in which the training began."""

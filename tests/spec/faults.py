@@ -730,6 +730,21 @@ TRAINING = {
         "training.data.noise",
         'input should be a valid number, got "much"',
     ),
+    "steps 0": Fault(training('{"steps": §0}'), "training.steps", "input should be greater than 0, got 0"),
+    "steps and epochs": Fault(
+        training('{"epochs": §3, "steps": 100}'), "training.epochs", "expected either epochs or steps, got 3"
+    ),
+    "no length": Fault(training('{"epochs": §null}'), "training.epochs", "expected either epochs or steps, got null"),
+    "milestones out of order": Fault(
+        training('{"schedule": {"type": "multi_step", "milestones": §[4, 2]}}'),
+        "training.schedule.milestones",
+        "milestones are expected in increasing order, got [4, 2]",
+    ),
+    "a warm-up of one_cycle": Fault(
+        training('{"schedule": {"type": "one_cycle"}, "warmup": §10}'),
+        "training.warmup",
+        "one_cycle has a warm-up of its own, in the schedule: leave this one out, got 10",
+    ),
     "training size 0": Fault(
         training('{"data": {"train_size": §0}}'), "training.data.train_size", "input should be greater than 0, got 0"
     ),
