@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..bijections import Psi
 from ..errors import InvflowError
+from ..fields import cut
 from ..files import write_atomically
 from ..sequential import Sequential
 from .figure import Figure, png
@@ -57,18 +58,21 @@ def samples(images: Tensor, labels: Tensor, predictions: Tensor | None = None, c
     return figure
 
 
-def gallery(images: Tensor, title: str, columns: int = 8) -> Figure:
+def gallery(images: Tensor, title: str, columns: int = 8, names: Sequence[str] = ()) -> Figure:
     """Images side by side, without labels.
 
     Args:
         images: ``(batch, channels, height, width)``.
         title: the title of the figure.
         columns: the largest number of images in a row.
+        names: of the rows, to their left.
     """
     images = _images(images)
     columns = min(columns, len(images))
     figure, axes = _grid(math.ceil(len(images) / columns), columns, title)
     _show(axes.flat[: len(images)], images)
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        axis.set_ylabel(cut(name, 12), fontsize=9)
     return figure
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..context import Context, entries, rows_of, spread
 from ..errors import InvflowError
+from ..fields import cut
 from ..models import Flow
 from ..state import require_state, sample
 from .figure import Figure
@@ -26,7 +27,13 @@ _MOST_ROWS = 16  # of a context that is not discrete: each costs an evaluation o
 
 
 @torch.no_grad()
-def density(flow: Flow, points: Tensor, drawn: Tensor, context: Context = None) -> Figure:
+def density(
+    flow: Flow,
+    points: Tensor,
+    drawn: Tensor,
+    context: Context = None,
+    parts: Sequence[tuple[str, Tensor, Tensor, Tensor]] = (),
+) -> Figure:
     """Points of the data, samples of the flow, and its log-density in nats, on the same region of the plane.
 
     Args:
@@ -34,10 +41,25 @@ def density(flow: Flow, points: Tensor, drawn: Tensor, context: Context = None) 
         points: ``(n, 2)``.
         drawn: ``(m, 2)``; a title counts the samples outside the region.
         context: of the points, ``(n, ...)``; the density is the mean over its rows, or over some of them.
+        parts: of these points and samples, such as classes, each in a row of its own: the name, points, samples, and
+            the context.
     """
     low, high = _window(points)
+    figure, rows = _panels(3, low, high, 1 + len(parts))
+    _density(flow, figure, rows[0], points, drawn, context)
+    for (name, some, of_flow, row), axes in zip(parts, rows[1:], strict=True):
+        _density(flow, figure, axes, some, of_flow, row)
+        axes[0].set_ylabel(cut(name), fontsize=10)
+    return figure
+
+
+def _density(
+    flow: Flow, figure: Figure, axes: Sequence[Axes], points: Tensor, drawn: Tensor, context: Tensor | None
+) -> None:
+    """Fill a row of three panels."""
+    data, samples, map_ = axes
+    low, high = (torch.tensor(ends, dtype=points.dtype) for ends in zip(map_.get_xlim(), map_.get_ylim(), strict=True))
     log_prob = _log_density(flow, _grid(low, high), context)
-    figure, (data, samples, map_) = _panels(3, low, high)
     outside = int(((drawn < low) | (drawn > high)).any(1).sum())
     titles = f"{len(points):,} test points", f"{len(drawn):,} samples" + f", {outside} of them outside" * (outside > 0)
     for axis, shown, title in zip((data, samples), (points, drawn), titles, strict=True):
@@ -50,7 +72,6 @@ def density(flow: Flow, points: Tensor, drawn: Tensor, context: Context = None) 
     mass = float(torch.trapezoid(torch.trapezoid(log_prob.exp().reshape(SIDE, SIDE)))) * cell
     map_.set_title(f"log-density, {mass:.1%} of its mass in this region", fontsize=10)
     figure.colorbar(image, ax=map_, label="nats", extend="min")
-    return figure
 
 
 def _log_density(flow: Flow, points: Tensor, context: Context) -> Tensor:
@@ -79,7 +100,7 @@ def decisions(classifier: nn.Module, points: Tensor, labels: Tensor) -> Figure:
     """
     low, high = _window(points)
     wrong = int((classifier(points).argmax(1) != labels).sum())
-    figure, (axis,) = _panels(1, low, high)
+    figure, ((axis,),) = _panels(1, low, high)
     colours: dict[str, Any] = {"cmap": "tab10", "norm": Normalize(0, 9)}
     _paint(axis, classifier(_grid(low, high)).argmax(1), alpha=0.3, interpolation="nearest", **colours)
     axis.scatter(points[:, 0].numpy(), points[:, 1].numpy(), c=labels.numpy(), s=3, **colours)
@@ -103,13 +124,13 @@ def _grid(low: Tensor, high: Tensor) -> Tensor:
     return torch.cartesian_prod(y, x).flip(1)
 
 
-def _panels(count: int, low: Tensor, high: Tensor) -> tuple[Figure, Sequence[Axes]]:
-    """A row of panels that show the region."""
+def _panels(count: int, low: Tensor, high: Tensor, rows: int = 1) -> tuple[Figure, Sequence[Sequence[Axes]]]:
+    """Rows of panels that show the region."""
     (left, bottom), (right, top) = low.tolist(), high.tolist()
     height = CELL * min(max((top - bottom) / (right - left), 0.3), 2.0) + 0.6
-    figure = Figure(figsize=(count * CELL + 1, height), layout="constrained")
+    figure = Figure(figsize=(count * CELL + 1, rows * height), layout="constrained")
     region = {"xlim": (left, right), "ylim": (bottom, top), "aspect": "equal"}
-    return figure, figure.subplots(1, count, squeeze=False, subplot_kw=region)[0]
+    return figure, figure.subplots(rows, count, squeeze=False, subplot_kw=region).tolist()
 
 
 def _paint(axis: Axes, values: Tensor, **style: Any) -> AxesImage:

@@ -231,6 +231,9 @@ class Training(Options):
     )
     label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")
+    draw_every: PositiveInt | None = Field(
+        default=None, description="epochs between two sets of pictures of the model, such as samples; null: none"
+    )
     seed: int = Field(default=0, ge=0, description="seed of weights, order and all random draws")
 
     @field_validator("epochs")

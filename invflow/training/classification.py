@@ -80,13 +80,17 @@ class Classification(Task[Classifier]):
         invertible, caveat = self.model.linear_head, self.model.caveat
         return ClassifierEvaluation(self.parameters(), invertible, caveat, self.round_trips(), accuracy, loss)
 
+    @property
+    def drawable(self) -> bool:
+        return self.data.holds_images or (super().drawable and self.data.context_shape is None)
+
     def figures(self) -> dict[str, Figure]:
         from ..diagnostics.pictures import samples
         from ..diagnostics.plane import decisions
 
+        if not self.drawable:
+            return {}
         if not self.data.holds_images:
-            if self.data.shape != (2,) or self.data.context_shape is not None:
-                return {}
             some = self.data.test.first(DRAWN_POINTS)
             with evaluating(self.model):
                 return {"decisions": decisions(self.model, some.values, _labels(some))}

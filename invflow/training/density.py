@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # matplotlib is imported only to draw
     from ..diagnostics.figure import Figure
 
 DRAWN_IMAGES = 64
+IN_A_ROW = 8
+"""Images of a class."""
+DRAWN_CLASSES = 16
+"""At most; of more classes, the first."""
 MOST_NAMES = 12
 """Of classes, in a message."""
 
@@ -110,13 +114,33 @@ class Density(Task[Flow]):
         return FlowEvaluation(self.parameters(), True, self.model.caveat, self.round_trips(), *scores)
 
     def figures(self) -> dict[str, Figure]:
-        shape, context = self.data.shape, self.data.test.first(DRAWN_POINTS).context
-        if self.data.holds_images:
-            given = each_entry(lambda entry: entry[:DRAWN_IMAGES], context)
-            return {"samples": self.picture(self.draw(DRAWN_IMAGES, given))}
-        if shape != (2,):
+        if not self.drawable:
             return {}
-        return {"density": self.picture(self.draw(DRAWN_POINTS, context))}
+        of_classes = self._rows_of_classes()
+        if self.data.holds_images:
+            return {"samples": self._samples() if of_classes is None else self._samples_by_class(of_classes)}
+        context = self.data.test.first(DRAWN_POINTS).context
+        return {"density": self.picture(self.draw(DRAWN_POINTS, context), by_class=of_classes is not None)}
+
+    def _rows_of_classes(self) -> Tensor | None:
+        """The context of each class, a row; None if the context of the data is not their class."""
+        some, shape = self.data.test.first(DRAWN_IMAGES), (self.data.classes,)
+        if not isinstance(some.context, Tensor) or some.labels is None or some.context.shape[1:] != shape:
+            return None
+        rows = torch.eye(*shape).to(some.context)
+        return rows if torch.equal(rows[some.labels], some.context) else None
+
+    def _samples(self) -> Figure:
+        context = self.data.test.first(DRAWN_IMAGES).context
+        return self.picture(self.draw(DRAWN_IMAGES, context))
+
+    def _samples_by_class(self, rows: Tensor) -> Figure:
+        from ..diagnostics.pictures import gallery
+
+        names = self.data.class_names[:DRAWN_CLASSES]
+        drawn = self.draw(len(names) * IN_A_ROW, rows[: len(names)].repeat_interleave(IN_A_ROW, 0))
+        which = "each class" if len(names) == len(rows) else f"each of the first {len(names)} of {len(rows)} classes"
+        return gallery(drawn, f"{IN_A_ROW} samples of the flow for {which}", IN_A_ROW, names)
 
     def draw(self, count: int, context: Context = None, *, temperature: float = 1.0, seed: int = 0) -> Tensor:
         """Samples of the flow in eval mode, determined by the seed, up to rounding on every device.
@@ -188,13 +212,14 @@ class Density(Task[Flow]):
             numbers = f"{classes}{flat_size(shape)} numbers with commas"
             raise DataError(f"{who} expects {numbers}, got {text!r}") from None
 
-    def picture(self, drawn: Tensor, context: Context = None) -> Figure:
+    def picture(self, drawn: Tensor, context: Context = None, *, by_class: bool = False) -> Figure:
         """Samples: images side by side, or points next to the data and the flow's density.
 
         Args:
             drawn: the samples.
             context: that the samples have, if it is not that of the test samples: the test samples that have it too,
                 if there are some, are shown.
+            by_class: whether to draw points of each class too; then the samples have the context of the test samples.
         """
         from ..diagnostics.pictures import gallery
         from ..diagnostics.plane import density
@@ -212,7 +237,18 @@ class Density(Task[Flow]):
             chosen = torch.stack(alike).all(0).any(1)
             some = some.rows(chosen) if bool(chosen.any()) else some
         with evaluating(self.model):
-            return density(self.model, some.values, drawn, some.context if context is None else context)
+            given = some.context if context is None else context
+            parts = self._by_class(some, drawn) if by_class else []
+            return density(self.model, some.values, drawn, given, parts)
+
+    def _by_class(self, some: Batch, drawn: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+        """The samples of the data and of the flow for each of the first classes, by its name, and its context."""
+        assert some.context is not None
+        classes = some.context.argmax(1)
+        of_drawn = classes[torch.arange(len(drawn)) % len(classes)]
+        rows = torch.eye(self.data.classes).to(some.context)
+        names = enumerate(self.data.class_names[:DRAWN_CLASSES])
+        return [(f"class {name}", some.values[classes == k], drawn[of_drawn == k], rows[[k]]) for k, name in names]
 
 
 def bits_of(flow: Flow, data: DataSet, log_prob: Tensor) -> Tensor | None:

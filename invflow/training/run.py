@@ -187,6 +187,9 @@ def check_trainable(
         raise spec.error(("numerics",), "a density is trained on numbers off the grid; leave numerics out")
     task = task_of(model, data)
     task.check(spec)
+    if options.draw_every is not None and not task.drawable:
+        why = f"images and points of the plane can be drawn, {data.name} has samples of shape {data.shape}"
+        raise spec.error(("training", "draw_every"), why)
     batches = batches_of(data.train, options.batch_size)
     unfit = options.unfit(options.planned_steps(batches), batches)
     if unfit is not None:

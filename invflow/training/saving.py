@@ -30,7 +30,9 @@ from ..files import remove_partial, write_atomically
 from ..sequential import Sequential
 from ..spec.checkpoint import write_checkpoint
 from ..spec.record import RUN_FILE
+from .drawing import draw_so_far
 from .module import ModelTraining
+from .run_folder import PICTURES
 
 if TYPE_CHECKING:
     from .run_folder import Run
@@ -140,6 +142,8 @@ class Saving(Checkpoint):
         for path in (self._path, run.folder / METRICS, run.folder / RUN_FILE):
             remove_partial(path)
             path.parent.mkdir(parents=True, exist_ok=True)
+        for partial in (run.folder / PICTURES).glob(".*-[0-9]*.png.*"):
+            partial.unlink(missing_ok=True)
         known = run.metrics
         self._rows = [row for row in known if self._state and row["epoch"] < self._state["epoch"]]
         if self._rows != known:
@@ -219,6 +223,11 @@ class Saving(Checkpoint):
         self._rows.append({"epoch": float(epoch), "step": float(step), **module.values})
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epoch, **module.values}, step)
+        every = self._run.training.draw_every
+        if every is not None and (epoch + 1) % every == 0:  # before the state, as the metrics are
+            module.require_finite()
+            self.require_folder()
+            draw_so_far(self._run, module, epoch + 1)
         ends = self._signals.received is not None or epoch + 1 == trainer.max_epochs or trainer.should_stop
         now = time.monotonic()
         if ends or self._interval.over(step, self._saved) or now - self._epoch_saved >= _SECONDS_APART:

@@ -146,6 +146,11 @@ class Task(ABC, Generic[M]):
     def evaluate(self) -> Evaluation:
         """Scores on all test samples and the chain's round trips, in eval mode; the model stays in its mode."""
 
+    @property
+    def drawable(self) -> bool:
+        """Whether `figures` has pictures of such data."""
+        return self.data.holds_images or self.data.shape == (2,)
+
     @abstractmethod
     def figures(self) -> dict[str, Figure]:
         """Pictures of the trained model by name, in addition to those of every model."""

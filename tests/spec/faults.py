@@ -732,18 +732,28 @@ TRAINING = {
     ),
     "steps 0": Fault(training('{"steps": §0}'), "training.steps", "input should be greater than 0, got 0"),
     "steps and epochs": Fault(
-        training('{"epochs": §3, "steps": 100}'), "training.epochs", "expected either epochs or steps, got 3"
+        training('{"epochs": §3, "steps": 100}'),
+        "training.epochs",
+        "expected either epochs or steps, got 3",
+        in_schema=False,
     ),
-    "no length": Fault(training('{"epochs": §null}'), "training.epochs", "expected either epochs or steps, got null"),
+    "no length": Fault(
+        training('{"epochs": §null}'),
+        "training.epochs",
+        "expected either epochs or steps, got null",
+        in_schema=False,
+    ),
     "milestones out of order": Fault(
         training('{"schedule": {"type": "multi_step", "milestones": §[4, 2]}}'),
         "training.schedule.milestones",
         "milestones are expected in increasing order, got [4, 2]",
+        in_schema=False,
     ),
     "a warm-up of one_cycle": Fault(
         training('{"schedule": {"type": "one_cycle"}, "warmup": §10}'),
         "training.warmup",
         "one_cycle has a warm-up of its own, in the schedule: leave this one out, got 10",
+        in_schema=False,
     ),
     "training size 0": Fault(
         training('{"data": {"train_size": §0}}'), "training.data.train_size", "input should be greater than 0, got 0"
