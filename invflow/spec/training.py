@@ -189,7 +189,7 @@ class Plateau(Options):
 
     type: Literal["plateau"]
     factor: PositiveFloat = Field(default=0.1, lt=1, description="the factor")
-    patience: NonNegativeInt = Field(default=10, description="epochs that are measured without improvement before it")
+    patience: NonNegativeInt = Field(default=10, description="evaluations in a row that may pass without improvement")
     threshold: NonNegativeFloat = Field(default=1e-4, description="the least improvement that counts")
     final_lr: NonNegativeFloat = Field(default=0.0, description="the smallest learning rate")
 
