@@ -64,7 +64,9 @@ def model_of(spec, seed=0):
 
 def a_context(batch=BATCH):
     generator = torch.Generator().manual_seed(1)
-    drawn = {name: torch.randn(batch, *shape, generator=generator, dtype=torch.float64) for name, shape in SHAPES.items()}
+    drawn = {
+        name: torch.randn(batch, *shape, generator=generator, dtype=torch.float64) for name, shape in SHAPES.items()
+    }
     return {**drawn, "class": torch.eye(CLASSES, dtype=torch.float64)[torch.arange(batch) % CLASSES]}
 
 
@@ -304,7 +306,10 @@ class TestRefusals:
         [
             ({"class": None}, "expected a dict with 'class', 'image', 'size', got one with 'image', 'size'"),
             ({"more": torch.zeros(5, 1)}, "got one with 'class', 'image', 'size', 'more'"),
-            ({"size": torch.zeros(3, 1, dtype=torch.float64)}, r"entries of as many rows, or of one, got \[3, 5\] rows"),
+            (
+                {"size": torch.zeros(3, 1, dtype=torch.float64)},
+                r"entries of as many rows, or of one, got \[3, 5\] rows",
+            ),
             ({"size": torch.zeros(5, 2, dtype=torch.float64)}, r"'size' expects a batch of states of shape \(1,\)"),
             ({"size": torch.zeros(5, 1)}, "'size' expects torch.float64, which its weights have, got torch.float32"),
             ({"size": [1.0]}, "'size' .* got list; pass a tensor"),

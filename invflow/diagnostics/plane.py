@@ -53,9 +53,7 @@ def density(
     return figure
 
 
-def _density(
-    flow: Flow, figure: Figure, axes: Sequence[Axes], points: Tensor, drawn: Tensor, context: Tensor | None
-) -> None:
+def _density(flow: Flow, figure: Figure, axes: Sequence[Axes], points: Tensor, drawn: Tensor, context: Context) -> None:
     """Fill a row of three panels."""
     data, samples, map_ = axes
     low, high = (torch.tensor(ends, dtype=points.dtype) for ends in zip(map_.get_xlim(), map_.get_ylim(), strict=True))

@@ -218,6 +218,10 @@ def _forbidden_dependence(
     return found
 
 
+def _rows(draw: Callable[..., Tensor], count: int, shape: TensorShape) -> Tensor:
+    return draw(count, *shape)
+
+
 def _drawn(draw: Callable[..., Tensor], generator: torch.Generator, *shape: int) -> Tensor:
     return draw(shape, generator=generator, dtype=torch.float64, device="cpu")
 
@@ -235,7 +239,7 @@ def _search(
         cuts = torch.linspace(low, high, min(CUTS, high - low + 1), dtype=torch.float64, device="cpu").round().long()
         rows = cuts.repeat(max(1, TRIES // len(cuts)))[:, None]
         x = draw(len(rows), features).requires_grad_()
-        context = make_context(lambda one, count=len(rows): draw(count, *one), context_shape)  # type: ignore[misc]
+        context = make_context(partial(_rows, draw, len(rows)), context_shape)
         made: Tensor = net(x) if context is None else net(x, context)
         if made.shape != (len(rows), numbers * features):
             raise ShapeError(f"it must return {(numbers * features,)}, but returns {tuple(made.shape[1:])}")
