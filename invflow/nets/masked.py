@@ -18,7 +18,7 @@ from ..context import Context, ContextShape, make_context, seen
 from ..errors import InvflowError, ShapeError
 from ..fields import counted
 from ..registry import nets, register_net
-from ..state import Shape, require_tensor
+from ..state import Shape, TensorShape, require_tensor
 from .activations import ACTIVATIONS, Activation
 from .blocks import Skip
 from .contract import takes_context
