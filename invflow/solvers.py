@@ -297,8 +297,18 @@ class _Solver:
             self.at_work = now.select((~done).nonzero().flatten())
 
 
+def _of_each_number(x: Tensor) -> Tensor:
+    return SETTLED * x.abs()
+
+
 @torch.no_grad()
-def solve_triangular(step: Callable[[Tensor], Tensor], start: Tensor, most: int, who: str) -> Tensor:
+def solve_triangular(
+    step: Callable[[Tensor], Tensor],
+    start: Tensor,
+    most: int,
+    who: str,
+    rounding: Callable[[Tensor], Tensor] = _of_each_number,
+) -> Tensor:
     """The fixed point ``x = f(x)`` of a map each of whose numbers depends on those before it alone, in some order.
 
     Jacobi's iteration ``x <- f(x)`` makes number k right in step k at the latest, whatever the later ones are, so that
@@ -311,6 +321,7 @@ def solve_triangular(step: Callable[[Tensor], Tensor], start: Tensor, most: int,
         start: the first x, ``(batch, ...)``.
         most: how many numbers depend on each other, at least: the largest number of steps.
         who: what is solved, for a bar that shows the steps if they take long.
+        rounding: how much roundings change each number of x, in units of eps.
 
     Examples:
         >>> doubled_neighbour = lambda x: torch.nn.functional.pad(2 * x[:, :-1], (1, 0), value=1.0)
@@ -321,7 +332,7 @@ def solve_triangular(step: Callable[[Tensor], Tensor], start: Tensor, most: int,
     with progress(who, most) as advance:
         for _ in range(most):
             before, x = x, step(x)
-            settled = (x - before).abs() <= SETTLED * eps * x.abs()
+            settled = (x - before).abs() <= eps * rounding(x)
             if bool(settled.all()) or not bool(x.isfinite().all()):
                 break
             advance()

@@ -24,6 +24,7 @@ from .routing import Exchange, On, Parallel
 from .spline import Spline, SplineCoupling
 from .split import Merge, Split
 from .stripes import Checkerboard, Stripes
+from .transformer_autoregressive import TransformerAutoregressive
 
 __all__ = [
     "ActNorm",
@@ -66,5 +67,6 @@ __all__ = [
     "Standardize",
     "Stripes",
     "Tanh",
+    "TransformerAutoregressive",
     "Transpose",
 ]

@@ -1,9 +1,9 @@
-"""Autoregressive layers: each feature is changed as a net of the features before it says."""
+"""Autoregressive layers: each element is changed as a net of the elements before it says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -14,7 +14,7 @@ from ..bijection import Bijection
 from ..context import Context, ContextShape, entries, with_entries
 from ..errors import ShapeError
 from ..nets.contract import Conditioned
-from ..nets.masked import CUTS, require_autoregressive
+from ..nets.masked import CUTS, elements_of, require_autoregressive
 from ..numerics.backend import own_precision
 from ..progress import progress
 from ..registry import register
@@ -29,31 +29,40 @@ from .univariate import Univariate, summed
 Solver: TypeAlias = Literal["jacobi", "sequential"]
 
 _CHECKED = 12 * CUTS
-"""The operations for each weight in the check of a net: two passes, forward and backward, on `CUTS` samples."""
+"""What a check of a net costs, in evaluations for one sample: two passes, forward and backward, on `CUTS` samples."""
 
 
 class AutoregressiveLayer(Conditioned, Bijection, Univariate):
-    """``y_i = g(x_i; net(x)_i)``, where the net's outputs for feature i depend on the features before i alone.
+    """``y_i = g(x_i; net(x)_i)``, where the net's outputs for element i depend on the elements before i alone.
 
-    A subclass defines g: see `Univariate`. The forward is one evaluation of the net. The inverse is slow: it takes one
-    for each feature, if the solver does not end before. Its gradients are those of the implicit function, a triangular
-    system that is solved by Jacobi's iteration too. Autocast is off inside, because a net in bfloat16 could not be
-    inverted in float32.
+    The elements are the features of a vector; a subclass may have others. A subclass defines g: see `Univariate`. The
+    forward is one evaluation of the net. The inverse is slow: it takes one for each element, if the solver does not end
+    before. Its gradients are those of the implicit function, a triangular system that is solved by Jacobi's iteration
+    too. Autocast is off inside, because a net in bfloat16 could not be inverted in float32.
 
     Args:
         net: the net.
-        outputs: the number of its outputs for each feature.
+        outputs: the number of its outputs for each number of an element.
         solver: the method for the inverse.
-        shape: the incoming shape, ``(features,)``.
+        shape: the incoming shape.
         context_shape: likewise for the context.
+
+    Attributes:
+        shape: the incoming shape.
+        elements: the number of elements.
     """
 
     traceable = False  # the solver's loop depends on the numbers
 
+    proven: ClassVar[frozenset[type[nn.Module]]] = frozenset()
+    """The nets that are autoregressive whatever their weights are, and may be too large to be checked in seconds."""
+
     def __init__(self, net: nn.Module, outputs: int, solver: Solver, shape: Shape, context_shape: ContextShape) -> None:
         super().__init__()
-        (self.features,) = require_tensor(self.tag, shape, 1)
-        require_autoregressive(self.tag, net, self.features, outputs, context_shape)
+        self.shape = self._extents(shape)
+        self.elements = elements_of(self.shape)
+        if type(net) not in self.proven:
+            require_autoregressive(self.tag, net, self.shape, outputs, context_shape)
         self.net = net
         self.solver = solver
         self._outputs = outputs
@@ -90,14 +99,14 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
 
     @classmethod
     def net_shapes(cls, shape: Shape, fields: Mapping[str, Any]) -> Mapping[str, tuple[Shape, Shape]]:
-        """The net maps the features to `outputs` numbers for each."""
-        (features,) = require_tensor(cls.tag, shape, 1)
-        return {"net": ((features,), (cls.outputs(fields) * features,))}
+        """The net maps the elements to `outputs` numbers for each of theirs."""
+        extents = cls._extents(shape)
+        return {"net": (extents, (cls.outputs(fields) * extents[0], *extents[1:]))}
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        extents = require_tensor(self.tag, shape, 1)
-        if extents != (self.features,):
-            raise ShapeError(f"{self.tag} expects the shape {(self.features,)}, got {extents}")
+        extents = self._extents(shape)
+        if extents != self.shape:
+            raise ShapeError(f"{self.tag} expects the shape {self.shape}, got {extents}")
         return extents
 
     def input_shape(self, shape: Shape) -> TensorShape:
@@ -105,15 +114,24 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
 
     @property
     def building_cost(self) -> int:
-        return _CHECKED * sum(weight.numel() for weight in self.net.parameters())
+        return 0 if type(self.net) in self.proven else _CHECKED * self._work
+
+    @property
+    def _work(self) -> int:
+        """The operations of an evaluation of the net for one sample."""
+        return sum(weight.numel() for weight in self.net.parameters())
 
     def _made(self, x: Tensor, context: Context) -> Tensor:
-        """The net's output for x, checked to fit it."""
-        if not isinstance(x, Tensor) or x.shape[1:] != (self.features,):
+        """What the net says of each element, for x."""
+        if not isinstance(x, Tensor) or x.shape[1:] != self.shape:
             self.output_shape(shape_of(x))
+        return self._called(x, context)
+
+    def _called(self, x: Tensor, context: Context) -> Tensor:
+        """The net's output for x, checked to fit it."""
         with own_precision(x):
             made: Tensor = self.conditioned(x, context)
-        expected = (len(x), self._outputs * self.features)
+        expected = (len(x), self._outputs * self.shape[0], *self.shape[1:])
         if made.shape != expected:
             raise ShapeError(f"{self.tag} expects its net to return the shape {expected}, got {tuple(made.shape)}")
         return made.to(x.dtype)
@@ -124,22 +142,47 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
 
     def _all_at_once(self, y: Tensor, context: Context) -> Tensor:
         """The inverse by Jacobi's iteration."""
-        x = solve_triangular(lambda x: self._step(x, y, context), y, self.features, f"inverse of {self.tag}")
-        # Later features may overflow, and spoil earlier ones, before they are right: 0 times infinity is no number.
+        x = self._solve(lambda x: self._step(x, y, context), y, f"inverse of {self.tag}")
+        # Later elements may overflow, and spoil earlier ones, before they are right: 0 times infinity is no number.
         return x if bool(x.isfinite().all()) else self._one_by_one(y, context)
 
     def _one_by_one(self, y: Tensor, context: Context) -> Tensor:
-        """The inverse, one feature after the other, with its gradients if they are enabled."""
-        x = torch.zeros_like(y)
-        with progress(f"inverse of {self.tag}", self.features) as advance:
-            for i in range(self.features):
-                of_one = self._made(x, context)[:, i :: self.features]
-                x = torch.cat([x[:, :i], self._untransform(y[:, i : i + 1], of_one)[0], x[:, i + 1 :]], dim=1)
+        """The inverse, one element after the other, with its gradients if they are enabled."""
+        wanted, past = self._in_order(y), None
+        x = torch.zeros_like(wanted)
+        with progress(f"inverse of {self.tag}", self.elements) as advance:
+            for i in range(self.elements):
+                of_one, past = self._made_of(i, x, context, past)
+                one, _ = self._untransform(wanted[:, :, i], of_one)
+                x = torch.cat([x[:, :, :i], one[:, :, None], x[:, :, i + 1 :]], dim=2)
                 advance()
-        return x
+        return self._in_place(x)
+
+    def _made_of(self, i: int, x: Tensor, context: Context, past: Any) -> tuple[Tensor, Any]:
+        """What the net says of element i if those before are right in x, which is in order, and what the next needs.
+
+        ``past`` is what the element before has returned as the second, None for the first.
+        """
+        return self._in_order(self._made(self._in_place(x), context))[:, :, i], None
+
+    @classmethod
+    def _extents(cls, shape: Shape) -> TensorShape:
+        """The incoming shape, if the layer takes it, else a ShapeError."""
+        return require_tensor(cls.tag, shape, 1)
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        """A state or an output of the net as ``(batch, numbers of each element, elements)``, in their order."""
+        return torch.unflatten(x, 1, (x.shape[1] // self.shape[0], self.shape[0]))
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        """The inverse of `_in_order`."""
+        return x.flatten(1)
 
     def _solve_linear(self, step: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-        return solve_triangular(step, start, self.features, f"gradient of the inverse of {self.tag}")
+        return self._solve(step, start, f"gradient of the inverse of {self.tag}")
+
+    def _solve(self, step: Callable[[Tensor], Tensor], start: Tensor, what: str) -> Tensor:
+        return solve_triangular(step, start, self.elements, what)
 
 
 @register("autoregressive")

@@ -1,7 +1,8 @@
 """Conditioners: the functions inside couplings and residual blocks, which need no inverse."""
 
 from . import activations, attention, blocks, layers, norms
-from .contract import Conditioned, Lipschitz, takes_context
+from .causal import CausalTransformer
+from .contract import Conditioned, Lipschitz, Stepwise, takes_context
 from .deep import DenseNet, ResNet, Transformer
 from .embedding import Embedding
 from .lipschitz import LipschitzConv, LipschitzMLP
@@ -12,6 +13,7 @@ from .stack import Stack
 
 __all__ = [
     "MLP",
+    "CausalTransformer",
     "Conditioned",
     "Conv",
     "DenseNet",
@@ -24,6 +26,7 @@ __all__ = [
     "SpectralConv",
     "SpectralLinear",
     "Stack",
+    "Stepwise",
     "Transformer",
     "activations",
     "attention",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -17,6 +18,9 @@ from .layers import Linear
 from .sizes import Probability
 from .stack import make_all
 
+Past: TypeAlias = tuple[Tensor, Tensor]
+"""The keys and the values of the tokens before, each ``(batch, heads, tokens, channels of a head)``."""
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention between the positions of ``(batch, channels, *positions)``."""
@@ -29,17 +33,29 @@ class SelfAttention(nn.Module):
         self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)  # (batch, positions, channels)
-        # (3, batch, heads, positions, channels of a head)
+        mixed, _ = self.of_tokens(x.flatten(2).transpose(1, 2))
+        return mixed.transpose(1, 2).reshape(x.shape)
+
+    def of_tokens(self, tokens: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """The result for tokens, ``(batch, tokens, channels)``, and the past of those that follow them.
+
+        Args:
+            tokens: some tokens.
+            past: that of the tokens before, which causal attention sees too; None if there are none.
+        """
+        # (3, batch, heads, tokens, channels of a head)
         parts = self.queries_keys_values(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys, values = parts
+        if past is not None:
+            keys, values = (torch.cat(both, dim=2) for both in zip(past, (keys, values), strict=True))
         # In plain operations, because the fused ones can neither be differentiated twice nor mapped by torch.func.
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.mT
-        if self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        if self.causal and scores.shape[-2] > 1:
+            new, all_of_them = scores.shape[-2:]
+            later = torch.ones(new, all_of_them, dtype=torch.bool, device=tokens.device).triu(1 + all_of_them - new)
             scores = scores.masked_fill(later, -math.inf)
         mixed = scores.softmax(-1) @ values
-        return self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+        return self.out(mixed.transpose(1, 2).flatten(2)), (keys, values)
 
 
 @register_part("attention")

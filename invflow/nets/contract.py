@@ -12,7 +12,7 @@ import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._torch import unwrapped
 from ..bijection import Bijection
@@ -26,6 +26,20 @@ class Lipschitz(Protocol):
 
     def lipschitz_bound(self) -> float:
         """An upper bound of the net's Lipschitz constant for its current weights."""
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A causal net that takes a few tokens at a time, as `transformer_autoregressive` uses it to be inverted faster."""
+
+    def step(self, x: Tensor, context: Context, past: Any) -> tuple[Tensor, Any]:
+        """The outputs for the tokens that come next, ``(batch, channels, tokens)``, and the past of those after them.
+
+        Args:
+            x: the tokens, ``(batch, channels, tokens)``.
+            context: the context; None if there is none, or if the net takes none.
+            past: what the step for the tokens before returned; None for the first.
+        """
 
 
 def takes_context(net: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from ..context import Context, ContextShape, make_context, seen
 from ..errors import InvflowError, ShapeError
 from ..fields import counted
 from ..registry import nets, register_net
-from ..state import Shape, TensorShape, require_tensor
+from ..state import Shape, TensorShape, flat_size, require_tensor
 from .activations import ACTIVATIONS, Activation
 from .blocks import Skip
 from .contract import takes_context
@@ -33,10 +33,10 @@ MOST_DEGREES = 2**22
 """Of all inputs, units and outputs. They are listed before anything else knows how large a net is, in seconds."""
 
 CUTS = 64
-"""The most places between the features that a check looks at in one pass."""
+"""The most places between the elements that a check looks at in one pass."""
 
 TRIES = 64
-"""The least number of random points in one pass: with few features, many for each, so that no kink hides a slope."""
+"""The least number of random points in one pass: with few elements, many for each, so that no kink hides a slope."""
 
 
 class MaskedLinear(Constants, nn.Linear):
@@ -161,20 +161,30 @@ class MaskedMLP(nn.Sequential):
         return super().forward(with_context("masked_mlp", x, context, self.context_shape))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def require_autoregressive(who: str, net: nn.Module, features: int, numbers: int, context_shape: ContextShape) -> None:
-    """Refuses a net that lets an output depend on its own feature or a later one; not on the meta device.
+def elements_of(shape: TensorShape) -> int:
+    """The number of features of a vector, or of positions that channels stand at."""
+    return flat_size((1, *shape[1:])) if len(shape) > 1 else shape[0]
+
+
+def require_autoregressive(
+    who: str, net: nn.Module, shape: TensorShape, numbers: int, context_shape: ContextShape
+) -> None:
+    """Refuses a net with an output that depends on an element which comes too late; not on the meta device.
+
+    The elements of a vector are its features, on whose own one its outputs may not depend either. Those of channels at
+    positions are the positions in raster order, the tokens; on its own token an output may depend.
 
     The net is differentiated in float64, on a copy in eval mode, at random points: with its own weights, and with
     random positive ones for all that can be trained, because weights of 0 hide a dependence until they are trained.
-    One gradient tells what all outputs up to a feature see of this feature and those after it. There are at most `CUTS`
-    of them in a pass, between which the search goes on if one is not 0; so a check costs about as much as two steps of
-    training on `CUTS` samples, however many features there are.
+    One gradient tells what all outputs up to an element see of those that come too late for them. There are at most
+    `CUTS` of them in a pass, between which the search goes on if one is not 0; so a check costs about as much as two
+    steps of training on `CUTS` samples, however many elements there are.
 
     Args:
         who: the tag of the layer, for messages.
-        net: from ``(batch, features)`` to ``(batch, numbers * features)``: first one number for all features.
-        features: the number of features.
-        numbers: the number of outputs for each feature.
+        net: from ``(batch, *shape)`` to as many channels times ``numbers``: first one number for all of them.
+        shape: ``(features,)``, or ``(channels, *positions)``.
+        numbers: the number of outputs for each number of the input.
         context_shape: the shape of the context, if there is one.
 
     Raises:
@@ -187,34 +197,39 @@ def require_autoregressive(who: str, net: nn.Module, features: int, numbers: int
         # A net in inference mode, without gradients, or that draws random numbers is checked like any other.
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             given = seen(context_shape, getattr(net, "sees", ...)) if takes_context(net) else None
-            found = _forbidden_dependence(net, features, numbers, given)
+            found = _forbidden_dependence(net, shape, numbers, given)
     except Exception as error:
+        on = counted(*shape, "feature") if len(shape) == 1 else f"the shape {shape}"
         raise ShapeError(
-            f"{who} expects a net that runs on {counted(features, 'feature')}, got {name}: "
-            f"{type(error).__name__}: {error}"
+            f"{who} expects a net that runs on {on}, got {name}: {type(error).__name__}: {error}"
         ) from error
     if found is not None:
-        output, feature = found
+        output, cause = found
+        one, those, known = (
+            ("feature", "features before it", "masked_mlp")
+            if len(shape) == 1
+            else ("token", "tokens up to it", "causal_transformer")
+        )
         raise ShapeError(
-            f"{who} expects a net whose outputs for a feature depend on the features before it alone, got {name}, "
-            f"whose output for feature {output} depends on feature {feature} (counted from 0); use masked_mlp"
+            f"{who} expects a net whose outputs for a {one} depend on the {those} alone, got {name}, "
+            f"whose output for {one} {output} depends on {one} {cause} (counted from 0); use {known}"
         )
 
 
 def _forbidden_dependence(
-    net: nn.Module, features: int, numbers: int, context_shape: ContextShape
+    net: nn.Module, shape: TensorShape, numbers: int, context_shape: ContextShape
 ) -> tuple[int, int] | None:
-    """The first feature one of whose outputs depends on itself or a later feature, and that one; None if none does."""
+    """The first element with an output that sees an element which it must not see, and that one; None if none does."""
     generator = torch.Generator().manual_seed(0)
     probe = copy.deepcopy(net).to("cpu", torch.float64).eval().requires_grad_(False)
-    found = _search(probe, features, numbers, context_shape, partial(_drawn, torch.randn, generator))
+    found = _search(probe, shape, numbers, context_shape, partial(_drawn, torch.randn, generator))
     if found is None:
         positive = partial(_drawn, torch.rand, generator)
         for weight, own in zip(probe.parameters(), net.parameters(), strict=True):
             if own.requires_grad:
                 # Means of what a layer sees rather than sums, so that no activation saturates.
                 weight.copy_(positive(*weight.shape) / max(1, weight.shape[1:].numel()))
-        found = _search(probe, features, numbers, context_shape, positive)
+        found = _search(probe, shape, numbers, context_shape, positive)
     return found
 
 
@@ -228,26 +243,30 @@ def _drawn(draw: Callable[..., Tensor], generator: torch.Generator, *shape: int)
 
 def _search(
     net: nn.Module,
-    features: int,
+    shape: TensorShape,
     numbers: int,
     context_shape: ContextShape,
     draw: Callable[..., Tensor],
 ) -> tuple[int, int] | None:
-    places = torch.arange(features, device="cpu")
-    low, high, found = 0, features - 1, None
+    elements, strict = elements_of(shape), len(shape) == 1
+    expected = numbers * shape[0], *shape[1:]
+    places = torch.arange(elements, device="cpu")
+    low, high, found = 0, max(0, elements - 1 if strict else elements - 2), None  # no token is later than the last
     while True:
         cuts = torch.linspace(low, high, min(CUTS, high - low + 1), dtype=torch.float64, device="cpu").round().long()
         rows = cuts.repeat(max(1, TRIES // len(cuts)))[:, None]
-        x = draw(len(rows), features).requires_grad_()
+        x = draw(len(rows), *shape).requires_grad_()
         context = make_context(partial(_rows, draw, len(rows)), context_shape)
         made: Tensor = net(x) if context is None else net(x, context)
-        if made.shape != (len(rows), numbers * features):
-            raise ShapeError(f"it must return {(numbers * features,)}, but returns {tuple(made.shape[1:])}")
+        if made.shape != (len(rows), *expected):
+            raise ShapeError(f"it must return {expected}, but returns {tuple(made.shape[1:])}")
         if not made.requires_grad:  # a constant
             return None
-        weights = draw(*made.shape) * (places <= rows).repeat(1, numbers)
-        (slopes,) = torch.autograd.grad(made, x, weights, materialize_grads=True)
-        wrong = (slopes.nan_to_num() != 0) & (places >= rows)
+        # Each row asks for the outputs up to its element.
+        weights = draw(len(rows), made[0].numel() // elements, elements) * (places <= rows)[:, None]
+        (slopes,) = torch.autograd.grad(made, x, weights.reshape(made.shape), materialize_grads=True)
+        depends = (slopes.nan_to_num() != 0).reshape(len(rows), -1, elements).any(1)
+        wrong = depends & (places >= rows if strict else places > rows)
         if not bool(wrong.any()):
             return found
         cut = int(rows[wrong.any(1)].min())

@@ -66,13 +66,9 @@ def with_context(who: str, x: Tensor, context: Context, shape: ContextShape) -> 
     The context of vectors is flattened; a vector as the context of channels at positions is spread over all of them. A
     context at other positions is averaged over, or repeated at, those that lie at one of the input's.
     """
-    if context is None and shape is None:
+    require_built_for(who, context, shape)
+    if context is None:
         return x
-    if shape is None:
-        raise ShapeError(f"{who} was built without a context but got one; give it its context_shape")
-    came = shape_of_context(context)
-    if came != (shape if isinstance(shape, dict) else tuple(shape)):
-        raise ShapeError(f"{who} expects a context of shape {shape} besides the batch, got {came}")
     return torch.cat([x, *(_as_channels(entry, x.shape) for _, entry in _named(context))], dim=1)
 
 
@@ -88,6 +84,17 @@ def _as_channels(entry: Tensor, size: torch.Size) -> Tensor:
         elif coarser > 1:
             entry = entry.repeat_interleave(coarser, dim)
     return entry
+
+
+def require_built_for(who: str, context: Context, shape: ContextShape) -> None:
+    """Raises ShapeError if a context has not the shape that a net was built for; None for none."""
+    if context is None and shape is None:
+        return
+    if shape is None:
+        raise ShapeError(f"{who} was built without a context but got one; give it its context_shape")
+    came = shape_of_context(context)
+    if came != (shape if isinstance(shape, dict) else tuple(shape)):
+        raise ShapeError(f"{who} expects a context of shape {shape} besides the batch, got {came}")
 
 
 def set_to_zero(module: nn.Module) -> None:
