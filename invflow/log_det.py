@@ -1,4 +1,4 @@
-"""``log |det(1 + J)|`` for the Jacobian J of a contraction g: exact, truncated or unbiased estimators.
+"""``log |det(1 + J)|`` for the Jacobian J of a contraction g: exact, truncated or unbiased estimators; and traces.
 
 With ``||J|| <= c < 1`` the series ``log det(1 + J) = sum_k (-1)^(k+1) tr(J^k) / k`` converges, and the determinant is
 positive. A trace is the mean of ``v^T J^k v`` over random probes v with uncorrelated entries of variance 1. That takes
@@ -192,6 +192,27 @@ def series_log_det(g: Branch, x: Tensor, context: Context, probes: Tensor, weigh
     return value.reshape(number, -1).mean(0)
 
 
+def trace_estimate(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor) -> Tensor:
+    """``mean_v(v^T J v)`` over probes v, for the Jacobian J of any map g: Hutchinson's estimate of its trace.
+
+    It has derivatives of every order.
+
+    Args:
+        g: the map.
+        x: the points, ``(batch, ...)``.
+        context: the context of x.
+        probes: ``(number, batch, ...)``, or ``(number, 1, ...)`` if all samples share them.
+
+    Examples:
+        >>> trace_estimate(lambda x, context: 3 * x, torch.zeros(1, 2), None, torch.tensor([[[1.0, -1.0]]]))
+        tensor([6.])
+    """
+    number = probes.shape[0]
+    v = probes.expand(number, *x.shape).flatten(0, 1)
+    found = (_pulled_back_on_copies(g, x, context, number)(v) * v).flatten(1).sum(1)
+    return found.reshape(number, -1).mean(0)
+
+
 def truncation_error(coefficient: float, terms: int, size: int) -> float:
     """A bound of the series' error after this number of terms, for ``||J|| <= coefficient``.
 
@@ -233,11 +254,19 @@ def default_continuation(coefficient: float) -> float:
     return (1 + 2 * coefficient**2) / 3
 
 
+def require_differentiable(who: str) -> None:
+    """Raises InvflowError in inference mode, in which nothing can be differentiated, not even inside."""
+    if torch.is_inference_mode_enabled():
+        raise InvflowError(f"{who} differentiates for its log-determinant; use no_grad instead of inference_mode")
+
+
 def draw_probes(kind: Probe, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Probes of a shape in the dtype and on the device of a tensor; drawn from the global generator by default."""
     device = like.device if generator is None else generator.device
     if kind == "gaussian":
-        return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+        # From the same seed, another dtype gets other numbers: a density would depend on it.
+        dtype = like.dtype if generator is None else torch.float64
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device).to(like)
     signs = torch.randint(0, 2, shape, generator=generator, device=device)
     return (2 * signs - 1).to(device=like.device, dtype=like.dtype)
 

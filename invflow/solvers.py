@@ -57,7 +57,7 @@ class Convergence:
 
     Attributes:
         evaluations: the number of evaluations of the map for the sample.
-        residual: ``|f(x) - x| / max(|x|, |f(x)|, |start|)``, with root mean squares; the divisor is at least the
+        residual: ``|f(x) - x| / max(|x|, |f(x)|, |beside|)``, with root mean squares; the divisor is at least the
             smallest normal number, below which rounding errors grow no smaller.
         contraction: the largest ratio ``|f(x) - f(x')| / |x - x'|`` observed.
         error: an estimate of ``|x - x*|`` in the same unit: the residual plus the rounding error of evaluating f,
@@ -104,6 +104,7 @@ def solve(
     method: Method = "anderson",
     tolerance: float | None = None,
     permitted: float = 0.0,
+    beside: Tensor | None = None,
     max_evaluations: int | None = None,
 ) -> Solution:
     """The fixed point ``x = f(x)`` of a contraction, for each sample of a batch separately.
@@ -124,6 +125,8 @@ def solve(
         tolerance: the relative error at which to stop, which ``residual / (1 - L)`` bounds; with None, the solver
             continues until rounding errors keep the residual from falling, and the tolerance is `accuracy`.
         permitted: a relative residual that counts as converged in any case: what rounding errors of f leave.
+        beside: states that x is computed from, ``(batch, ...)``: what their roundings make is no error of x, however
+            small x is; by default the first x.
         max_evaluations: the limit for each sample; by default what Picard's method needs in the worst case.
 
     Examples:
@@ -134,7 +137,8 @@ def solve(
     if not start.numel():
         nothing = start.new_zeros(start.shape[0])
         return Solution(start.clone(), Convergence(nothing.long(), nothing, nothing, nothing, nothing == 0))
-    solver = _Solver(step, start, contraction, method, tolerance, permitted, max_evaluations)
+    known = start if beside is None else beside
+    solver = _Solver(step, start, known, contraction, method, tolerance, permitted, max_evaluations)
     while len(solver.at_work.rows):
         solver.advance()
     return solver.solution()
@@ -190,6 +194,7 @@ class _Solver:
         self,
         step: Step,
         start: Tensor,
+        beside: Tensor,
         contraction: float,
         method: Method,
         tolerance: float | None,
@@ -206,7 +211,7 @@ class _Solver:
         self.tikhonov = max(TIKHONOV, 10 * self.eps)
         self.most_debt = LARGEST_DEBT if method == "anderson" else -math.inf  # Picard's method never mixes
         x = start.flatten(1)
-        self.x, self.unit = x.clone(), _size(x)
+        self.x, self.unit = x.clone(), _size(beside.flatten(1))
         rows, zero = torch.arange(len(x), device=x.device), torch.zeros_like(self.unit)
         self.evaluations, self.residual, self.contraction = torch.zeros_like(rows), zero + math.inf, zero.clone()
         self.count = 1

@@ -15,7 +15,7 @@ from torch import nn
 import invflow
 from invflow import InvflowError, ShapeError, SpecError
 from invflow.bijections import ActNorm, Inverse, Psi, Residual
-from invflow.bijections.residual import NotConverged
+from invflow.bijections.implicit import NotConverged
 from invflow.log_det import Roulette
 from invflow.nets import Conv, LipschitzConv, LipschitzMLP
 from invflow.testing import check_bijection

@@ -4,6 +4,7 @@ from .actnorm import ActNorm, Standardize
 from .affine import Affine
 from .affine_coupling import AffineCoupling, GinCoupling
 from .autoregressive import Autoregressive, SplineAutoregressive
+from .continuous import Continuous
 from .conv_exponential import ConvExponential
 from .coupling import AdditiveCoupling
 from .each import Each
@@ -33,6 +34,7 @@ __all__ = [
     "AffineCoupling",
     "Autoregressive",
     "Checkerboard",
+    "Continuous",
     "ConvExponential",
     "Duplicate",
     "Each",

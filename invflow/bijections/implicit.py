@@ -1,15 +1,61 @@
-"""Gradients of a fixed point that was found without a graph, by the theorem of the implicit function."""
+"""Inverses that are fixed points, found without a graph: their gradients, and what is said if they were not found."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from ..errors import InvflowError
+from ..solvers import Method, Solution, accuracy, solve
+
 Step: TypeAlias = Callable[..., Tensor]
 SolveLinear: TypeAlias = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+OnFailure: TypeAlias = Literal["warn", "raise"]
+
+GRADIENT_ERROR = 10
+"""The relative error of the inverse's gradient, in units of the inverse's own accuracy."""
+
+ROUNDING_RESIDUAL = 32
+"""The relative residual that rounding errors may leave, in units of eps. The error is then this over ``1 - L`` with the
+contraction L that is met: for L = 0.97, at most 1.3e-4 in float32. In 64 dimensions up to 14 eps remain."""
+
+
+class NotConverged(RuntimeWarning):
+    """The inverse of some samples is less accurate than requested."""
+
+
+def permitted(dtype: torch.dtype) -> float:
+    """The residual at which an inverse counts as converged if no tolerance is given."""
+    return ROUNDING_RESIDUAL * torch.finfo(dtype).eps
+
+
+def complain(what: str, start: Tensor, solution: Solution, on_failure: OnFailure, stacklevel: int) -> None:
+    """Warns of the samples that did not converge, or raises an error; not of those that were not finite."""
+    finite = start.flatten(1).isfinite().all(1)
+    failed = [i for i in solution.convergence.failed if finite[i]]
+    if not failed:
+        return
+    shown = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
+    message = f"the {what} did not converge for {len(failed)} of {len(start)} samples ({shown}): {solution.convergence}"
+    if on_failure == "raise":
+        raise InvflowError(message)
+    warnings.warn(message, NotConverged, stacklevel=stacklevel + 1)
+
+
+def solve_transposed(step: Callable[[Tensor], Tensor], start: Tensor, contraction: float, method: Method) -> Solution:
+    """The fixed point ``u = w + J^T u`` for a gradient w of the inverse, by a step for the whole batch."""
+
+    def of_rows(u: Tensor, rows: Tensor) -> Tensor:
+        return step(torch.zeros_like(start).index_copy(0, rows, u))[rows]
+
+    tolerance = GRADIENT_ERROR * accuracy(start.dtype)
+    return solve(
+        of_rows, start, contraction=contraction, method=method, tolerance=tolerance, permitted=permitted(start.dtype)
+    )
 
 
 def attached(step: Step, x: Tensor, inputs: tuple[Tensor | None, ...], solve_linear: SolveLinear) -> Tensor:

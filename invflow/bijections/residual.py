@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import torch
 from pydantic import Field
@@ -15,27 +14,16 @@ from .._torch import reparametrized
 from ..bijection import Bijection
 from ..context import Context, ContextShape, each_entry, entries, with_entries
 from ..errors import InvflowError, ShapeError
-from ..log_det import AUTO, Branch, Estimator
+from ..log_det import AUTO, Branch, Estimator, require_differentiable
 from ..nets.contract import Conditioned, Lipschitz
 from ..nets.lipschitz import LipschitzConv, LipschitzMLP, LipschitzNet
 from ..numerics.backend import own_precision
 from ..registry import nets, register
-from ..solvers import Method, Solution, accuracy, solve
+from ..solvers import Method, Solution, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor
-from .implicit import attached
-
-GRADIENT_ERROR = 10
-"""The relative error of the inverse's gradient, in units of the inverse's own accuracy."""
-
-ROUNDING_RESIDUAL = 32
-"""The relative residual that rounding errors in g may leave, in units of eps. The error is then this over ``1 - L``
-with the contraction L that is met: for L = 0.97, at most 1.3e-4 in float32. In 64 dimensions up to 14 eps remain."""
+from .implicit import OnFailure, attached, complain, permitted, solve_transposed
 
 Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
-
-
-class NotConverged(RuntimeWarning):
-    """The inverse of some samples is less accurate than requested."""
 
 
 @register("residual")
@@ -89,7 +77,7 @@ class Residual(Conditioned, Bijection):
         coefficient: Fraction = 0.9,
         solver: Method = "anderson",
         tolerance: Fraction | None = None,
-        on_failure: Literal["warn", "raise"] = "warn",
+        on_failure: OnFailure = "warn",
         log_det: Estimator = AUTO,
         shape: Shape | None = None,
         context_shape: ContextShape = None,
@@ -177,8 +165,7 @@ class Residual(Conditioned, Bijection):
         return 1 + self.coefficient, 1 / (1 - self.coefficient)
 
     def _log_det(self, g: Branch, x: Tensor, context: Context) -> Tensor:
-        if torch.is_inference_mode_enabled():
-            raise InvflowError("residual differentiates for its log-determinant; use no_grad instead of inference_mode")
+        require_differentiable("residual")
         if x.is_meta or not x.numel():
             return x.flatten(1).sum(1)
         return self.log_det.find(g, x, context, self.coefficient, self.training)
@@ -206,35 +193,12 @@ class Residual(Conditioned, Bijection):
             return y[rows] - g(x, each_entry(lambda entry: entry[rows], context))
 
         options: dict[str, Any] = {"contraction": self.coefficient, "method": self.solver, "tolerance": self.tolerance}
-        return solve(step, y, **options, permitted=_permitted(y.dtype) if self.tolerance is None else 0.0)
+        return solve(step, y, **options, permitted=permitted(y.dtype) if self.tolerance is None else 0.0)
 
     def _solve_linear(self, step: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-        """The fixed point ``u = w + J^T u`` for a gradient w of the inverse."""
-
-        def of_rows(u: Tensor, rows: Tensor) -> Tensor:
-            return step(torch.zeros_like(start).index_copy(0, rows, u))[rows]
-
-        options: dict[str, Any] = {"contraction": self.coefficient, "method": self.solver}
-        options |= {"tolerance": GRADIENT_ERROR * accuracy(start.dtype), "permitted": _permitted(start.dtype)}
-        solution = solve(of_rows, start, **options)
+        solution = solve_transposed(step, start, self.coefficient, self.solver)
         self._complain("gradient of the inverse", start, solution)
         return solution.x
 
     def _complain(self, what: str, start: Tensor, solution: Solution) -> None:
-        finite = start.flatten(1).isfinite().all(1)
-        failed = [i for i in solution.convergence.failed if finite[i]]
-        if not failed:
-            return
-        shown = ", ".join(map(str, failed[:10])) + (", ..." if len(failed) > 10 else "")
-        message = (
-            f"the {what} of residual did not converge for {len(failed)} of {len(start)} samples ({shown}): "
-            f"{solution.convergence}"
-        )
-        if self.on_failure == "raise":
-            raise InvflowError(message)
-        warnings.warn(message, NotConverged, stacklevel=4)
-
-
-def _permitted(dtype: torch.dtype) -> float:
-    """The residual at which an inverse counts as converged if no tolerance is given."""
-    return ROUNDING_RESIDUAL * torch.finfo(dtype).eps
+        complain(f"{what} of residual", start, solution, self.on_failure, stacklevel=4)

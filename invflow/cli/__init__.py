@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .. import __version__
-from ..bijections.residual import NotConverged
+from ..bijections.implicit import NotConverged
 from ..errors import InvflowError, UnfinishedWarning
 from . import check, compare, diff, evaluate, freeze, interpolate, plot_psi, plot_solver, sample, schema, show, train
 from .output import err, out
