@@ -192,7 +192,7 @@ def series_log_det(g: Branch, x: Tensor, context: Context, probes: Tensor, weigh
     return value.reshape(number, -1).mean(0)
 
 
-def trace_estimate(g: Branch, x: Tensor, context: Tensor | None, probes: Tensor) -> Tensor:
+def trace_estimate(g: Branch, x: Tensor, context: Context, probes: Tensor) -> Tensor:
     """``mean_v(v^T J v)`` over probes v, for the Jacobian J of any map g: Hutchinson's estimate of its trace.
 
     It has derivatives of every order.

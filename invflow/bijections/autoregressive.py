@@ -9,9 +9,9 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from .._torch import forward_mode_active, reparametrized, transforms_active
+from .._torch import forward_mode_active, transforms_active
 from ..bijection import Bijection
-from ..context import Context, ContextShape, entries, with_entries
+from ..context import Context, ContextShape
 from ..errors import ShapeError
 from ..nets.contract import Conditioned
 from ..nets.masked import CUTS, elements_of, require_autoregressive
@@ -21,7 +21,7 @@ from ..registry import register
 from ..solvers import solve_triangular
 from ..state import Shape, TensorShape, require_tensor, shape_of
 from .affine_coupling import CLAMP, Scale, Scaled
-from .implicit import attached
+from .implicit import attached_to_weights
 from .rational_quadratic import RationalQuadratic
 from .spline import Bins, Part, Slope, Splined
 from .univariate import Univariate, summed
@@ -72,22 +72,13 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
 
     def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         """The inverse, differentiable with respect to y, the context and the weights."""
-        # Each name of a weight that has several.
-        weights = dict(self.net.named_parameters(remove_duplicate=False))
-
-        def step(x: Tensor, y: Tensor, *values: Tensor) -> Tensor:
-            pieces = iter(values)
-            given = with_entries(context, pieces)
-            with reparametrized(self.net, dict(zip(weights, pieces, strict=True))):
-                return self._step(x, y, given)
-
         if y.is_meta:
             return self._step(y, y, context)
         if transforms_active() or forward_mode_active():  # nobody may look at the numbers
             return self._one_by_one(y, context)
         with torch.no_grad():
             x = self._all_at_once(y, context) if self.solver == "jacobi" else self._one_by_one(y, context)
-        return attached(step, x, (y, *entries(context), *weights.values()), self._solve_linear)
+        return attached_to_weights(self.net, self._step, x, y, context, self._solve_linear)
 
     def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         y, log_scale = self._transform(x, self._made(x, context))

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from .._torch import reparametrized
 from ..bijection import Bijection
+from ..context import Context, ContextShape, each_entry
 from ..errors import InvflowError, ShapeError
 from ..log_det import (
     EVAL_PROBES,
@@ -29,7 +29,7 @@ from ..numerics.conditioners import changing_part
 from ..registry import nets, register
 from ..solvers import Solution, solve
 from ..state import Shape, TensorShape, flat_size, require_channels, require_tensor, shape_of
-from .implicit import OnFailure, attached, complain, permitted, solve_transposed
+from .implicit import OnFailure, attached_to_weights, complain, permitted, solve_transposed
 
 Steps: TypeAlias = Annotated[int, Field(gt=0, le=1000)]
 Method: TypeAlias = Literal["euler", "midpoint", "rk4"]
@@ -170,7 +170,7 @@ class Continuous(Conditioned, Bijection):
         self,
         net: nn.Module,
         shape: Shape,
-        context_shape: TensorShape | None = None,
+        context_shape: ContextShape = None,
         steps: Steps = 8,
         method: Method = "rk4",
         time: PositiveFloat = 1.0,
@@ -199,14 +199,14 @@ class Continuous(Conditioned, Bijection):
         self.probe: Probe = probe
         self.on_failure: OnFailure = on_failure
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         self._check(x)
         with own_precision(x):
             for number in range(self.steps):
                 x = self._done(number, x, context)
         return x
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         """The inverse, differentiable with respect to y, the context and the weights."""
         self._check(y)
         with own_precision(y):
@@ -214,7 +214,7 @@ class Continuous(Conditioned, Bijection):
                 y = self._undone(number, y, context)
         return y
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_and_log_det(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         self._check(x)
         require_differentiable("continuous")
         if x.is_meta or not x.numel():
@@ -223,7 +223,7 @@ class Continuous(Conditioned, Bijection):
         with own_precision(x):
             return self._with_exact(x, context) if self.exact else self._with_estimate(x, context)
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse_and_log_det(self, y: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         x = self.inverse(y, context)
         return x, -self.forward_and_log_det(x, context)[1]
 
@@ -269,7 +269,7 @@ class Continuous(Conditioned, Bijection):
         whole = x.new_tensor(self.time) if self.root_time is None else self.root_time.square().to(x.dtype)
         return whole / self.steps
 
-    def _velocity(self, context: Tensor | None, x: Tensor, time: Tensor) -> Tensor:
+    def _velocity(self, context: Context, x: Tensor, time: Tensor) -> Tensor:
         made: Tensor = self.conditioned(torch.cat([x, time.expand(len(x), 1, *x.shape[2:])], dim=1), context)
         if made.shape == x.shape:
             return made
@@ -282,36 +282,34 @@ class Continuous(Conditioned, Bijection):
         made: Tensor = _METHODS[self.method].increment(field, x, time, way * length)
         return made
 
-    def _done(self, number: int, x: Tensor, context: Tensor | None) -> Tensor:
+    def _done(self, number: int, x: Tensor, context: Context) -> Tensor:
         """X after a step."""
         return x + self._increment(partial(self._velocity, context), number, x)
 
-    def _nearly_undone(self, number: int, y: Tensor, context: Tensor | None) -> Tensor:
+    def _nearly_undone(self, number: int, y: Tensor, context: Context) -> Tensor:
         """Y before a step, up to the error of the method."""
         return y + self._increment(partial(self._velocity, context), number, y, way=-1)
 
-    def _undone(self, number: int, y: Tensor, context: Tensor | None) -> Tensor:
+    def _undone(self, number: int, y: Tensor, context: Context) -> Tensor:
         """Y before a step, to rounding."""
         if y.is_meta:
             return self._nearly_undone(number, y, context)
-        weights = dict(self.named_parameters(remove_duplicate=False))  # each name of one that has several
 
-        def correct(x: Tensor, y: Tensor, context: Tensor | None, *values: Tensor) -> Tensor:
-            with reparametrized(self, dict(zip(weights, values, strict=True))):
-                again = self._nearly_undone(number, self._done(number, x, context), context)
-                return x + (self._nearly_undone(number, y, context) - again)
+        def correct(x: Tensor, y: Tensor, context: Context) -> Tensor:
+            again = self._nearly_undone(number, self._done(number, x, context), context)
+            return x + (self._nearly_undone(number, y, context) - again)
 
         solution = self._solve(number, y.detach(), context)
         complain("inverse of continuous", y, solution, self.on_failure, stacklevel=4)
-        return attached(correct, solution.x, (y, context, *weights.values()), self._solve_transposed)
+        return attached_to_weights(self, correct, solution.x, y, context, self._solve_transposed)
 
     @torch.no_grad()
-    def _solve(self, number: int, y: Tensor, context: Tensor | None) -> Solution:
+    def _solve(self, number: int, y: Tensor, context: Context) -> Solution:
         start = self._nearly_undone(number, y, context)
 
         def correct(x: Tensor, rows: Tensor) -> Tensor:
             whole = len(rows) == len(start)
-            given = context if whole or context is None else context[rows]
+            given = context if whole else each_entry(lambda entry: entry[rows], context)
             again = self._nearly_undone(number, self._done(number, x, given), given)
             return x + ((start if whole else start[rows]) - again)
 
@@ -324,19 +322,19 @@ class Continuous(Conditioned, Bijection):
         complain("gradient of the inverse of continuous", start, solution, self.on_failure, stacklevel=3)
         return solution.x
 
-    def _with_exact(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _with_exact(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The result and the log-determinant, from the dense Jacobian of each step."""
         log_det = x.new_zeros(len(x))
         for number in range(self.steps):
 
-            def added(x: Tensor, context: Tensor | None, number: int = number) -> Tensor:
+            def added(x: Tensor, context: Context, number: int = number) -> Tensor:
                 return self._increment(partial(self._velocity, context), number, x)
 
             log_det = log_det + exact_log_det(added, x, context)
             x = x + added(x, context)
         return x, log_det
 
-    def _with_estimate(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _with_estimate(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The result and, as one more number of the state that moves, the integral of estimated traces."""
         generator = None if self.training else torch.Generator().manual_seed(EVAL_SEED)
         size = (self.probes, *x.shape) if self.training else (max(self.probes, EVAL_PROBES), 1, *x.shape[1:])

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .._torch import reparametrized
+from ..context import Context, entries, with_entries
 from ..errors import InvflowError
 from ..solvers import Method, Solution, accuracy, solve
 
@@ -74,6 +76,30 @@ def attached(step: Step, x: Tensor, inputs: tuple[Tensor | None, ...], solve_lin
     if not torch.is_grad_enabled():
         return x
     return cast(Tensor, _Implicit.apply(step, solve_linear, x.detach(), *inputs))
+
+
+def attached_to_weights(
+    module: nn.Module, step: Step, x: Tensor, y: Tensor, context: Context, solve_linear: SolveLinear
+) -> Tensor:
+    """The fixed point ``x = step(x, y, context)``, differentiable by y, the context and the weights of a module.
+
+    Args:
+        module: what the step evaluates.
+        step: the step.
+        x: the fixed point.
+        y: what it depends on.
+        context: likewise.
+        solve_linear: see `attached`.
+    """
+    weights = dict(module.named_parameters(remove_duplicate=False))  # each name of one that has several
+
+    def of_values(x: Tensor, y: Tensor, *values: Tensor) -> Tensor:
+        pieces = iter(values)
+        given = with_entries(context, pieces)
+        with reparametrized(module, dict(zip(weights, pieces, strict=True))):
+            return step(x, y, given)
+
+    return attached(of_values, x, (y, *entries(context), *weights.values()), solve_linear)
 
 
 def _transposed(step: Step) -> Step:

@@ -10,9 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .._torch import reparametrized
 from ..bijection import Bijection
-from ..context import Context, ContextShape, each_entry, entries, with_entries
+from ..context import Context, ContextShape, each_entry
 from ..errors import InvflowError, ShapeError
 from ..log_det import AUTO, Branch, Estimator, require_differentiable
 from ..nets.contract import Conditioned, Lipschitz
@@ -21,7 +20,7 @@ from ..numerics.backend import own_precision
 from ..registry import nets, register
 from ..solvers import Method, Solution, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor
-from .implicit import OnFailure, attached, complain, permitted, solve_transposed
+from .implicit import OnFailure, complain, permitted, solve_transposed
 
 Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
@@ -176,15 +175,11 @@ class Residual(Conditioned, Bijection):
             return y - g(y, context)
         solution = self._solve(g, y.detach(), context)
         self._complain("inverse", y, solution)
-        weights = dict(self.net.named_parameters(remove_duplicate=False))  # each name of one that has several
 
-        def step(x: Tensor, y: Tensor, *values: Tensor) -> Tensor:
-            pieces = iter(values)
-            given = with_entries(context, pieces)
-            with reparametrized(self.net, dict(zip(weights, pieces, strict=True))):
-                return y - self.branch()(x, given)
+        def step(x: Tensor, y: Tensor, context: Context) -> Tensor:
+            return y - self.branch()(x, context)
 
-        return attached(step, solution.x, (y, *entries(context), *weights.values()), self._solve_linear)
+        return attached_to_weights(self.net, step, solution.x, y, context, self._solve_linear)
 
     def _solve(self, g: Branch, y: Tensor, context: Context) -> Solution:
         def step(x: Tensor, rows: Tensor) -> Tensor:
