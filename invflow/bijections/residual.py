@@ -20,7 +20,7 @@ from ..numerics.backend import own_precision
 from ..registry import nets, register
 from ..solvers import Method, Solution, solve
 from ..state import Shape, TensorShape, flat_size, require_tensor
-from .implicit import OnFailure, complain, permitted, solve_transposed
+from .implicit import OnFailure, attached_to_weights, complain, permitted, solve_transposed
 
 Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
