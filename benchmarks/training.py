@@ -119,7 +119,11 @@ def main() -> None:
     for name in given.specs:
         path, allowed = SPECS[name]
         spec = invflow.load_spec(path)
-        options = {"evaluate_every": 1000, **({} if given.epochs is None else {"epochs": given.epochs})}
+        options = {
+            "evaluate_every": 1000,
+            "midpoints": None,
+            **({} if given.epochs is None else {"epochs": given.epochs}),
+        }
         spec = spec.replace(training={**spec.expanded["training"], **options})
         found = [one for _ in range(given.rounds) for one in ratios(spec)]
         low, median, high = statistics.quantiles(found, n=4)

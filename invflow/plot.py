@@ -42,12 +42,12 @@ def samples(
         seed: of the samples.
     """
     found = _model(model)
-    if isinstance(found, models.Classifier):
+    if isinstance(found, models.Classifier) and not (isinstance(found, models.Flow) and data is None):
         if not isinstance(data, tuple | list) or len(data) != 2:
             raise InvflowError("the samples of a classifier are data: pass images and labels, data=(images, labels)")
         images, labels = data[0][:count], data[1][:count]
         with evaluating(found):
-            return pictures.samples(images, labels, found(images, context).argmax(1))
+            return pictures.samples(images, labels, found.logits(images, context).argmax(1))
     shape = found.bijection.declared_shape
     if shape is not None and len(shape) == 3:
         drawn = _draw(found, count or IMAGES, context, seed)

@@ -336,7 +336,7 @@ def test_diff_is_silent_about_what_decides_nothing(call, tmp_path):
     document = json.loads(Path(DIGITS).read_text())
     other.write_text(json.dumps({**document, "name": "another", "note": "nothing"}, indent=1))
     assert call("diff", DIGITS, other) == (0, "", "")
-    document["layers"][0]["block_size"] = 4
+    document["layers"][2]["block_size"] = 4
     other.write_text(json.dumps(document))
     status, out, _ = call("diff", DIGITS, other)
     assert status == 1
@@ -361,7 +361,10 @@ MNIST = str(SPECS / "irevnet_mnist.json")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace('"type": "psi"', '"type" "psi"'), ":7:13: not JSON: expected a colon after the key"),
+        (
+            lambda text: text.replace('"type": "psi"', '"type" "psi"'),
+            ":10:13: not JSON: expected a colon after the key",
+        ),
         (lambda text: text.replace("additive_coupling", "additive_copling"), "did you mean 'additive_coupling'?"),
         (lambda text: text.replace('"block_size": 2', '"block_size": 3'), "that 3 divides, got 8 x 8"),
         (lambda text: text.replace(', "classes": 10', ""), "linear needs 'classes'"),
@@ -438,7 +441,7 @@ def test_an_override_keeps_the_place_of_a_fault(call, tmp_path):
     broken.write_text(Path(DIGITS).read_text().replace('"shape": [1, 8, 8]', '"shape": [1, 6, 6]'))
     status, _, err = call("train", broken, "--epochs", 1)
     assert status == 2
-    assert err.startswith(f"invflow: {broken}:5:")
+    assert err.startswith(f"invflow: {broken}:6:")
     assert "input.shape: digits has images of shape (1, 8, 8), the spec expects (1, 6, 6)" in err
 
 

@@ -200,14 +200,14 @@ class TestFit:
 class TestOwnLoop:
     """The lab's own loop: plain PyTorch on `build_model`, then the tools on the folder of `invflow.save`."""
 
+    SPEC = "tests/golden/v0.1/irevnet_digits.json"
+
     @pytest.fixture
     def folder(self, tmp_path):
-        model = invflow.build_model("specs/irevnet_digits.json")
-        data = invflow.open_run  # the loop below needs no run
-        del data
+        model = invflow.build_model(self.SPEC)
         from invflow.training.data import load_data
 
-        samples = load_data(invflow.load_spec("specs/irevnet_digits.json").training.data).train.first(256)
+        samples = load_data(invflow.load_spec(self.SPEC).training.data).train.first(256)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for _ in range(10):
             for x, y in zip(samples.values.split(64), samples.labels.split(64), strict=True):

@@ -3,12 +3,14 @@
 from .context_net import ContextNet
 from .dequantization import bits_per_dimension, dequantize
 from .distribution import FlowDistribution
-from .heads import ConvNetHead, Head, LinearHead
+from .heads import BayesHead, ConvNetHead, Head, LinearHead
+from .hybrid import Hybrid
 from .mixture_priors import DiscretizedLogistic, GaussianMixture
 from .model import Classifier, Flow, caveat
 from .priors import Logistic, Normal, Prior, StandardNormal, StudentT, Uniform
 
 __all__ = [
+    "BayesHead",
     "Classifier",
     "ContextNet",
     "ConvNetHead",
@@ -17,6 +19,7 @@ __all__ = [
     "FlowDistribution",
     "GaussianMixture",
     "Head",
+    "Hybrid",
     "LinearHead",
     "Logistic",
     "Normal",

@@ -63,6 +63,31 @@ class LinearHead(Head):
         return self.linear(self.dropout(flatten(state)))  # type: ignore[no-any-return]
 
 
+@register_head("bayes")
+class BayesHead(Head):
+    """The classes' probabilities by Bayes' rule from a prior that is a mixture of one component for each class.
+
+    The logits are ``log weight_c + log p_c(z)``, so that their softmax is ``p(c | z)``. They are linear in z, up to
+    what all have in common, if the components have equal scales: a `gaussian_mixture` with ``learn_scales`` off.
+
+    It has no weights of its own, and stands only in a `Hybrid`, beside such a prior.
+
+    Reference: Izmailov, Kirichenko, Finzi, Wilson: Semi-Supervised Learning with Normalizing Flows, 2019,
+    https://arxiv.org/abs/1912.13025
+
+    Examples:
+        >>> from invflow.models import GaussianMixture
+        >>> prior = GaussianMixture(components=3, shape=(2,))
+        >>> BayesHead()(prior.means.detach(), prior).shape
+        torch.Size([3, 3])
+    """
+
+    linear_in_features = True
+
+    def forward(self, state: State, prior: Any) -> Tensor:
+        return prior.joint_log_prob(state)  # type: ignore[no-any-return]
+
+
 @register_head("convnet")
 class ConvNetHead(Head):
     """Convolutions with activation, then a linear layer; a tuple state is concatenated along its channels.

@@ -84,10 +84,14 @@ class GaussianMixture(Prior):
         """The log-density of each component, without its weight, ``(batch, components)``."""
         return normal_log_prob(self.numbers(z)[:, None], self.means, self._log_scales())
 
+    def joint_log_prob(self, z: State) -> Tensor:
+        """``log(weight_k N(z; mean_k, scale_k))`` for each component k, ``(batch, components)``."""
+        return self.component_log_prob(z) + self.logits.log_softmax(0)
+
     def log_prob(self, z: State, context: Context = None) -> Tensor:
         if self.takes_context:
             return normal_log_prob(self.numbers(z), *self._chosen(context))
-        return (self.component_log_prob(z) + self.logits.log_softmax(0)).logsumexp(1)
+        return self.joint_log_prob(z).logsumexp(1)
 
     def sample(self, count: int, temperature: float = 1.0, context: Context = None) -> State:
         if self.takes_context:

@@ -16,6 +16,7 @@ from ..sequential import Sequential
 from ..state import Shape, State, leaves, map_state, shape_of
 from .context_net import ContextNet
 from .distribution import FlowDistribution
+from .heads import BayesHead
 from .priors import Prior
 
 
@@ -90,7 +91,7 @@ class _Model(Handled):
 
 
 class Classifier(_Model):
-    """Class scores from the last state of a chain: ``logits = head(bijection(x))``.
+    """Class scores from the last state of a chain: ``logits = head(bijection(x))``, which calling it returns.
 
     Args:
         bijection: the invertible trunk, a chain.
@@ -110,6 +111,8 @@ class Classifier(_Model):
 
     def __init__(self, bijection: Sequential, head: nn.Module, context_net: ContextNet | None = None) -> None:
         super().__init__(bijection, context_net)
+        if isinstance(head, BayesHead):
+            raise InvflowError("a bayes head expects a gaussian_mixture prior beside it, got none; take another head")
         self.head = head
 
     @property
@@ -120,9 +123,16 @@ class Classifier(_Model):
         """The state after the last invertible layer, which ``bijection.inverse`` maps back to ``x``."""
         return self.bijection(x, self.for_layers(context))
 
-    def forward(self, x: Any, context: Context = None) -> Tensor:
+    def scores(self, features: Any) -> Tensor:
+        """The logits of features."""
+        return self.head(features)  # type: ignore[no-any-return]
+
+    def logits(self, x: Any, context: Context = None) -> Tensor:
         """Logits, ``(batch, classes)``."""
-        return self.head(self.features(x, context))  # type: ignore[no-any-return]
+        return self.scores(self.features(x, context))
+
+    def forward(self, x: Any, context: Context = None) -> Any:
+        return self.logits(x, context)
 
 
 class Flow(_Model):
@@ -181,10 +191,14 @@ class Flow(_Model):
             x: the samples, with the batch.
             context: one row, or one for each sample.
         """
+        return self.features_and_log_prob(x, context)[1]
+
+    def features_and_log_prob(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
+        """f(x), and `log_prob`, from one pass."""
         z, log_det = self.bijection.forward_and_log_det(x, self.for_layers(context))
         _require_equal_sizes(x, z)
         _require_one_each(log_det)
-        return self._prior_log_prob(z, context) + log_det
+        return z, self._prior_log_prob(z, context) + log_det
 
     def sample(self, count: int, context: Context = None, *, temperature: float = 1.0) -> Any:
         """Samples, ``(count, ...)``, or with a context ``(count, rows, ...)``: as many for each of its rows.
@@ -278,7 +292,7 @@ class Flow(_Model):
         self.require_context(context)
         return FlowDistribution(self, context, validate_args)
 
-    def forward(self, x: Any, context: Context = None) -> Tensor:
+    def forward(self, x: Any, context: Context = None) -> Any:
         return self.log_prob(x, context)
 
     def _prior_log_prob(self, z: State, context: Context) -> Tensor:

@@ -17,7 +17,7 @@ from ..bijection import Bijection
 from ..context import make_context, seen
 from ..errors import InvflowError, ShapeError, SpecError
 from ..fields import LISTS, quoted, shortened
-from ..models import Classifier, ContextNet, Flow, Prior
+from ..models import Classifier, ContextNet, Flow, Hybrid, Prior
 from ..nets.contract import takes_context
 from ..numerics.modes import FLOAT
 from ..part import Part
@@ -57,21 +57,24 @@ def build(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Sequential:
 
 
 def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Classifier | Flow:
-    """The model that a spec describes: its chain with its head, a `Classifier`, or with its prior, a `Flow`.
+    """The model that a spec describes: its chain with its head, a `Classifier`, with its prior, a `Flow`, or with both.
 
     Raises:
         SpecError: with the place of every fault; also if the spec has neither.
     """
     spec = load_spec(source, limits=limits)
     built = _build(spec, limits)
-    if built.above is None:
+    if built.head is None and built.prior is None:
         raise spec.error((), "a model needs a head or a prior, the spec has neither; use build to get only the chain")
-    if spec.prior is None:
-        return Classifier(built.chain, built.above, built.context_net)
     try:
-        return Flow(built.chain, cast(Prior, built.above), built.context_net)
-    except ShapeError as error:
-        raise spec.error(("prior",), error) from error
+        if built.prior is None:
+            return Classifier(built.chain, cast(nn.Module, built.head), built.context_net)
+        if built.head is None:
+            return Flow(built.chain, built.prior, built.context_net)
+        return Hybrid(built.chain, built.head, built.prior, built.context_net)
+    except InvflowError as error:
+        place = ("prior",) if isinstance(error, ShapeError) else ("head",)
+        raise spec.error(place, error) from error
 
 
 def count(spec: Spec, limits: Limits = DEFAULT_LIMITS) -> _Builder:
@@ -83,10 +86,11 @@ def count(spec: Spec, limits: Limits = DEFAULT_LIMITS) -> _Builder:
 
 
 class Built(NamedTuple):
-    """What a spec describes: the chain, the head or the prior, and the context_net."""
+    """What a spec describes."""
 
     chain: Sequential
-    above: nn.Module | None
+    head: nn.Module | None
+    prior: Prior | None
     context_net: ContextNet | None
 
 
@@ -124,15 +128,16 @@ class _Builder:
         chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
         chain.declared_shape, chain.declared_output_shape = self.spec.input_shape, shape
         chain.declared_context_shape = self.context
-        above = None
+        above: dict[str, Any] = {"head": None, "prior": None}
         for name, document in (("head", self.spec.head), ("prior", self.spec.prior)):
             if document is not None:
                 self.context = self.spec.context_shape
                 with self._seeing(document, (name,)):
-                    above = self._construct(document, (name,), {"shape": shape, "context_shape": self.context}, {})
+                    filled = {"shape": shape, "context_shape": self.context}
+                    above[name] = self._construct(document, (name,), filled, {})
                 if self.count:
-                    self._spend_parameters(_numbers(above), (name,))
-        return Built(chain, above, context_net)
+                    self._spend_parameters(_numbers(above[name]), (name,))
+        return Built(chain, **above, context_net=context_net)
 
     def _context_net(self) -> ContextNet:
         """The net from the context to what the layers see."""

@@ -267,8 +267,6 @@ class _Validator:
             for name, registry in (("head", heads), ("prior", priors))
             if data.get(name) is not None
         }
-        if len(above) == 2:
-            self._problem(("prior",), "a spec has a head (a classifier) or a prior (a flow), not both", "key")
         context_nets = {} if data.get("context_net") is None else self._context_nets(data["context_net"], above)
         if self.problems.noted or top is None:
             raise self.problems.error()

@@ -81,13 +81,11 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
     fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
     fields["layers"] = _referable(_ref("layers"), fields["layers"])
     of_input["shape"] = _referable(_ref("shape"), of_input["shape"])
-    both: Schema = {"head": {"type": "object"}, "prior": {"type": "object"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "invflow spec",
         **top,
-        "description": "An invertible neural network: the layers in data order, and a head or a prior.",
-        "not": {"required": list(both), "properties": both},
+        "description": "An invertible neural network: the layers in data order, and a head, a prior, or both.",
         "$defs": definitions,
     }
 

@@ -194,6 +194,15 @@ class Plateau(Options):
     final_lr: NonNegativeFloat = Field(default=0.0, description="the smallest learning rate")
 
 
+class Midpoints(Options):
+    """What draws the point half-way between the features of samples of two classes, run backwards, towards these."""
+
+    weight: PositiveFloat = Field(default=0.05, description="the weight in the loss")
+    width: PositiveFloat = Field(default=0.3, description="the standard deviation of the kernel around each sample")
+    pairs: PositiveInt = Field(default=32, description="the largest number of pairs in a step")
+    start: Fraction = Field(default=0.15, lt=1, description="the fraction of the steps after which it begins")
+
+
 class Average(Options):
     """Exponential moving averages of the weights, which change less from step to step than these do."""
 
@@ -228,6 +237,13 @@ class Training(Options):
     clip_gradient: PositiveFloat | None = Field(default=None, description="largest norm of the gradients; null: any")
     average: Average | None = Field(
         default=None, description="evaluate and save moving averages of the weights; null: the weights themselves"
+    )
+    density_weight: PositiveFloat = Field(
+        default=1.0,
+        description="of a model with a head and a prior: the weight of its negative log-density per dimension, in nats",
+    )
+    midpoints: Midpoints | None = Field(
+        default=None, description="draw points half-way between two classes towards their images; null: do not"
     )
     label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..models import Classifier
-from ..samples import Batch
+from ..samples import Batch, DataSet
 from ..spec.document import Spec
 from .module import ModelTraining
 from .tasks import DRAWN_POINTS, SHOWN_IMAGES, Evaluation, Score, Task, evaluating
@@ -63,13 +63,7 @@ class Classification(Task[Classifier]):
         return ACCURACY
 
     def check(self, spec: Spec) -> None:
-        if not self.data.classes:
-            raise spec.error(("head",), f"{self.data.name} has no labels, which a classifier learns")
-        wanted = self.data.classes if spec.head is None else spec.head.values.get("classes", self.data.classes)
-        if wanted != self.data.classes:
-            raise spec.error(
-                ("head", "classes"), f"{self.data.name} has {self.data.classes} classes, the head {wanted}"
-            )
+        check_classes(self.data, spec)
 
     def evaluate(self) -> ClassifierEvaluation:
         logits, labels = self.outputs()
@@ -98,6 +92,17 @@ class Classification(Task[Classifier]):
         with evaluating(self.model):
             guesses = self.model(some.values, some.context).argmax(1)
         return {"samples": samples(some.values, _labels(some), guesses)}
+
+
+def check_classes(data: DataSet, spec: Spec, components: int | None = None) -> None:
+    """Raise SpecError if the data have no labels, or not as many classes as the head, or the prior, has."""
+    if not data.classes:
+        raise spec.error(("head",), f"{data.name} has no labels, which a classifier learns")
+    if components not in (None, data.classes):
+        raise spec.error(("prior",), f"{data.name} has {data.classes} classes, the prior {components} components")
+    wanted = data.classes if spec.head is None else spec.head.values.get("classes", data.classes)
+    if wanted != data.classes:
+        raise spec.error(("head", "classes"), f"{data.name} has {data.classes} classes, the head {wanted}")
 
 
 def _labels(batch: Batch) -> Tensor:

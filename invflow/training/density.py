@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class FlowEvaluation(Evaluation):
 class Density(Task[Flow]):
     """The training and evaluation of a flow."""
 
-    training = FlowTraining
+    training: ClassVar[type[ModelTraining]] = FlowTraining
 
     @property
     def score(self) -> Score:
@@ -84,6 +84,10 @@ class Density(Task[Flow]):
         if spec.training is not None and spec.training.label_smoothing:
             why = "label_smoothing is for classifiers: a flow learns without labels"
             raise spec.error(("training", "label_smoothing"), why)
+        self.check_prior(spec)
+
+    def check_prior(self, spec: Spec) -> None:
+        """Raise SpecError if the prior does not fit the data."""
         if self.model.prior.discrete and self.data.levels is None:
             why = f"a prior on a grid is for images, and {self.data.name} has numbers off any grid; take another prior"
             raise spec.error(("prior",), why)
@@ -106,6 +110,16 @@ class Density(Task[Flow]):
     def inputs(self, values: Tensor) -> Tensor:
         levels = self.data.levels
         return values if levels is None or self.model.prior.discrete else dequantize(values, levels)
+
+    def centered(self, values: Tensor) -> Tensor:
+        levels = self.data.levels
+        return values if levels is None or self.model.prior.discrete else values + 0.5 / levels
+
+    def rounded(self, inputs: Tensor) -> Tensor:
+        levels = self.data.levels
+        if levels is None or self.model.prior.discrete:
+            return super().rounded(inputs)
+        return (inputs * levels).floor() / levels
 
     def evaluate(self) -> FlowEvaluation:
         log_prob = self.outputs()[0].double().mean()

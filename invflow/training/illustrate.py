@@ -34,7 +34,7 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
         context = task.model.for_layers(shown.context)
         if data.holds_images:
             if not found.caveat:
-                back = chain.inverse(chain(images, context), context)
+                back = task.rounded(chain.inverse(chain(task.centered(images), context), context))
                 figures["reconstructions"] = pictures.reconstructions(images, back)
             psi = pictures.first_psi(chain)
             if psi is not None:
@@ -70,8 +70,8 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
         places = zip(*chosen, strict=True)
         first, last = (task.data.test.take(torch.tensor(ends)).to(task.device) for ends in places)
         contexts = (task.model.for_layers(one.context) for one in (first, last))
-        walks = interpolate(task.model.bijection, first.values, last.values, steps, *contexts)
-        frames = walks.cpu()
+        x0, x1 = (task.centered(one.values) for one in (first, last))
+        frames = task.rounded(interpolate(task.model.bijection, x0, x1, steps, *contexts).cpu())
     strip, gif = folder / "interpolation.png", folder / "interpolation.gif"
     pictures.write_figure(pictures.interpolation_strip(frames, _classes(task)[torch.tensor(chosen)].tolist()), strip)
     pictures.write_gif(pictures.interpolation_frames(frames), gif)

@@ -31,6 +31,7 @@ from ..spec.training import Cosine, MultiStep, OneCycle, Optimizer, Plateau, Tra
 from .augment import Augment
 from .data import batches_of, seed_at, train_loader
 from .divergence import broken_weight, culprit
+from .midpoints import MidpointLoss
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -92,6 +93,9 @@ class ModelTraining(lightning.LightningModule):
         self.batches_done = 0
         self.values: dict[str, float] = {}
         self.in_run = False
+        self.midpoints: MidpointLoss | None = None
+        if options.midpoints is not None:
+            self.midpoints = MidpointLoss(task, options.midpoints)
         self.averaged: AveragedModel | None = None
         if options.average is not None:
             average: Any = get_ema_multi_avg_fn
@@ -174,6 +178,8 @@ class ModelTraining(lightning.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         augmented = self._augmented(batch)
         loss = self._measure("train", augmented)
+        if self.midpoints is not None and self.global_step >= self._first_midpoints():
+            loss = loss + self.midpoints(augmented)
         if not math.isfinite(self._averages["train"].sums["loss"]):
             again = self._augmented(batch)  # and then the model's own noise
             found = culprit(self.task.model, self.task.inputs(again.values), again.context)
@@ -218,6 +224,10 @@ class ModelTraining(lightning.LightningModule):
             return self.options.planned_steps(batches_of(self.task.data.train, self.options.batch_size))
         steps = self.trainer.estimated_stepping_batches
         return int(steps) if math.isfinite(steps) and steps > 0 else None
+
+    def _first_midpoints(self) -> float:
+        """The step from which on the midpoints count; the first, if nobody knows how many there will be."""
+        return self.options.midpoints.start * (self._planned_steps() or 0) if self.options.midpoints else math.inf
 
     def refuse(self, why: str) -> None:
         """End the training: raise DivergedError."""

@@ -11,7 +11,7 @@ from lightning import Fabric
 
 from ..data.given import NAME as GIVEN
 from ..errors import DivergedError, InvflowError, RunError
-from ..models import Classifier, Flow
+from ..models import Classifier, Flow, Hybrid
 from ..models.freezing import freeze
 from ..numerics import Exact
 from ..samples import BYTES, DataSet
@@ -25,6 +25,8 @@ from .classification import Classification
 from .data import batches_of, load_data
 from .density import Density
 from .fit import fit
+from .hybrid import HybridTask
+from .midpoints import unfit_for_midpoints
 from .run_folder import Run, begin, misfit, owned, require_empty
 from .saving import SAVE_EVERY, Interval
 from .tasks import CPU, FREEZING_SAMPLES, Task
@@ -190,6 +192,12 @@ def check_trainable(
     if options.draw_every is not None and not task.drawable:
         why = f"images and points of the plane can be drawn, {data.name} has samples of shape {data.shape}"
         raise spec.error(("training", "draw_every"), why)
+    why_not = None if options.midpoints is None else unfit_for_midpoints(task)
+    if why_not is not None:
+        raise spec.error(("training", "midpoints"), why_not)
+    if "density_weight" in options.model_fields_set and not isinstance(model, Hybrid):
+        why = "density_weight is for a model of both, with a head and a prior"
+        raise spec.error(("training", "density_weight"), why)
     batches = batches_of(data.train, options.batch_size)
     unfit = options.unfit(options.planned_steps(batches), batches)
     if unfit is not None:
@@ -280,4 +288,6 @@ def _accelerator(device: str) -> dict[str, Any]:
 
 def task_of(model: Classifier | Flow, data: DataSet, device: torch.device = CPU) -> Task[Any]:
     """The task of training or evaluating this model on these data."""
+    if isinstance(model, Hybrid):
+        return HybridTask(model, data, device)
     return Density(model, data, device) if isinstance(model, Flow) else Classification(model, data, device)

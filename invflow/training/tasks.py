@@ -138,6 +138,15 @@ class Task(ABC, Generic[M]):
         """The model's input for samples of the data set; it may draw from torch's global generator."""
         return values
 
+    def centered(self, values: Tensor) -> Tensor:
+        """The model's input for samples of the data set without random numbers: the middle of what `inputs` draws."""
+        return values
+
+    def rounded(self, inputs: Tensor) -> Tensor:
+        """The samples that inputs of the model stand for: pixels on their grid, but perhaps out of its range."""
+        levels = self.data.levels
+        return inputs if levels is None else (inputs * levels).round() / levels
+
     def initialize(self, batch: Batch) -> None:
         """Initialises the layers that await data from samples of the data set."""
         self.model.bijection.initialize(self.inputs(batch.values), self.model.for_layers(batch.context))

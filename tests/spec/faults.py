@@ -387,10 +387,11 @@ HEAD = {
         "the convnet head expects (channels, height, width), or a tuple of such shapes of one size, got ((2,), (2,))",
         in_schema=False,
     ),
-    "head and prior": Fault(
-        head('{"type": "linear", "classes": 2}, §"prior": {"type": "standard_normal"}'),
-        "prior",
-        "a spec has a head (a classifier) or a prior (a flow), not both",
+    "bayes head without a mixture": Fault(
+        head('§{"type": "bayes"}, "prior": {"type": "standard_normal"}'),
+        "head",
+        'a bayes head expects a gaussian_mixture prior with a component for each class, and without "by"',
+        in_schema=False,
     ),
     "unknown prior": Fault(document(more='"prior": §{"type": "zzz"}'), "prior", f"unknown prior type 'zzz'{PRIORS}"),
 }
