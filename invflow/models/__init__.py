@@ -1,7 +1,7 @@
 """Models: a chain with a head on top is a classifier, a chain with a prior is a density."""
 
 from .context_net import ContextNet
-from .dequantization import bits_per_dimension, dequantize
+from .dequantization import Dequantizer, bits_per_dimension, dequantize
 from .distribution import FlowDistribution
 from .heads import BayesHead, ConvNetHead, Head, LinearHead
 from .hybrid import Hybrid
@@ -14,6 +14,7 @@ __all__ = [
     "Classifier",
     "ContextNet",
     "ConvNetHead",
+    "Dequantizer",
     "DiscretizedLogistic",
     "Flow",
     "FlowDistribution",

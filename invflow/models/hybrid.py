@@ -10,6 +10,7 @@ from ..context import Context
 from ..errors import InvflowError
 from ..sequential import Sequential
 from .context_net import ContextNet
+from .dequantization import Dequantizer
 from .heads import BayesHead
 from .mixture_priors import GaussianMixture
 from .model import Classifier, Flow
@@ -30,6 +31,7 @@ class Hybrid(Classifier, Flow):
         head: maps f(x) to logits of shape ``(batch, classes)``; a `BayesHead` does so by the components of the prior.
         prior: the distribution of f(x).
         context_net: turns the context into what f is given.
+        dequantizer: as of a `Flow`.
 
     Raises:
         InvflowError: a `BayesHead` beside a prior that is no mixture, or one whose component is given by the context.
@@ -45,9 +47,14 @@ class Hybrid(Classifier, Flow):
     """
 
     def __init__(
-        self, bijection: Sequential, head: nn.Module, prior: Prior, context_net: ContextNet | None = None
+        self,
+        bijection: Sequential,
+        head: nn.Module,
+        prior: Prior,
+        context_net: ContextNet | None = None,
+        dequantizer: Dequantizer | None = None,
     ) -> None:
-        Flow.__init__(self, bijection, prior, context_net)
+        Flow.__init__(self, bijection, prior, context_net, dequantizer)
         if isinstance(head, BayesHead) and not (isinstance(prior, GaussianMixture) and not prior.takes_context):
             raise InvflowError(
                 'a bayes head expects a gaussian_mixture prior with a component for each class, and without "by"'

@@ -15,6 +15,7 @@ from ..errors import InvflowError, ShapeError
 from ..sequential import Sequential
 from ..state import Shape, State, leaves, map_state, shape_of
 from .context_net import ContextNet
+from .dequantization import Dequantizer
 from .distribution import FlowDistribution
 from .heads import BayesHead
 from .priors import Prior
@@ -85,7 +86,8 @@ class _Model(Handled):
         return caveat(self.bijection, getattr(self, "head", None))
 
     def __repr__(self) -> str:
-        trunk, *top = (part for part in self.children() if part is not self.context_net)
+        beside = (self.context_net, getattr(self, "dequantizer", None))
+        trunk, *top = (part for part in self.children() if part not in beside)
         lines = [*repr(trunk).splitlines(), *map(one_line, top)]
         return "\n".join([f"{type(self).__name__}(", *("  " + line for line in lines), ")"])
 
@@ -148,6 +150,7 @@ class Flow(_Model):
         bijection: f, a chain from data to the prior's states.
         prior: the distribution of f(x); it is given the context itself.
         context_net: turns the context into what f is given.
+        dequantizer: draws the noise of pixels in training and evaluation; None for uniform noise.
 
     Raises:
         ShapeError: the chain adds dimensions, so that there is no density; if it does so without declaring it, a call
@@ -163,7 +166,13 @@ class Flow(_Model):
         torch.Size([5, 4, 2])
     """
 
-    def __init__(self, bijection: Sequential, prior: Prior, context_net: ContextNet | None = None) -> None:
+    def __init__(
+        self,
+        bijection: Sequential,
+        prior: Prior,
+        context_net: ContextNet | None = None,
+        dequantizer: Dequantizer | None = None,
+    ) -> None:
         super().__init__(bijection, context_net)
         if not isinstance(prior, Prior):
             raise InvflowError(
@@ -173,6 +182,7 @@ class Flow(_Model):
             names = _that_widen(bijection)
             raise ShapeError(f"a flow expects a chain that adds no dimensions, got one with {names}; put a head on it")
         self.prior = prior
+        self.dequantizer = dequantizer
 
     @property
     def shape(self) -> Shape:

@@ -17,13 +17,24 @@ from ..bijection import Bijection
 from ..context import make_context, seen
 from ..errors import InvflowError, ShapeError, SpecError
 from ..fields import LISTS, quoted, shortened
-from ..models import Classifier, ContextNet, Flow, Hybrid, Prior
+from ..models import Classifier, ContextNet, Dequantizer, Flow, Hybrid, Prior
 from ..nets.contract import takes_context
 from ..numerics.modes import FLOAT
 from ..part import Part
 from ..registry import bijections
 from ..sequential import Sequential
-from ..state import Path, Shape, TensorShape, flat_size, leaf_paths, make_state, part_of, shape_of, with_part
+from ..state import (
+    Path,
+    Shape,
+    TensorShape,
+    flat_size,
+    is_tensor_shape,
+    leaf_paths,
+    make_state,
+    part_of,
+    shape_of,
+    with_part,
+)
 from ..wires import Wired, shape_after
 from .document import Node, Spec, SpecSource, load_spec
 from .limits import DEFAULT_LIMITS, OBJECT, STATE_TENSOR, Limits
@@ -69,9 +80,10 @@ def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Class
     try:
         if built.prior is None:
             return Classifier(built.chain, cast(nn.Module, built.head), built.context_net)
+        more = built.context_net, built.dequantizer
         if built.head is None:
-            return Flow(built.chain, built.prior, built.context_net)
-        return Hybrid(built.chain, built.head, built.prior, built.context_net)
+            return Flow(built.chain, built.prior, *more)
+        return Hybrid(built.chain, built.head, built.prior, *more)
     except InvflowError as error:
         place = ("prior",) if isinstance(error, ShapeError) else ("head",)
         raise spec.error(place, error) from error
@@ -92,6 +104,7 @@ class Built(NamedTuple):
     head: nn.Module | None
     prior: Prior | None
     context_net: ContextNet | None
+    dequantizer: Dequantizer | None
 
 
 def _build(spec: Spec, limits: Limits) -> Built:
@@ -137,7 +150,21 @@ class _Builder:
                     above[name] = self._construct(document, (name,), filled, {})
                 if self.count:
                     self._spend_parameters(_numbers(above[name]), (name,))
-        return Built(chain, **above, context_net=context_net)
+        dequantizer = None if self.spec.dequantization is None else self._dequantizer(self.spec.dequantization)
+        return Built(chain, **above, context_net=context_net, dequantizer=dequantizer)
+
+    def _dequantizer(self, node: Node) -> Dequantizer:
+        """The flow of the noise of pixels, which are its context."""
+        shape, place = self.spec.input_shape, ("dequantization",)
+        if not is_tensor_shape(shape):
+            raise self.error(place, f"dequantization is for images, got a tuple state of shape {shape}")
+        self.numerics, self.context = FLOAT, shape
+        layer, after = (self._count_layer if self.count else self._layer)(node, place, shape)
+        if after != shape or not layer.surjective:
+            raise self.error(place, f"dequantization must map {shape} to {shape}, but returns {after}")
+        chain = Sequential(layer)
+        chain.declared_shape = chain.declared_output_shape = chain.declared_context_shape = shape
+        return Dequantizer(chain)
 
     def _context_net(self) -> ContextNet:
         """The net from the context to what the layers see."""

@@ -41,6 +41,7 @@ def diff_specs(first: SpecSource, second: SpecSource) -> list[str]:
         *_layers("layers", old.layers, new.layers),
         *_documents("head", old.head, new.head),
         *_documents("prior", old.prior, new.prior),
+        *_documents("dequantization", old.dequantization, new.dequantization),
         *_plain("training", *((spec.training or Training()).model_dump(mode="json") for spec in (old, new))),
     ]
 

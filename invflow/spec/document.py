@@ -68,6 +68,10 @@ class TopLevel(Options):
     )
     head: Any = Field(default=None, description="the map from the last state to logits")
     prior: Any = Field(default=None, description="the distribution of the last state")
+    dequantization: Any = Field(
+        default=None,
+        description="the layer from normal noise to the logits of that of pixels, its context; null: uniform noise",
+    )
     training: Training | None = Field(default=None, description="how the model is trained")
     backprop: Backprop = Field(default="stored", description="which states between the layers training keeps")
     numerics: Numerics = Field(default=FLOAT, description="how exact the inverse must be")
@@ -142,6 +146,7 @@ class Spec:
         layers: the layers of the expanded document.
         head: the head's document, None if there is none.
         prior: the prior's document, None if there is none.
+        dequantization: the document of the layer that draws the noise of pixels, None for uniform noise.
         context_nets: the documents of the nets that turn the context into what the layers see, by the entries that they
             make: see `invflow.context.named`.
         document: the source document, as JSON data.
@@ -158,6 +163,7 @@ class Spec:
     layers: tuple[Node, ...]
     head: Node | None = None
     prior: Node | None = None
+    dequantization: Node | None = None
     context_nets: Mapping[str, ContextNode] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -187,7 +193,7 @@ class Spec:
         found["layers"] = [node.canonical() for node in self.layers]
         if self.context_nets:
             found["context_net"] = named({name: node.canonical() for name, node in self.context_nets.items()})
-        above = {"head": self.head, "prior": self.prior}
+        above = {"head": self.head, "prior": self.prior, "dequantization": self.dequantization}
         found.update((name, node.canonical()) for name, node in above.items() if node is not None)
         if self.top.numerics != FLOAT:
             found["numerics"] = self.top.numerics.model_dump(mode="json", exclude_defaults=True)
@@ -264,9 +270,11 @@ class _Validator:
         layers = self._nodes(data["layers"], ("layers",), bijections) if isinstance(data.get("layers"), list) else ()
         above = {
             name: self._node(data[name], (name,), registry)
-            for name, registry in (("head", heads), ("prior", priors))
+            for name, registry in (("head", heads), ("prior", priors), ("dequantization", bijections))
             if data.get(name) is not None
         }
+        if data.get("dequantization") is not None and data.get("prior") is None:
+            self._problem(("dequantization",), "dequantization belongs to a density: the spec needs a prior", "key")
         context_nets = {} if data.get("context_net") is None else self._context_nets(data["context_net"], above)
         if self.problems.noted or top is None:
             raise self.problems.error()
@@ -275,7 +283,7 @@ class _Validator:
     def _context_nets(self, raw: Any, above: Mapping[str, Any]) -> dict[str, ContextNode]:
         """The nets of a context, by the entries that they make."""
         place: JsonPath = ("context_net",)
-        if not above:
+        if not above.keys() & {"head", "prior"}:
             self._problem(place, "a context_net belongs to a model: the spec needs a head or a prior", "key")
         if not (isinstance(raw, dict) and raw and isinstance(raw.get("type", {}), dict)):
             single = self._context_net(raw, place)

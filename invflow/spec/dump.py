@@ -55,6 +55,8 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
         document["head"] = _document(model.head, heads)
     if isinstance(model, Flow):
         document["prior"] = _document(model.prior, priors)
+        if model.dequantizer is not None:
+            document["dequantization"] = _document(model.dequantizer.bijection[0], bijections)
     return document
 
 

@@ -76,8 +76,8 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
             {"type": "null"},
         ],
     }
-    for name in ("head", "prior"):
-        fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(name), {"type": "null"}]}
+    for name, of in (("head", "head"), ("prior", "prior"), ("dequantization", "layer")):
+        fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(of), {"type": "null"}]}
     fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
     fields["layers"] = _referable(_ref("layers"), fields["layers"])
     of_input["shape"] = _referable(_ref("shape"), of_input["shape"])

@@ -26,7 +26,7 @@ class ClassifierTraining(ModelTraining):
     """Cross-entropy training of a classifier."""
 
     def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        logits, labels = self.model_in(stage)(batch.values, batch.context), batch.labels
+        logits, labels = self.task.of_inputs(self.model_in(stage), batch), batch.labels
         assert labels is not None  # `Classification.check` has seen that there are some
         smoothing = self.options.label_smoothing if stage == "train" else 0.0
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..context import Context, each_entry, entries
 from ..errors import DataError
@@ -42,7 +42,7 @@ class FlowTraining(ModelTraining):
     """
 
     def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        log_prob = self.model_in(stage)(self.task.inputs(batch.values), batch.context).mean()
+        log_prob = self.task.of_inputs(self.model_in(stage), batch).mean()
         bits = bits_of(self.task.model, self.task.data, log_prob)
         if bits is None:
             return -log_prob, {NLL.name: -log_prob}
@@ -55,7 +55,8 @@ class FlowEvaluation(Evaluation):
 
     Attributes:
         test_nll: the mean negative log-density, in nats; for images, that of dequantised pixels in [0, 1).
-        test_bits_per_dim: for images, an upper bound of their bits per dimension, from one draw of the noise.
+        test_bits_per_dim: for images, an upper bound of their bits per dimension, from one draw of the noise, which is
+            uniform, or that of the model's dequantisation.
     """
 
     test_nll: float
@@ -87,7 +88,10 @@ class Density(Task[Flow]):
         self.check_prior(spec)
 
     def check_prior(self, spec: Spec) -> None:
-        """Raise SpecError if the prior does not fit the data."""
+        """Raise SpecError if the prior or the dequantisation does not fit the data."""
+        if self.model.dequantizer is not None and (self.data.levels is None or self.model.prior.discrete):
+            why = "dequantization is for pixels on a grid under a density"
+            raise spec.error(("dequantization",), f"{why}; {self.data.name} has none, or the prior is on the grid")
         if self.model.prior.discrete and self.data.levels is None:
             why = f"a prior on a grid is for images, and {self.data.name} has numbers off any grid; take another prior"
             raise spec.error(("prior",), why)
@@ -120,6 +124,26 @@ class Density(Task[Flow]):
         if levels is None or self.model.prior.discrete:
             return super().rounded(inputs)
         return (inputs * levels).floor() / levels
+
+    def of_inputs(self, model: nn.Module, batch: Batch) -> Any:
+        dequantizer = model.dequantizer if isinstance(model, Flow) else None
+        if dequantizer is None:
+            return super().of_inputs(model, batch)
+        assert self.data.levels is not None  # `check_prior` has seen to it
+        values, log_q = dequantizer(batch.values, self.data.levels)
+        made = model(values, batch.context)
+        return (*made[:-1], made[-1] - log_q) if isinstance(made, tuple) else made - log_q
+
+    def of_model(self, batch: Batch) -> Tensor:
+        if self.model.dequantizer is None:  # uniform noise is drawn on the CPU, so that every device has the same
+            return super().of_model(batch)
+        made: Tensor = self.of_inputs(self.model, batch.to(self.device))
+        return made
+
+    def initialize(self, batch: Batch) -> None:
+        super().initialize(batch)
+        if self.model.dequantizer is not None:
+            self.model.dequantizer.bijection.initialize(torch.randn_like(batch.values), batch.values)
 
     def evaluate(self) -> FlowEvaluation:
         log_prob = self.outputs()[0].double().mean()

@@ -23,7 +23,7 @@ class HybridTraining(ModelTraining):
     """Training of a hybrid by the cross-entropy, plus `density_weight` times the negative log-density per dimension."""
 
     def measure(self, stage: str, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        logits, log_prob = self.model_in(stage)(self.task.inputs(batch.values), batch.context)
+        logits, log_prob = self.task.of_inputs(self.model_in(stage), batch)
         labels, nll = batch.labels, -log_prob.mean()
         assert labels is not None  # `HybridTask.check` has seen that there are some
         smoothing = self.options.label_smoothing if stage == "train" else 0.0
@@ -72,8 +72,7 @@ class HybridTask(Density):
 
     def of_model(self, batch: Batch) -> Tensor:
         """The logits, and behind them the log-density."""
-        there = batch._replace(values=self.inputs(batch.values)).to(self.device)
-        logits, log_prob = self.model(there.values, there.context)
+        logits, log_prob = super().of_model(batch)
         return torch.cat([logits, log_prob[:, None]], dim=1)
 
     def evaluate(self) -> HybridEvaluation:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +178,10 @@ class Task(ABC, Generic[M]):
                 labels.append(batch.labels)
         known = [one for one in labels if one is not None]
         return torch.cat(found), torch.cat(known) if len(known) == len(found) else None
+
+    def of_inputs(self, model: nn.Module, batch: Batch) -> Any:
+        """What a model returns for samples of the data set, on their device."""
+        return model(self.inputs(batch.values), batch.context)
 
     def of_model(self, batch: Batch) -> Tensor:
         """The model's outputs for samples of the data set."""

@@ -191,9 +191,9 @@ TOP_LEVEL = {
         document(shape="§[[4], []]"), "input.shape", "a shape needs 1 to 16 numbers, got [[4], []]"
     ),
     "context shape with 0": Fault(
-        '{"input": {"shape": [4], "context_shape": [§0]}, "layers": []}',
-        "input.context_shape.0",
-        "input should be greater than 0, got 0",
+        '{"input": {"shape": [4], "context_shape": §[0]}, "layers": []}',
+        "input.context_shape",
+        "a shape is a list of positive whole numbers without the batch, got [0]",
     ),
     "context shape empty": Fault(
         '{"input": {"shape": [4], "context_shape": §[]}, "layers": []}',
@@ -225,7 +225,7 @@ LAYER = {
     "unknown key, nothing close": Fault(
         document('{"type": "psi", §"x": 2}'),
         "layers.0.x",
-        "unknown key 'x' of psi; there is 'block_size', 'layout', 'note'",
+        "unknown key 'x' of psi; there is 'block_size', 'context', 'layout', 'note'",
     ),
     "note no string": Fault(
         document('{"type": "psi", "block_size": 2, "note": §3}'), "layers.0.note", "a note is a string, got 3"
@@ -534,7 +534,8 @@ SHAPES = {
         '{"input": {"shape": [4, 4, 4], "context_shape": [2, 3, 3]}, "layers": [\n'
         '  {"type": "split"},\n  {"type": "additive_coupling", "net": §{"type": "conv"}}]}',
         "layers.1.net",
-        "conv expects a context (features,) or (channels, 4, 4), got (2, 3, 3)",
+        "conv expects a context (features,) or (channels, 4, 4), or at positions of which each is a multiple or a "
+        "divisor of these, got (2, 3, 3)",
         in_schema=False,
     ),
     "inside a repeat": Fault(
@@ -688,7 +689,7 @@ REPEAT = {
             '"layers": [§{"$item": "b"}]}'
         ),
         "layers.0.layers.0",
-        "unknown key 'size' of psi; there is 'block_size', 'layout', 'note' (iteration 2 of 2)",
+        "unknown key 'size' of psi; there is 'block_size', 'context', 'layout', 'note' (iteration 2 of 2)",
         in_schema=False,
     ),
     "repeat where one layer stands": Fault(
