@@ -14,6 +14,8 @@ from invflow.errors import DataError
 SPEC = "specs/realnvp_moons_conditional.json"
 EPOCHS = 15
 SIDE = 300
+KERNEL_WIDTH = 0.2
+"""Twice the noise of the moons."""
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,27 @@ def test_a_model_with_a_context_that_the_data_have_not_is_refused(tmp_path):
             invflow.train(spec, tmp_path / "run", progress=False)
     with pytest.raises(DataError, match=r'moons has no context .*; there is "labels"'):
         invflow.train({**document, "training": {"data": {"name": "moons", "context": "age"}}}, tmp_path / "run")
+
+
+def p_value(a, b, permutations=199):
+    """That of the maximum mean discrepancy of two samples of points, by permutations of where a point belongs."""
+    together = torch.cat([a, b])
+    kernel = (-torch.cdist(together, together).square() / (2 * KERNEL_WIDTH**2)).exp()
+    signs = torch.cat([torch.full((len(a),), 1 / len(a)), torch.full((len(b),), -1 / len(b))])
+
+    def discrepancy(of):
+        return of @ kernel @ of
+
+    generator = torch.Generator().manual_seed(0)
+    others = [discrepancy(signs[torch.randperm(len(signs), generator=generator)]) for _ in range(permutations)]
+    return (1 + sum(bool(other >= discrepancy(signs)) for other in others)) / (1 + permutations)
+
+
+def test_samples_are_those_of_the_data(run):
+    """A two-sample test does not tell 500 of them from test points of the same classes; samples too wide, it does."""
+    some = run.data().test.first(500)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        drawn, wide = (run.model.sample(1, some.context, temperature=t)[0] for t in (1.0, 1.3))
+    assert p_value(drawn, some.values) > 0.01
+    assert p_value(wide, some.values) < 0.01
