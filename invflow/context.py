@@ -84,6 +84,13 @@ def make_context(function: Callable[[TensorShape], Tensor], shape: ContextShape)
     return {name: function(extents) for name, extents in shape.items()}
 
 
+def entries_of_shape(shape: ContextShape) -> list[TensorShape]:
+    """The shapes of the tensors of a context, in the order of `entries`."""
+    if shape is None or not isinstance(shape, Mapping):
+        return [] if shape is None else [shape]
+    return [shape[name] for name in sorted(shape)]
+
+
 def named(entries: Mapping[str, Any]) -> Any:
     """A context, or its shape, of entries by their names; the only one that has the name "" stands for itself."""
     return entries.get("", entries) if entries else None

@@ -300,6 +300,15 @@ class TestModels:
         assert flow.log_prob(torch.zeros(9, 4, 4, 4), context).shape == (9,)
 
 
+def test_the_verbs_that_look_into_a_chain(tmp_path, capsys):
+    layers = [coupling(context="class"), {"type": "inverse", "layer": coupling(context="size")}]
+    (tmp_path / "spec.json").write_text(json.dumps(document([*layers, {"type": "exchange", "order": [1, 0]}])))
+    for verb in (["check", "--conditioning"], ["check", "--thorough"], ["show", "--memory"], ["show"]):
+        with pytest.raises(SystemExit) as ended:
+            main([verb[0], str(tmp_path / "spec.json"), *verb[1:]])
+        assert ended.value.code == 0, capsys.readouterr().err
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -352,6 +361,7 @@ class TestRefusals:
                 "expects a context: give the input a context_shape",
             ),
             (document(input={"shape": [4, 4, 4], "context_shape": {}}), "has 1 to 100"),
+            (document(input={"shape": [4, 4, 4], "context_shape": {"a": [2**40]}}), "the limit is"),
             (document(input={"shape": [4, 4, 4], "context_shape": {"a-b": [2]}}), "letters, digits"),
             (document(input={"shape": [4, 4, 4], "context_shape": {"a": [0]}}), "positive whole numbers"),
             (document(input={"shape": [4, 4, 4], "context_shape": [[2]]}), "positive whole numbers"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..bijection import Bijection
-from ..context import Context
+from ..context import Context, seen
 from ..errors import InvflowError, ShapeError
 from ..registry import register
 from ..reversible.retrace import Replay, Retraced, Retraces, retrace
@@ -20,6 +20,12 @@ from ..wires import Ask, Wrapper
 def directed(step: Step) -> Bijection:
     """A step as a bijection of its part of the state: its layer, or the layer's inverse."""
     return Inverse(step.layer) if step.backwards else step.layer
+
+
+def given_to(step: Step, context: Any) -> Any:
+    """What `directed` of a step is called with of the chain's context, or of its shape."""
+    around = step.around(context)
+    return around if step.backwards else seen(around, step.layer.sees)
 
 
 @register("inverse")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..bijection import Bijection
-from ..bijections.inverse import directed
+from ..bijections.inverse import directed, given_to
 from ..context import Context
 from ..measures import jacobian, with_context
 from ..nets.spectral import Map, top_singular_pair
@@ -124,7 +124,7 @@ def conditioning(chain: Sequential, announce: Callable[[str], None] = lambda lin
     steps = chain.steps(shape_of(x))
     for position, step in enumerate(steps):
         announce(f"layer {position} of {len(steps)}")
-        parts = [(part_of(states[position], step.path), given) for states, given in traces]
+        parts = [(part_of(states[position], step.path), given_to(step, given)) for states, given in traces]
         layers.append(_measure(step.title, directed(step), parts)[0])
     announce("the whole chain")
     whole, condition = _measure("whole chain", chain, samples)
@@ -202,7 +202,7 @@ def _pull_back(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
 
 
 def _measure(
-    name: str, bijection: Bijection, samples: Sequence[tuple[State, Tensor | None]]
+    name: str, bijection: Bijection, samples: Sequence[tuple[State, Context]]
 ) -> tuple[LayerConditioning, float]:
     """The report on a bijection at some inputs with their contexts, and its largest condition number."""
     found = [singular_values(bijection, x, context, dense=DENSE) for x, context in samples]

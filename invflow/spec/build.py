@@ -14,7 +14,7 @@ from torch import nn
 
 from .._torch import constants
 from ..bijection import Bijection
-from ..context import make_context, seen
+from ..context import ContextShape, entries_of_shape, make_context, seen
 from ..errors import InvflowError, ShapeError, SpecError
 from ..fields import LISTS, quoted, shortened
 from ..models import Classifier, ContextNet, Dequantizer, Flow, Hybrid, Prior
@@ -130,9 +130,11 @@ class _Builder:
     def everything(self) -> Built:
         shape = self.spec.input_shape
         self._check_state(shape, ("input", "shape"))
+        self._check_context(self.context, ("input", "context_shape"))
         context_net = self._context_net() if self.spec.context_nets else None
         if context_net is not None:
             self.context = context_net.made_shape
+            self._check_context(self.context, ("context_net",))
         layers: list[Bijection] = []
         for i, node in enumerate(self.spec.layers):
             layer, shape = (self._count_layer if self.count else self._layer)(node, ("layers", i), shape)
@@ -451,6 +453,12 @@ class _Builder:
             raise self.error(path, message)
         if self.count:
             self._spend(STATE_TENSOR * tensors, path)
+
+    def _check_context(self, shape: ContextShape, path: JsonPath) -> None:
+        for extents in entries_of_shape(shape):
+            if flat_size(extents) > self.limits.state:
+                message = f"a context of shape {extents} holds {flat_size(extents)} numbers"
+                raise self.error(path, f"{message}, the limit is {self.limits.state}")
 
     def _spend(self, operations: int, path: JsonPath) -> None:
         self.operations += operations

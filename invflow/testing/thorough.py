@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..bijections.inverse import directed
-from ..context import each_entry, seen
+from ..bijections.inverse import directed, given_to
+from ..context import each_entry
 from ..diagnostics.check import inputs
 from ..diagnostics.roundtrip import errors_on_the_way_back
 from ..sequential import Sequential
@@ -74,7 +74,7 @@ def check_thoroughly(chain: Sequential, announce: Callable[[str], None] = lambda
     layers = []
     for position, (step, shape) in enumerate(zip(steps, shapes, strict=False)):
         announce(f"layer {position} of {len(steps)}")
-        context_shape = seen(step.around(chain.declared_context_shape), step.layer.sees)
+        context_shape = given_to(step, chain.declared_context_shape)
         subject = Subject(directed(step), part_of(shape, step.path), context_shape)
         layers.append(_proof(subject, step.title))
     announce("the whole chain")
