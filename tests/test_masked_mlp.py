@@ -67,7 +67,7 @@ class TestNet:
         net = masked(4)
         assert {name.rpartition(".")[2] for name in net.state_dict()} == {"weight", "bias"}
         assert all(weight.dtype == torch.bfloat16 for weight in net.bfloat16().parameters())
-        assert net[0].mask.dtype == torch.bool
+        assert net[0].mask.dtype == torch.bfloat16  # so that its product with the weights needs no cast
         on_meta = masked(4).to("meta").to_empty(device="cpu")
         assert on_meta[0].mask.equal(net[0].mask)
 

@@ -59,7 +59,8 @@ class MaskedLinear(Constants, nn.Linear):
 
     def made(self, name: str) -> Tensor:
         before, after = torch.tensor(self.before), torch.tensor(self.after)
-        return before < after[:, None] if self.strict else before <= after[:, None]
+        mask = before < after[:, None] if self.strict else before <= after[:, None]
+        return mask.to(torch.get_default_dtype())  # a product with booleans takes as long as the whole layer
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight * self.mask, self.bias)
