@@ -11,7 +11,7 @@ import invflow
 from invflow.cli import main
 from invflow.errors import DataError
 
-SPEC = "specs/realnvp_moons_conditional.json"
+SPEC = "specs/conditional_moons.json"
 EPOCHS = 15
 SIDE = 300
 KERNEL_WIDTH = 0.2
