@@ -10,6 +10,11 @@ the size of the conditioners are equal: nflows by a sigmoid, zuko by a soft clip
 spline: a neural spline flow with 8 bins, relative to invflow. The number and the size of the conditioners are equal;
 nflows and normflows have the same splines, zuko clips their logits. FrEIA has none.
 
+maf: eight affine autoregressive layers, the order of the features reversed between them, each net masked,
+16 -> 64 -> 64 -> 32, relative to invflow. The number and the size of the nets are equal; normflows has no activation
+after the first map, the scales are bounded in different ways. FrEIA has no such layer. The others' samples take 16
+evaluations of each net. invflow's take as many as its solver needs, which the weights decide: these are random.
+
 glow: 3 levels of 8 steps on images of 3x32x32, relative to invflow; see glow_models.py. FrEIA is compared
 with the second column, which has fixed rotations in place of learned 1x1 convolutions, as FrEIA does. zuko has none.
 
@@ -38,8 +43,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import invflow
-from invflow.bijections import AffineCoupling, Merge, SplineCoupling, Split
+from invflow.bijections import AffineCoupling, Autoregressive, Merge, Permute, SplineCoupling, Split
 from invflow.models import StandardNormal
+from invflow.nets import MaskedMLP
 
 FEATURES = 16
 HALF = FEATURES // 2
@@ -48,6 +54,7 @@ BOUND = 3.0
 NUMBERS = 3 * BINS - 1  # that give a spline
 HIDDEN = (64, 64)
 COUPLINGS = 8
+FEEDFORWARD = {"hidden_features": HIDDEN[0], "num_blocks": 1, "use_residual_blocks": False}  # of masked nets
 LOG_NORMALIZER = FEATURES / 2 * math.log(2 * math.pi)
 
 
@@ -225,6 +232,56 @@ def spline_zuko(nets: list[nn.Module]) -> Contender:
     return Contender(flow, lambda x: flow().log_prob(x), lambda count: flow().sample((count,)))
 
 
+def maf_ours(nets: list[nn.Module]) -> Contender:
+    """Ours."""
+    chain: list[invflow.Bijection] = []
+    for _ in range(COUPLINGS):
+        net = MaskedMLP((FEATURES,), (2 * FEATURES,), hidden=HIDDEN)
+        chain += [Autoregressive(net, shape=(FEATURES,), clamp=1.0), Permute("reverse", shape=(FEATURES,))]
+    flow = invflow.Flow(invflow.Sequential(*chain), StandardNormal(shape=(FEATURES,)))
+    return Contender(flow, flow.log_prob, flow.sample)
+
+
+def maf_nflows(nets: list[nn.Module]) -> Contender:
+    """The layers of nflows with feedforward blocks."""
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform, ReversePermutation
+
+    chain: list[nn.Module] = []
+    for _ in range(COUPLINGS):
+        chain += [MaskedAffineAutoregressiveTransform(FEATURES, **FEEDFORWARD), ReversePermutation(FEATURES)]
+    flow = Flow(CompositeTransform(chain), StandardNormal([FEATURES]))
+    return Contender(flow, flow.log_prob, flow.sample)
+
+
+def maf_normflows(nets: list[nn.Module]) -> Contender:
+    """The layers of normflows run backwards, because as they are, samples are fast and densities slow."""
+    import normflows as nf
+
+    class Inverted(nf.flows.MaskedAffineAutoregressive):
+        """A layer whose fast direction is the map from data."""
+
+        forward = nf.flows.MaskedAffineAutoregressive.inverse
+        inverse = nf.flows.MaskedAffineAutoregressive.forward
+
+    chain: list[nn.Module] = []
+    for _ in range(COUPLINGS):
+        reverse = nf.flows.Permute(FEATURES)
+        reverse.perm = reverse.inv_perm = torch.arange(FEATURES).flip(0)
+        chain += [Inverted(FEATURES, **FEEDFORWARD), reverse]
+    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(FEATURES, trainable=False), chain)
+    return Contender(flow, flow.log_prob, lambda count: flow.sample(count)[0])
+
+
+def maf_zuko(nets: list[nn.Module]) -> Contender:
+    """The MAF of zuko."""
+    from zuko.flows import MAF
+
+    flow = MAF(FEATURES, transforms=COUPLINGS, hidden_features=HIDDEN)
+    return Contender(flow, lambda x: flow().log_prob(x), lambda count: flow().sample((count,)))
+
+
 Builders = Mapping[str, Callable[[list[nn.Module]], Contender]]
 
 
@@ -260,6 +317,13 @@ MODELS = {
         HALF * NUMBERS,
         {"invflow": spline_ours},
         {"nflows": spline_nflows, "normflows": spline_normflows, "zuko": spline_zuko},
+        {},
+    ),
+    "maf": Model(
+        (FEATURES,),
+        None,
+        {"invflow": maf_ours},
+        {"nflows": maf_nflows, "normflows": maf_normflows, "zuko": maf_zuko},
         {},
     ),
     "glow": Model(

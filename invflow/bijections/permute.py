@@ -102,7 +102,7 @@ class Permute(Constants, Rearrangement):
         return y.index_select(1, self.order.argsort())
 
     def output_shape(self, shape: Shape) -> TensorShape:
-        return require_channels("permute", shape, len(self.order))
+        return require_channels("permute", shape, self._channels)
 
     @property
     def building_cost(self) -> int:
