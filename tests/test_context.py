@@ -150,7 +150,10 @@ class TestGradients:
         model = model_of(document([*layers, coupling(context="size")], context_net={"image": linear}))
         right = gradients(model, a_context())
         model.bijection.backprop = policy
-        assert_alike(gradients(model, a_context(), torch.compile(model, fullgraph=policy != "checkpoint", backend="aot_eager")), right)
+        assert_alike(
+            gradients(model, a_context(), torch.compile(model, fullgraph=policy != "checkpoint", backend="aot_eager")),
+            right,
+        )
 
 
 def train_in_a_process(rank, path):
