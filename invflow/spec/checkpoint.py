@@ -24,9 +24,10 @@ from ..models import Classifier, Flow
 from ..sequential import Sequential
 from ..state import Shape
 from .build import build, build_model
-from .document import CheckpointBlock, Spec, load_spec
+from .document import Spec, load_spec
 from .dump import to_spec
 from .limits import DEFAULT_LIMITS, Limits
+from .nodes import CheckpointBlock
 from .record import read_record, unfinished
 
 SPEC_FILE = "spec.json"

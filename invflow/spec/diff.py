@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..fields import LISTS, shortened
-from .document import Node, SpecSource, load_spec
+from .document import SpecSource, load_spec
+from .nodes import Node
 from .training import Training
 
 

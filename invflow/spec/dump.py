@@ -12,7 +12,7 @@ from ..models import Classifier, Flow
 from ..registry import REGISTRY_OF, Registry, bijections, heads, nets, priors
 from ..sequential import Sequential
 from ..state import Shape
-from .document import TopLevel
+from .nodes import TopLevel
 from .text import refusal
 from .versions import SPEC_VERSION
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ..fields import LISTS, JsonField
 from ..registry import REGISTRIES, REGISTRY_OF, Registry, bijections, data, nets, priors
-from .document import TopLevel
+from .nodes import TopLevel
 from .shapes import ENTRY, MOST_DIMENSIONS
 
 Schema: TypeAlias = dict[str, Any]

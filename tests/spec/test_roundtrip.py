@@ -20,7 +20,7 @@ from invflow.log_det import Estimator
 from invflow.nets import MLP
 from invflow.numerics import Numerics
 from invflow.registry import REGISTRIES, bijections, nets
-from invflow.spec.document import _UNDECISIVE
+from invflow.spec.nodes import _UNDECISIVE
 from invflow.spec.training import Training
 from invflow.state import leaves, make_state
 from invflow.testing.strategies import chain_cases
