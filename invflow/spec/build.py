@@ -12,9 +12,7 @@ from ..errors import InvflowError, ShapeError
 from ..models import Classifier, ContextNet, Dequantizer, Flow, Hybrid, Prior
 from ..numerics.modes import FLOAT
 from ..sequential import Sequential
-from ..state import (
-    is_tensor_shape,
-)
+from ..state import is_tensor_shape
 from .document import Spec, SpecSource, load_spec
 from .layers import LayerBuilder, numbers_of
 from .limits import DEFAULT_LIMITS, Limits

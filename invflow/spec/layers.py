@@ -22,17 +22,7 @@ from ..numerics.modes import FLOAT
 from ..part import Part
 from ..registry import bijections
 from ..sequential import Sequential
-from ..state import (
-    Path,
-    Shape,
-    TensorShape,
-    flat_size,
-    leaf_paths,
-    make_state,
-    part_of,
-    shape_of,
-    with_part,
-)
+from ..state import Path, Shape, TensorShape, flat_size, leaf_paths, make_state, part_of, shape_of, with_part
 from ..wires import Wired, shape_after
 from .document import Spec
 from .limits import OBJECT, STATE_TENSOR, Limits
