@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import invflow
 from invflow import Limits, SpecError
+from invflow.context import make_context
 from invflow.state import shape_of, zeros
 
 from .mutations import mutated
@@ -58,7 +59,7 @@ def test_a_mutated_document_is_built_or_refused_with_a_line(path, seed):
 
 def assert_runs(chain):
     """A built chain takes the states that its document declares, and returns the inferred shape."""
-    context = chain.declared_context_shape and torch.zeros((2, *chain.declared_context_shape))
+    context = make_context(lambda one: torch.zeros(2, *one), chain.declared_context_shape)
     with torch.no_grad():
         y = chain(zeros(chain.declared_shape, batch=2), context)
         assert shape_of(y) == chain.output_shape(chain.declared_shape)

@@ -15,6 +15,7 @@ from torch import nn
 
 import invflow
 from invflow.bijections import AdditiveCoupling, Merge, Permute, Psi, Split
+from invflow.context import make_context
 from invflow.fields import REQUIRED
 from invflow.log_det import Estimator
 from invflow.nets import MLP
@@ -38,7 +39,7 @@ def bits(function, shape, context_shape):
     """The exact bits that a module returns for a fixed input."""
     generator = torch.Generator().manual_seed(7)
     x = make_state(lambda leaf: torch.randn((3, *leaf), generator=generator), shape)
-    context = None if context_shape is None else torch.randn((3, *context_shape), generator=generator)
+    context = make_context(lambda one: torch.randn((3, *one), generator=generator), context_shape)
     with torch.no_grad():
         return [leaf.tolist() for leaf in leaves(function(x, context))]
 
