@@ -94,6 +94,7 @@ class ModelTraining(lightning.LightningModule):
         self.values: dict[str, float] = {}
         self.in_run = False
         self.midpoints: MidpointLoss | None = None
+        self._midpoints_begin = 0.0
         if options.midpoints is not None:
             self.midpoints = MidpointLoss(task, options.midpoints)
         self.averaged: AveragedModel | None = None
@@ -172,13 +173,17 @@ class ModelTraining(lightning.LightningModule):
         ):  # under a trainer that is not a run's
             self.task.initialize(batch)
 
+    def on_train_start(self) -> None:
+        if self.options.midpoints is not None:  # from the first step on, if nobody knows how many there will be
+            self._midpoints_begin = self.options.midpoints.start * (self._planned_steps() or 0)
+
     def on_train_epoch_start(self) -> None:
         self.values = {}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         augmented = self._augmented(batch)
         loss = self._measure("train", augmented)
-        if self.midpoints is not None and self.global_step >= self._first_midpoints():
+        if self.midpoints is not None and self.global_step >= self._midpoints_begin:
             loss = loss + self.midpoints(augmented)
         if not math.isfinite(self._averages["train"].sums["loss"]):
             again = self._augmented(batch)  # and then the model's own noise
@@ -224,10 +229,6 @@ class ModelTraining(lightning.LightningModule):
             return self.options.planned_steps(batches_of(self.task.data.train, self.options.batch_size))
         steps = self.trainer.estimated_stepping_batches
         return int(steps) if math.isfinite(steps) and steps > 0 else None
-
-    def _first_midpoints(self) -> float:
-        """The step from which on the midpoints count; the first, if nobody knows how many there will be."""
-        return self.options.midpoints.start * (self._planned_steps() or 0) if self.options.midpoints else math.inf
 
     def refuse(self, why: str) -> None:
         """End the training: raise DivergedError."""
