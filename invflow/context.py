@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import EllipsisType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ ContextShape: TypeAlias = TensorShape | Mapping[str, TensorShape] | None
 Names: TypeAlias = str | tuple[str, ...] | EllipsisType | None
 """What of a context something sees: one entry, several, all there is (an ellipsis), or nothing (None)."""
 
-C = TypeVar("C")
+_LONGEST = 200
+"""Of a list of names in a message."""
 
 
 def each_entry(function: Callable[[Tensor], Any], context: Any) -> Any:
@@ -64,12 +65,13 @@ def seen(context: Any, names: Names) -> Any:
     wanted = (names,) if isinstance(names, str) else names
     for name in wanted:
         if name not in context:
-            raise ShapeError(f"expected a context with {name!r}, got one with {_listed(context)}")
+            raise ShapeError(f"expected a context with {_listed(name)}, got one with {_listed(context)}")
     return context[names] if isinstance(names, str) else {name: context[name] for name in wanted}
 
 
 def _listed(names: str | Iterable[str]) -> str:
-    return repr(names) if isinstance(names, str) else ", ".join(map(repr, names)) or "no entries"
+    listed = repr(names) if isinstance(names, str) else ", ".join(map(repr, names)) or "no entries"
+    return listed if len(listed) <= _LONGEST else f"{listed[:_LONGEST]}..."
 
 
 def shape_of_context(context: Context) -> ContextShape:

@@ -10,6 +10,8 @@ import torch
 import invflow
 from invflow.cli import main
 from invflow.errors import DataError
+from invflow.samples import DataSet, InMemory
+from invflow.training.run import task_of
 
 SPEC = "specs/conditional_moons.json"
 EPOCHS = 15
@@ -87,6 +89,15 @@ def test_a_model_with_a_context_that_the_data_have_not_is_refused(tmp_path):
             invflow.train(spec, tmp_path / "run", progress=False)
     with pytest.raises(DataError, match=r'moons has no context .*; there is "labels"'):
         invflow.train({**document, "training": {"data": {"name": "moons", "context": "age"}}}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("words", "place"), [("1", 0), ("2", 1), ("0", 0), ("3", 2)])
+def test_a_class_by_its_name_before_its_number(words, place):
+    """Labels 1, 2, 3 of a table are names, of which "1" is the first class, although its number is 0."""
+    document = {"input": {"shape": [2], "context_shape": [3]}, "layers": [], "prior": {"type": "standard_normal"}}
+    samples = InMemory(torch.zeros(3, 2), torch.arange(3), torch.eye(3))
+    task = task_of(invflow.build_model(document), DataSet("some", samples, samples, class_names=("1", "2", "3")))
+    assert torch.equal(task.rows_of_context([words]), torch.eye(3)[[place]])
 
 
 def p_value(a, b, permutations=199):

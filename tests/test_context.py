@@ -13,9 +13,10 @@ from torch import nn
 import invflow
 from invflow.cli import main
 from invflow.context import each_entry
-from invflow.errors import ShapeError, SpecError
+from invflow.errors import InvflowError, ShapeError, SpecError
 from invflow.models import ContextNet
 from invflow.nets import MLP, Conv, Embedding
+from invflow.spec.diff import diff_specs
 
 CLASSES, BATCH = 3, 5
 SHAPES = {"class": [CLASSES], "image": [2, 4, 4], "size": [1]}
@@ -236,6 +237,21 @@ class TestWhatIsSeen:
         assert model.sample(2, one).shape == (2, BATCH, 4, 4, 4)
         assert model.sample(2, each_entry(lambda entry: entry[:1], context)).shape == (2, 1, 4, 4, 4)
 
+    def test_by_the_inverse_of_an_inverse(self):
+        """An inverse that sees a part does not vanish within another inverse."""
+        spec = document([{"type": "inverse", "layer": coupling(), "context": "class"}])
+        chain = invflow.build({key: value for key, value in spec.items() if key != "prior"}).double()
+        y = chain(an_x(), a_context())
+        assert (chain[::-1](y, a_context()) - an_x()).abs().max() < 1e-12
+        nested = {"type": "inverse", "layer": {"type": "inverse", "context": "class", "layer": coupling()}}
+        assert torch.isfinite(model_of(document([nested]))(an_x(), a_context())).all()
+
+    def test_by_a_net_that_is_told_later(self):
+        model, context = model_of(document([coupling()])), a_context()
+        model.bijection[1].sees = "class"
+        with pytest.raises(ShapeError, match="expects a context of shape"):  # it was built for all of it
+            model(an_x(), context)
+
 
 class TestModels:
     def test_round_trip(self):
@@ -358,6 +374,14 @@ class TestRefusals:
             (document(context_net={"a b": {"type": "mlp", "context": "size", "out_shape": [1]}}), "letters, digits"),
             (document(context_net={"type": "mpl", "out_shape": [1]}), "did you mean 'mlp'"),
             (document(context_net=[]), "expected a net"),
+            (
+                document(context_net={"size": {"type": "mlp", "context": "size", "out_shape": []}}),
+                "needs its out_shape",
+            ),
+            (
+                document([{"type": "inverse", "context": "size", "layer": {"type": "inverse", "layer": coupling()}}]),
+                "the inverse of an inverse is the layer inside",
+            ),
             (document(prior=None, context_net={"type": "mlp", "out_shape": [1]}), "belongs to a model"),
             (
                 document(input={"shape": [4, 4, 4]}, context_net={"type": "mlp", "out_shape": [1]}),
@@ -365,6 +389,10 @@ class TestRefusals:
             ),
             (document(input={"shape": [4, 4, 4], "context_shape": {}}), "has 1 to 100"),
             (document(input={"shape": [4, 4, 4], "context_shape": {"a": [2**40]}}), "the limit is"),
+            (
+                document(input={"shape": [4, 4, 4], "context_shape": {f"c{i}": [2**22] for i in range(99)}}),
+                "a context of 415236096 numbers, the limit is",
+            ),
             (document(input={"shape": [4, 4, 4], "context_shape": {"a-b": [2]}}), "letters, digits"),
             (document(input={"shape": [4, 4, 4], "context_shape": {"a": [0]}}), "positive whole numbers"),
             (document(input={"shape": [4, 4, 4], "context_shape": [[2]]}), "positive whole numbers"),
@@ -385,6 +413,26 @@ class TestRefusals:
         )
         with pytest.raises(SpecError, match="exact numerics cannot have a context_net"):
             invflow.build_model(spec)
+
+
+class TestNetsOfAContext:
+    @pytest.mark.parametrize(
+        ("nets", "out_shapes"),
+        [({"a": 1}, {"b": (2,)}), ({"a.b": 1}, {"a.b": (2,)}), ({"": 1, "a": 1}, {"": (2,), "a": (2,)}), ({}, {})],
+    )
+    def test_names_that_do_not_fit(self, nets, out_shapes):
+        with pytest.raises(InvflowError, match="a context_net expects"):
+            ContextNet({name: Embedding((3,), (2,)) for name in nets}, out_shapes, (3,))
+
+
+def test_a_difference_in_what_is_seen_or_in_the_numerics_is_one(tmp_path):
+    plain = document([coupling()])
+    shapes = {**SHAPES, "all": [1]}
+    named = {**plain, "input": {"shape": [4, 4, 4], "context_shape": shapes}}
+    narrowed = copy.deepcopy(named)
+    narrowed["layers"][1]["context"] = "all"
+    assert diff_specs(named, narrowed) == ['layers.1.context: all -> "all"']
+    assert diff_specs(plain, {**plain, "numerics": {"mode": "snap"}})[0].startswith("numerics")
 
 
 class TestData:

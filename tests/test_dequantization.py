@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import invflow
-from invflow.errors import SpecError
+from invflow.errors import DataError, SpecError
 from invflow.models import Dequantizer
 from invflow.samples import Batch, DataSet, InMemory
 from invflow.training.density import bits_of
@@ -127,8 +127,27 @@ class TestTraining:
         with pytest.raises(SpecError, match=message):
             invflow.fit(document, torch.randn(64, 2), tmp_path / "run", progress=False)
 
+    def test_numbers_without_levels(self):
+        with pytest.raises(DataError, match="pass levels"):
+            invflow.evaluate(invflow.build_model(spec()), torch.rand(8, 2, 2, 2))
+
+    def test_an_actnorm_is_initialised(self):
+        document = spec(dequantization={"type": "actnorm"})
+        task, values = a_task(document)
+        assert task.awaits_data
+        task.initialize(Batch(values))
+        assert not task.awaits_data
+
 
 class TestDocument:
+    def test_of_layers_in_python(self):
+        """All layers of the noise are in the document, which builds the same function."""
+        parts = [invflow.bijections.Affine(shape=(2, 2, 2)), invflow.bijections.Affine(shape=(2, 2, 2))]
+        flow = invflow.build_model(spec())
+        made = invflow.Flow(flow.bijection, flow.prior, None, Dequantizer(invflow.Sequential(*parts)))
+        again = invflow.build_model(invflow.to_spec(made))
+        assert again.state_dict().keys() == made.state_dict().keys()
+
     def test_is_kept(self, tmp_path):
         model = invflow.build_model(spec())
         assert invflow.load_spec(invflow.to_spec(model)).hash == invflow.load_spec(spec()).hash
@@ -145,6 +164,11 @@ class TestDocument:
             (spec(prior=None), "dequantization belongs to a density: the spec needs a prior"),
             (spec(dequantization={"type": "split"}), "dequantization must map"),
             (spec(dequantization={"type": "afine"}), "did you mean 'affine'"),
+            (spec(dequantization={"type": "logit"}), "expects a bijection of the reals"),
+            (
+                spec(dequantization={**NOISE, "layers": [], "numerics": {"mode": "snap"}}),
+                "dequantization is for float numerics",
+            ),
             (spec(dequantization={"type": "sequential", "layers": [{"type": "merge"}]}), "dequantization.layers.0"),
         ],
     )

@@ -9,7 +9,7 @@ import torch
 
 import invflow
 from invflow.cli import main
-from invflow.errors import InvflowError, SpecError
+from invflow.errors import DataError, InvflowError, SpecError
 from invflow.models import BayesHead, Classifier, Flow, GaussianMixture, Hybrid, LinearHead, StandardNormal
 from invflow.samples import Batch, DataSet, InMemory
 from invflow.spec.training import Midpoints
@@ -126,6 +126,19 @@ class TestTraining:
         torch.testing.assert_close(loss, expected)
         assert more["nll"] == -log_prob.mean()
 
+    def test_labels_that_it_does_not_know(self):
+        model = invflow.build_model(spec())
+        with pytest.raises(DataError, match="the label 3, but the model knows the classes 0 to 1"):
+            invflow.evaluate(model, (torch.randn(8, 2), torch.full((8,), 3)))
+
+    def test_under_a_trainer_of_ones_own(self):
+        """The loss is per dimension of the model, which no data tell."""
+        model = Hybrid(invflow.Sequential(), LinearHead(2, shape=(4,)), StandardNormal(shape=(4,)))
+        x, y = torch.randn(8, 4), torch.arange(8) % 2
+        loss, _ = invflow.lightning(model).measure("train", Batch(x, y))
+        logits, log_prob = model(x)
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, y) - log_prob.mean() / 4)
+
     @pytest.mark.parametrize(
         ("document", "message"),
         [
@@ -196,6 +209,17 @@ class TestMidpoints:
         losses = {name: [row["train_loss"] for row in run.metrics] for name, run in runs.items()}
         assert losses["late"] == losses["without"]
         assert losses["early"][-1] != losses["without"][-1]
+
+    def test_targets_are_of_every_class(self, monkeypatch):
+        """Of many samples, sorted by class, some of each class are targets."""
+        monkeypatch.setattr("invflow.training.midpoints.MOST_TARGETS", 10)
+        values, labels = torch.randn(40, 2, dtype=torch.float64), torch.arange(40) // 20
+        loss = MidpointLoss(a_task(invflow.Sequential(), values, labels), Midpoints())
+        assert torch.isfinite(loss(Batch(values, labels)))
+
+    def test_without_training_samples(self):
+        with pytest.raises(InvflowError, match=r"train with invflow\.fit"):
+            invflow.lightning(Classifier(invflow.Sequential(), LinearHead(2, shape=(2,))), midpoints={})
 
     def test_no_gradients_on_a_grid(self):
         chain = invflow.build({"input": {"shape": [2]}, "layers": [], "numerics": {"mode": "snap"}})

@@ -52,7 +52,9 @@ class Inverse(Wrapper, Retraces):
     ]
 
     def __new__(cls, layer: Bijection | None = None) -> Any:  # unpickling calls it without a layer
-        return layer.layer if isinstance(layer, Inverse) else super().__new__(cls)
+        if isinstance(layer, Inverse) and layer.sees is ...:  # or what it sees would be lost
+            return layer.layer
+        return super().__new__(cls)
 
     def __init__(self, layer: Bijection) -> None:
         if not layer.surjective:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..context import Context, ContextShape, named, require_context, seen
+from ..errors import InvflowError
 from ..state import TensorShape, common_dtype
 
 
@@ -23,6 +24,9 @@ class ContextNet(nn.Module):
         out_shapes: by the same names, the shapes that they return, without the batch.
         context_shape: the shape of the context that is given.
 
+    Raises:
+        InvflowError: the names do not fit.
+
     Examples:
         >>> import torch
         >>> from invflow.nets import MLP
@@ -35,6 +39,12 @@ class ContextNet(nn.Module):
         self, nets: Mapping[str, nn.Module], out_shapes: Mapping[str, TensorShape], context_shape: ContextShape
     ) -> None:
         super().__init__()
+        wrong = [name for name in nets if name and not name.isidentifier()]
+        if not nets or nets.keys() != out_shapes.keys() or wrong or ("" in nets and len(nets) > 1):
+            raise InvflowError(
+                'a context_net expects a net and an out_shape by the name of each entry, identifiers, or of "" alone, '
+                f"got nets of {', '.join(map(repr, nets))} and out_shapes of {', '.join(map(repr, out_shapes))}"
+            )
         # A name of its own for each, because a module may not have those of some methods.
         self.nets = nn.ModuleDict({f"net_{name}": net for name, net in nets.items()})
         self.out_shapes = dict(out_shapes)

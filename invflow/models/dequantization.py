@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..sequential import Sequential
+from ..bijection import Bijection
+from ..errors import InvflowError
 from .priors import standard_normal_log_prob
 
 
@@ -46,24 +47,33 @@ class Dequantizer(nn.Module):
     Reference: Ho, Chen, Srinivas, Duan, Abbeel: Flow++, 2019, https://arxiv.org/abs/1902.00275
 
     Args:
-        bijection: g, a chain on images, whose context is the pixels.
+        bijection: g, from and to images, whose context is the pixels.
+
+    Raises:
+        InvflowError: it is no bijection, or one of an interval.
 
     Examples:
-        >>> x, log_q = Dequantizer(Sequential())(torch.zeros(3, 1, 2, 2), levels=4)
+        >>> from invflow.bijections import Affine
+        >>> x, log_q = Dequantizer(Affine(shape=(1, 2, 2)))(torch.zeros(3, 1, 2, 2), levels=4)
         >>> bool((x >= 0).all() and (x <= 0.25).all()), log_q.shape
         (True, torch.Size([3]))
     """
 
-    def __init__(self, bijection: Sequential) -> None:
+    def __init__(self, bijection: Bijection) -> None:
         super().__init__()
+        if not isinstance(bijection, Bijection):
+            raise InvflowError(f"a dequantizer expects a bijection, got {type(bijection).__name__}")
+        if bijection.domain != "reals" or not bijection.surjective:
+            raise InvflowError(
+                f"a dequantizer expects a bijection of the reals, which normal noise is, got {bijection}"
+            )
         self.bijection = bijection
 
     def forward(self, pixels: Tensor, levels: int) -> tuple[Tensor, Tensor]:
         """``((k + u) / levels, log q(u | k))``, the second in nats, ``(batch,)``."""
         whole = torch.round(pixels * levels)
         noise = torch.randn_like(pixels)
-        given = None if self.bijection.declared_context_shape is None else whole / levels
-        v, log_det = self.bijection.forward_and_log_det(noise, given)
+        v, log_det = self.bijection.forward_and_log_det(noise, whole / levels)
         of_sigmoid = (nn.functional.logsigmoid(v) + nn.functional.logsigmoid(-v)).flatten(1).sum(1)
         return (whole + v.sigmoid()) / levels, standard_normal_log_prob(noise) - log_det - of_sigmoid
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._torch import unwrapped
 from ..bijection import Bijection
-from ..context import Context, Names, seen
+from ..context import Context, seen
 from ..errors import InvflowError
 
 
@@ -87,12 +87,10 @@ class Conditioned:
     Attributes:
         net: the net, which may be replaced.
         net_takes_context: see `takes_context`; set together with the net, because inspecting signatures is slow.
-        net_sees: what of the layer's context the net is given: its attribute ``sees``, or all.
     """
 
     net: nn.Module
     net_takes_context: bool
-    net_sees: Names
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -120,11 +118,10 @@ class Conditioned:
         super().__setattr__(name, value)
         if name == "net":
             self.net_takes_context = value is not None and takes_context(value)
-            self.net_sees = getattr(value, "sees", ...)
 
     def for_net(self, context: Context) -> Any:
-        """What the net is given of the layer's context: None if it takes none."""
-        return seen(context, self.net_sees) if context is not None and self.net_takes_context else None
+        """What the net is given of the layer's context: its attribute ``sees`` of it, or all; None if it takes none."""
+        return seen(context, getattr(self.net, "sees", ...)) if context is not None and self.net_takes_context else None
 
     def conditioned(self, a: Any, context: Context) -> Any:
         """``net(a)``, or ``net(a, context)`` if there is a context and the net takes one."""

@@ -123,11 +123,14 @@ class _Builder(LayerBuilder):
             raise self.error(place, f"dequantization is for images, got a tuple state of shape {shape}")
         self.numerics, self.context = FLOAT, shape
         layer, after = (self.count_layer if self.count else self.layer)(node, place, shape)
-        if after != shape or not layer.surjective:
+        if after != shape:
             raise self.error(place, f"dequantization must map {shape} to {shape}, but returns {after}")
-        chain = Sequential(layer)
-        chain.declared_shape = chain.declared_output_shape = chain.declared_context_shape = shape
-        return Dequantizer(chain)
+        if layer.numerics != FLOAT:
+            raise self.error(place, f"dequantization is for float numerics, got {layer.numerics.model_dump()}")
+        try:
+            return Dequantizer(layer)
+        except InvflowError as error:
+            raise self.error(place, error) from error
 
     def _context_net(self) -> ContextNet:
         """The net from the context to what the layers see."""

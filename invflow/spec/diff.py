@@ -38,6 +38,7 @@ def diff_specs(first: SpecSource, second: SpecSource) -> list[str]:
     return [
         *_values("input.shape", old.input_shape, new.input_shape),
         *_values("input.context_shape", old.context_shape, new.context_shape),
+        *_plain("numerics", *(spec.top.numerics.model_dump(mode="json") for spec in (old, new))),
         *_plain("context_net", *(spec.canonical().get("context_net") for spec in (old, new))),
         *_layers("layers", old.layers, new.layers),
         *_documents("head", old.head, new.head),
@@ -75,7 +76,8 @@ def _documents(path: str, old: Node | None, new: Node | None) -> Iterator[str]:
         if old is not new:
             yield f"{path}: {_text(old)} -> {_text(new)}"
         return
-    yield from _values(f"{path}.context", *("all" if node.sees is ... else node.sees for node in (old, new)))
+    if old.sees != new.sees:
+        yield f"{path}.context: " + " -> ".join("all" if one.sees is ... else shortened(one.sees) for one in (old, new))
     for name, field in old.field_set.fields.items():
         inner = f"{path}.{name}"
         if field.kind == "value":

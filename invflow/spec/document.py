@@ -192,12 +192,16 @@ class _Validator:
 
     def _context_net(self, raw: Any, path: JsonPath) -> ContextNode | None:
         out_shape: Any = raw.get("out_shape") if isinstance(raw, dict) else None
-        node = self._node({k: v for k, v in raw.items() if k != "out_shape"} if out_shape else raw, path, nets)
+        node = self._node(
+            {k: v for k, v in raw.items() if k != "out_shape"} if out_shape is not None else raw, path, nets
+        )
         try:
             return None if node is None else ContextNode(node, shapes.tensor_shape(out_shape))
         except ValueError:
             expected = "a context_net needs its out_shape, a list of positive whole numbers"
-            self._problem((*path, "out_shape") if out_shape else path, f"{expected}, got {shortened(out_shape)}")
+            self._problem(
+                (*path, "out_shape") if out_shape is not None else path, f"{expected}, got {shortened(out_shape)}"
+            )
             return None
 
     def _data_set(self, data: dict[str, Any]) -> None:

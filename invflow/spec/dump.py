@@ -56,7 +56,7 @@ def to_spec(model: Sequential | Classifier | Flow, input_shape: Shape | None = N
     if isinstance(model, Flow):
         document["prior"] = _document(model.prior, priors)
         if model.dequantizer is not None:
-            document["dequantization"] = _document(model.dequantizer.bijection[0], bijections)
+            document["dequantization"] = _document(model.dequantizer.bijection, bijections)
     return document
 
 

@@ -280,7 +280,12 @@ class LayerBuilder:
                 raise
             raise self.error(path, f"{node.tag} cannot be made: {type(error).__name__}: {error}") from error
         if node.sees is not ...:
-            made.sees = node.sees
+            if (
+                type(made) is not node.cls
+            ):  # the inverse of an inverse is the layer inside, which may see something else
+                message = f"the inverse of an inverse is the layer inside: give that its context, not {node.tag}"
+                raise self.error((*path, "context"), message)
+            cast(Any, made).sees = node.sees
         if self.count:
             inside = itertools.chain.from_iterable(
                 child if isinstance(child, list) else [child] for child in children.values()
@@ -319,10 +324,9 @@ class LayerBuilder:
             self._spend(STATE_TENSOR * tensors, path)
 
     def check_context(self, shape: ContextShape, path: JsonPath) -> None:
-        for extents in entries_of_shape(shape):
-            if flat_size(extents) > self.limits.state:
-                message = f"a context of shape {extents} holds {flat_size(extents)} numbers"
-                raise self.error(path, f"{message}, the limit is {self.limits.state}")
+        numbers = sum(map(flat_size, entries_of_shape(shape)))
+        if numbers > self.limits.state:
+            raise self.error(path, f"a context of {numbers} numbers, the limit is {self.limits.state}")
 
     def _spend(self, operations: int, path: JsonPath) -> None:
         self.operations += operations

@@ -69,6 +69,7 @@ class Classification(Task[Classifier]):
         logits, labels = self.outputs()
         if labels is None:
             raise DataError(f"a classifier is measured on samples with labels, {self.data.name} has some without")
+        require_known(self.data, labels, logits.shape[1])
         accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
         loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
         invertible, caveat = self.model.linear_head, self.model.caveat
@@ -92,6 +93,14 @@ class Classification(Task[Classifier]):
         with evaluating(self.model):
             guesses = self.model(some.values, some.context).argmax(1)
         return {"samples": samples(some.values, _labels(some), guesses)}
+
+
+def require_known(data: DataSet, labels: Tensor, classes: int) -> None:
+    """Raise DataError if samples have labels that a model does not know."""
+    if len(labels) and int(labels.max()) >= classes:
+        raise DataError(
+            f"{data.name} has the label {int(labels.max())}, but the model knows the classes 0 to {classes - 1}"
+        )
 
 
 def check_classes(data: DataSet, spec: Spec, components: int | None = None) -> None:

@@ -129,7 +129,10 @@ class Density(Task[Flow]):
         dequantizer = model.dequantizer if isinstance(model, Flow) else None
         if dequantizer is None:
             return super().of_inputs(model, batch)
-        assert self.data.levels is not None  # `check_prior` has seen to it
+        if self.data.levels is None:
+            raise DataError(
+                f"dequantization is for pixels on a grid, {self.data.name} has numbers off any; pass levels"
+            )
         values, log_q = dequantizer(batch.values, self.data.levels)
         made = model(values, batch.context)
         return (*made[:-1], made[-1] - log_q) if isinstance(made, tuple) else made - log_q
@@ -139,6 +142,11 @@ class Density(Task[Flow]):
             return super().of_model(batch)
         made: Tensor = self.of_inputs(self.model, batch.to(self.device))
         return made
+
+    @property
+    def awaits_data(self) -> bool:
+        dequantizer = self.model.dequantizer
+        return super().awaits_data or (dequantizer is not None and dequantizer.bijection.awaits_data)
 
     def initialize(self, batch: Batch) -> None:
         super().initialize(batch)
@@ -229,8 +237,9 @@ class Density(Task[Flow]):
             return torch.stack([self._row("--context", text, shape) for text in texts])
         rows: dict[str, list[Tensor]] = {name: [] for name in shape}
         for text in texts:
-            words = dict(word.strip().partition("=")[::2] for word in text.split(";"))
-            if words.keys() != shape.keys():
+            pairs = [word.strip().partition("=")[::2] for word in text.split(";") if word.strip()]
+            words = dict(pairs)
+            if words.keys() != shape.keys() or len(pairs) > len(words):
                 expected = "; ".join(f"{name}=..." for name in shape)
                 raise DataError(f"--context expects '{expected}', got {text!r}")
             for name, word in words.items():
@@ -240,9 +249,9 @@ class Density(Task[Flow]):
     def _row(self, who: str, text: str, shape: TensorShape) -> Tensor:
         """A row of a context, or of an entry of it, in words."""
         names, of_classes = self.data.class_names, shape == (self.data.classes,)
-        named = [text in (str(place), name) for place, name in enumerate(names)]
-        if of_classes and any(named):
-            return torch.tensor(named).float()
+        if of_classes and (text in names or (text.isdecimal() and int(text) < len(names))):
+            place = names.index(text) if text in names else int(text)
+            return torch.eye(len(names))[place]
         try:
             return torch.tensor([float(word) for word in text.split(",")]).reshape(shape)
         except (ValueError, RuntimeError):

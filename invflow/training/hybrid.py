@@ -13,7 +13,7 @@ from ..models import BayesHead, GaussianMixture, Hybrid
 from ..samples import Batch
 from ..spec.document import Spec
 from ..state import flat_size
-from .classification import ACCURACY, check_classes
+from .classification import ACCURACY, check_classes, require_known
 from .density import BITS, NLL, Density, FlowEvaluation, bits_of
 from .module import ModelTraining
 from .tasks import Score
@@ -80,6 +80,7 @@ class HybridTask(Density):
         if labels is None:
             raise DataError(f"a hybrid is measured on samples with labels, {self.data.name} has some without")
         logits, log_prob = made[:, :-1], made[:, -1].double().mean()
+        require_known(self.data, labels, logits.shape[1])
         accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
         loss = float(nn.functional.cross_entropy(logits, labels))
         bits = bits_of(self.model, self.data, log_prob)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .tasks import Task
 
 MOST_TARGETS = 20_000
-"""How many training samples are targets at most."""
+"""How many training samples are targets at most, evenly spaced."""
 
 
 class MidpointLoss:
@@ -43,7 +43,11 @@ class MidpointLoss:
             raise InvflowError(why)
         self._task = task
         self._options = options
-        some = task.data.train.first(MOST_TARGETS)
+        train = task.data.train
+        if train.own_batches() is not None or len(train) <= MOST_TARGETS:
+            some = train.first(MOST_TARGETS)
+        else:
+            some = train.take(torch.linspace(0, len(train) - 1, MOST_TARGETS).long())
         assert some.labels is not None
         self._targets, self._classes = task.centered(some.values).flatten(1), some.labels
 
@@ -64,7 +68,10 @@ class MidpointLoss:
         self._targets, self._classes = self._targets.to(x), self._classes.to(labels.device)
         nearness = -torch.cdist(x, self._targets).square() / (2 * self._options.width**2)
         of_ends = (self._classes == ends[0].labels[:, None]) | (self._classes == ends[1].labels[:, None])  # type: ignore[index]
-        return -self._options.weight * nearness.masked_fill(~of_ends, -torch.inf).logsumexp(1).mean()
+        known = of_ends.any(1)
+        if not bool(known.any()):
+            return batch.values.new_zeros(())
+        return -self._options.weight * nearness.masked_fill(~of_ends, -torch.inf)[known].logsumexp(1).mean()
 
 
 def unfit_for_midpoints(task: Task[Any]) -> str | None:
@@ -72,6 +79,8 @@ def unfit_for_midpoints(task: Task[Any]) -> str | None:
     chain = task.model.bijection
     if not task.data.classes:
         return f"midpoints lie between two classes, and {task.data.name} has no labels"
+    if not len(task.data.train):
+        return "midpoints need to know the training samples: train with invflow.fit"
     if not chain.surjective:
         return "midpoints are run backwards, and the chain adds dimensions, so that they may be no images of anything"
     if chain.numerics != FLOAT:

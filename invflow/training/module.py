@@ -168,9 +168,7 @@ class ModelTraining(lightning.LightningModule):
         return batch.to(device)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        if (
-            index == 0 and self.global_step == 0 and self.task.model.bijection.awaits_data
-        ):  # under a trainer that is not a run's
+        if index == 0 and self.global_step == 0 and self.task.awaits_data:  # under a trainer that is not a run's
             self.task.initialize(batch)
 
     def on_train_start(self) -> None:

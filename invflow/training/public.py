@@ -15,7 +15,7 @@ from ..context import Context, ContextShape
 from ..data.given import NAME as GIVEN
 from ..diagnostics import interpolation, roundtrip
 from ..errors import InvflowError
-from ..models import Classifier, Flow
+from ..models import BayesHead, Classifier, Flow, GaussianMixture, Hybrid
 from ..samples import DataSet
 from ..sequential import Sequential
 from ..source import Request
@@ -165,6 +165,8 @@ def lightning(model: Model, *, levels: int | None = None, **training: Any) -> Mo
         'FlowTraining'
     """
     shape = model.bijection.declared_shape
+    if shape is None and isinstance(model, Flow) and (levels is not None or isinstance(model, Classifier)):
+        shape = model.shape  # the loss is in units of a dimension
     known = shape if shape is not None and is_tensor_shape(shape) else (1,)
     data = DataSet.without_samples(known, levels, _classes(model, None))
     task = task_of(model, data)
@@ -260,6 +262,8 @@ def _dtype(model: Model | None) -> torch.dtype:
 
 def _classes(model: Model | None, spec: Spec | None) -> int:
     """The number of classes that a model tells apart or is told; 0 if it knows of none."""
+    if isinstance(model, Hybrid) and isinstance(model.head, BayesHead) and isinstance(model.prior, GaussianMixture):
+        return len(model.prior.means)
     if isinstance(model, Classifier):
         return int((arguments_of(model.head) or {}).get("classes", 0))
     if spec is not None and spec.head is not None:

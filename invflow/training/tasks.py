@@ -147,6 +147,11 @@ class Task(ABC, Generic[M]):
         levels = self.data.levels
         return inputs if levels is None else (inputs * levels).round() / levels
 
+    @property
+    def awaits_data(self) -> bool:
+        """Whether layers still have to be initialised from data."""
+        return self.model.bijection.awaits_data
+
     def initialize(self, batch: Batch) -> None:
         """Initialises the layers that await data from samples of the data set."""
         self.model.bijection.initialize(self.inputs(batch.values), self.model.for_layers(batch.context))
