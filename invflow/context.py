@@ -33,7 +33,7 @@ def each_entry(function: Callable[[Tensor], Any], context: Any) -> Any:
 
 def entries(context: Context) -> list[Tensor]:
     """The tensors of a context, in an order that their names decide."""
-    if context is None or isinstance(context, Tensor):
+    if not isinstance(context, Mapping):
         return [] if context is None else [context]
     return [context[name] for name in sorted(context)]
 
@@ -100,13 +100,13 @@ def named(entries: Mapping[str, Any]) -> Any:
 
 def rows_of(context: Context) -> int:
     """The number of rows of a context, of which each entry has so many or one; 0 for none."""
-    found = [len(entry) for entry in entries(context)]
+    found = [entry.shape[0] for entry in entries(context)]
     return next((rows for rows in found if rows != 1), 1 if found else 0)
 
 
 def spread(context: Context, rows: int) -> Any:
     """The context with this number of rows; a single row stands for all."""
-    if all(len(entry) == rows for entry in entries(context)):
+    if all(entry.shape[0] == rows for entry in entries(context)):
         return context
     return each_entry(lambda entry: entry.expand(rows, *entry.shape[1:]), context)
 
@@ -128,7 +128,7 @@ def require_context(who: str, shape: ContextShape, dtype: torch.dtype | None, co
         raise ShapeError(f"{who}: expected a dict with {_listed(shape)}, got one with {_listed(context)}")
     for name, entry in context.items():
         _require_entry(f"{who} {name!r}", None if shape is None else shape[name], dtype, entry)
-    if len(counts := {len(entry) for entry in context.values()} - {1}) > 1:
+    if len(counts := {entry.shape[0] for entry in context.values()} - {1}) > 1:
         raise ShapeError(f"{who}: expected entries of as many rows, or of one, got {sorted(counts)} rows")
     return rows_of(context)
 

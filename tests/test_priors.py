@@ -293,7 +293,7 @@ class TestModules:
         x = flow.sample(5, *rows).reshape(5, 3, 2, 2).detach()
         assert torch.equal(invflow.load(tmp_path).log_prob(x, *rows), flow.log_prob(x, *rows))
         entry = json_schema()["$defs"][f"prior.{tag}"]
-        assert set(entry["properties"]) == {"type", "note", *registry.priors.fields(type(flow.prior)).fields}
+        assert set(entry["properties"]) == {"type", "note", "context", *registry.priors.fields(type(flow.prior)).fields}
 
 
 # ------------------------------------------------------------------------------------------------ One by one

@@ -14,6 +14,7 @@ from torch import nn
 import invflow
 from invflow import Sequential
 from invflow.bijections import ActNorm, AdditiveCoupling, AffineCoupling, Inverse, Linear1x1, Merge, Permute, Psi, Split
+from invflow.context import each_entry, entries, make_context
 from invflow.nets import MLP, Conv
 from invflow.state import leaves, make_state, map_state
 from invflow.testing import chain_cases
@@ -32,7 +33,7 @@ def gradients(chain, x, context=None, *, policy, log_det=True, weights_seed=0):
     chain = copy.deepcopy(chain)
     chain.backprop = policy
     x = map_state(lambda leaf: leaf.clone().requires_grad_(), x)
-    context = None if context is None else context.clone().requires_grad_()
+    context = each_entry(lambda entry: entry.clone().requires_grad_(), context)
     torch.manual_seed(1)
     if log_det:
         y, determinant = chain.forward_and_log_det(x, context)
@@ -44,7 +45,7 @@ def gradients(chain, x, context=None, *, policy, log_det=True, weights_seed=0):
         for leaf in leaves(y)
     )
     loss.backward()
-    inputs = [*leaves(x), *([] if context is None else [context])]
+    inputs = [*leaves(x), *entries(context)]
     return {
         "output": flat([leaf.detach() for leaf in leaves(y)]),
         "input": flat([leaf.grad for leaf in inputs]),
@@ -90,7 +91,7 @@ def test_random_chains_train_as_plain_ones_do(data):
     # Ordinary numbers: at the kink of a ReLU, where zeros and repeated values put many, rounding decides the gradient.
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     x = make_state(lambda leaf: torch.randn((5, *leaf), generator=generator, dtype=torch.float64), case.shape)
-    context = None if case.context_shape is None else torch.randn(5, *case.context_shape, dtype=torch.float64)
+    context = make_context(lambda one: torch.randn(5, *one, dtype=torch.float64), case.context_shape)
     assert_equal_training(chain, x, context, log_det=chain.surjective and data.draw(st.booleans()))
 
 

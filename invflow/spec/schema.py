@@ -43,7 +43,7 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
 
     Examples:
         >>> sorted(json_schema()["$defs"]["layer.split"]["properties"])
-        ['dim', 'note', 'sizes', 'type']
+        ['context', 'dim', 'note', 'sizes', 'type']
     """
     if plug_ins:
         for registry in REGISTRIES:

@@ -132,7 +132,7 @@ class TestTable:
             return decode(self, group)
 
         monkeypatch.setattr(table_module._Rows, "_decode", counted)
-        inner = table_module._Rows(table_module._open(tmp_path / path), ["a", "b"], None, [])
+        inner = table_module._Rows(table_module._open(tmp_path / path), ["a", "b"], None, {})
         decoded.clear()
         order = inner.order(torch.Generator().manual_seed(4))
         assert torch.equal(order, inner.order(torch.Generator().manual_seed(4)))

@@ -228,7 +228,7 @@ def test_the_schema_of_everything_installed_leaves_broken_ones_out(run):
         print(*(str(error).partition(":")[0] for error in bijections.load_plug_ins()))
     """) == [
         "acme is loaded",
-        "head.acme.sum layer.acme.scale net.acme.times",
+        "context_net.acme.times head.acme.sum layer.acme.scale net.acme.times",
         "layer type 'acme.absent' layer type 'acme.broken' layer type 'acme.number'",
     ]
 

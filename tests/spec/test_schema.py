@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 import invflow
-from invflow.registry import REGISTRIES, data
+from invflow.registry import REGISTRIES, bijections, data, nets, priors
 from invflow.spec.schema import json_schema
 from invflow.spec.training import Data, Training
 from invflow.testing.strategies import chain_cases
@@ -101,7 +101,9 @@ def test_every_field_is_explained_with_its_default(registry):
         described = definitions[f"{registry.noun.replace(' ', '_')}.{tag}"]
         assert described["description"]
         fields = registry.fields(cls).fields
-        common = Data.model_fields if registry is data else ()
+        common = (
+            Data.model_fields if registry is data else ("context",) if registry in (bijections, nets, priors) else ()
+        )
         assert set(described["properties"]) == {registry.key, "note", *fields, *common}
         for name, field in fields.items():
             schema = described["properties"][name]
