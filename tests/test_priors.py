@@ -276,6 +276,13 @@ class TestModules:
         (expected,) = torch.autograd.grad(flow.log_prob(z.requires_grad_(), *rows).sum(), z)
         torch.testing.assert_close(gradients, expected)
 
+    def test_draws_no_samples_if_none_are_wanted(self, tag, fields):
+        prior = made(tag, fields, (3,))
+        rows = context_of(prior)
+        x, log_prob = Flow(Sequential(), prior).sample_with_log_prob(0, *rows)
+        assert x.shape == (0, *([1] if rows else []), 3)
+        assert log_prob.shape == x.shape[:-1]
+
     def test_is_a_part_of_a_spec(self, tag, fields, tmp_path):
         context = {"context_shape": [CLASSES]} if fields == BY else {}
         document = {

@@ -210,6 +210,8 @@ class DiscretizedLogistic(Prior):
 
 def _choose(logits: Tensor, count: int) -> Tensor:
     """Components, ``(count, ...)`` for logits ``(..., components)``."""
+    if not count:  # of which PyTorch draws none
+        return torch.zeros((0, *logits.shape[:-1]), dtype=torch.long, device=logits.device)
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     drawn: Tensor = Categorical(logits=wide, validate_args=False).sample(torch.Size((count,)))  # type: ignore[no-untyped-call]
     return drawn
