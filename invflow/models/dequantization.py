@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..bijection import Bijection
+from ..bijections.intervals import Sigmoid
 from ..errors import InvflowError
-from .priors import standard_normal_log_prob
+from .priors import normal_log_prob
 
 
 def dequantize(pixels: Tensor, levels: int, generator: torch.Generator | None = None) -> Tensor:
@@ -74,8 +75,9 @@ class Dequantizer(nn.Module):
         whole = torch.round(pixels * levels)
         noise = torch.randn_like(pixels)
         v, log_det = self.bijection.forward_and_log_det(noise, whole / levels)
-        of_sigmoid = (nn.functional.logsigmoid(v) + nn.functional.logsigmoid(-v)).flatten(1).sum(1)
-        return (whole + v.sigmoid()) / levels, standard_normal_log_prob(noise) - log_det - of_sigmoid
+        u, of_sigmoid = Sigmoid().forward_and_log_det(v)
+        zero = noise.new_zeros(())
+        return (whole + u) / levels, normal_log_prob(noise.flatten(1), zero, zero) - log_det - of_sigmoid
 
 
 def bits_per_dimension(log_prob: Tensor, dimensions: int, levels: int) -> Tensor:

@@ -258,11 +258,6 @@ def normal_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return (-0.5 * (standard.square() + LOG_2_PI) - log_scale).sum(-1)
 
 
-def standard_normal_log_prob(x: Tensor) -> Tensor:
-    """The log-density of a batch of independent standard normal numbers, ``(batch,)``."""
-    return -0.5 * (x.square() + LOG_2_PI).flatten(1).sum(1)
-
-
 def open_uniform(size: TensorShape, like: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), so that both ends have a logit; half a step of `torch.rand` stands for 0."""
     drawn = torch.rand(size, dtype=like.dtype, device=like.device)

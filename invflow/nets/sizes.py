@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
 from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor, nn
 
-from ..context import Context, ContextShape, shape_of_context
+from ..context import Context, ContextShape, entries, entries_of_shape, shape_of_context
 from ..errors import ShapeError
 from ..state import TensorShape, flat_size
 
@@ -32,7 +32,7 @@ def shape_with_context(who: str, shape: TensorShape, context_shape: ContextShape
         ShapeError: an entry of the context is neither a vector nor of positions that fit the input's.
     """
     channels, *positions = shape
-    for name, extents in _named(context_shape):
+    for extents in entries_of_shape(context_shape):
         if not positions:
             channels += flat_size(extents)
             continue
@@ -40,7 +40,7 @@ def shape_with_context(who: str, shape: TensorShape, context_shape: ContextShape
         if len(extents) > 1 and (len(extents) != len(shape) or any(a % b and b % a for a, b in sizes)):
             at = ", ".join(map(str, positions))
             raise ShapeError(
-                f"{who} expects a context{name} (features,) or (channels, {at}), or at positions of which each is a "
+                f"{who} expects a context (features,) or (channels, {at}), or at positions of which each is a "
                 f"multiple or a divisor of these, got {extents}"
             )
         channels += extents[0]
@@ -49,15 +49,9 @@ def shape_with_context(who: str, shape: TensorShape, context_shape: ContextShape
 
 def averages_context(shape: TensorShape, context_shape: ContextShape) -> bool:
     """Whether `with_context` has to average an entry of the context over positions."""
-    finer = (a > b for _, extents in _named(context_shape) for a, b in zip(extents[1:], shape[1:], strict=False))
+    several = entries_of_shape(context_shape)
+    finer = (a > b for extents in several for a, b in zip(extents[1:], shape[1:], strict=False))
     return len(shape) > 1 and any(finer)
-
-
-def _named(context: Any) -> list[tuple[str, Any]]:
-    """The entries of a context or of its shape by their names, for messages, in an order that the names decide."""
-    if context is None:
-        return []
-    return [(f" {name!r}", context[name]) for name in sorted(context)] if isinstance(context, dict) else [("", context)]
 
 
 def with_context(who: str, x: Tensor, context: Context, shape: ContextShape) -> Tensor:
@@ -69,7 +63,7 @@ def with_context(who: str, x: Tensor, context: Context, shape: ContextShape) -> 
     require_built_for(who, context, shape)
     if context is None:
         return x
-    return torch.cat([x, *(_as_channels(entry, x.shape) for _, entry in _named(context))], dim=1)
+    return torch.cat([x, *(_as_channels(entry, x.shape) for entry in entries(context))], dim=1)
 
 
 def _as_channels(entry: Tensor, size: torch.Size) -> Tensor:
