@@ -53,7 +53,7 @@ class Judge:
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        nets = [MLPClassifier((128,), max_iter=200, random_state=seed, alpha=0.01) for seed in range(NETS)]
+        nets = [MLPClassifier((128,), max_iter=1000, random_state=seed, alpha=0.01) for seed in range(NETS)]
         self._nets = [net.fit(images.flatten(1).numpy(), labels.numpy()) for net in nets]
 
     def __call__(self, images: Tensor) -> Tensor:
