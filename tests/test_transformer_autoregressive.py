@@ -11,6 +11,9 @@ from invflow import ShapeError, SpecError
 from invflow.bijections import Inverse, TransformerAutoregressive
 from invflow.nets import CausalTransformer, Stepwise, Transformer
 from invflow.nets.masked import require_autoregressive
+from invflow.testing.checker import chosen, examine
+from invflow.testing.strategies import Case
+from invflow.testing.trial import Setting, Subject
 
 AGREE = {torch.float32: 1e-5, torch.float64: 1e-12}
 """Relative to max(1, |x|): some roundings for each of 64 tokens, which later tokens do not amplify 10 times."""
@@ -361,3 +364,12 @@ def test_it_comes_back_from_a_folder(tmp_path):
     invflow.save(chain, tmp_path)
     assert torch.equal(invflow.load(tmp_path)(x, given), chain(x, given))
     assert invflow.to_spec(chain)["layers"] == layers
+
+
+def test_huge_tokens_are_judged_beside_what_came_back():
+    # A rounding turns a log-scale from -10 to 10, so that 1e15 comes back of 1e8: the image loses as much more.
+    net = {"type": "causal_transformer", "channels": 6, "heads": 1, "expansion": 2}
+    case = Case(({"type": "transformer_autoregressive", "net": net, "order": "reverse"},), (1, 6, 6), None, {})
+    setting = Setting(kind="huge", dtype=torch.float32, weights=0)
+    subject = Subject(case.bijection(), case.shape, case.context_shape)
+    assert examine(subject, [setting], chosen(["round trip everywhere"]), 0).ok

@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from ...bijection import Bijection
-from ...context import Context
 from ...diagnostics.rounding import condition_number, in_double, trace
 from ...measures import LARGEST_JACOBIAN, difference, magnitude
 from ...state import State, flat_size
@@ -169,12 +168,16 @@ def relative(trial: Trial, error: float, states: list[State], tolerance: float, 
     return settled if settled > JUDGED else settled / condition_number(bijection, x, context, backwards=backwards)
 
 
-def lost(trial: Trial, y: State, back: State, context: Context) -> float:
-    """The error of the input that came back; if the bijection may be flat, that of its image if it is less."""
-    error = difference(trial.x, back)
-    if trial.bijection.may_be_flat:
-        error = min(error, difference(y, trial.bijection(back, context)))
-    return error
+def lost(trial: Trial, y: State, back: State, tolerance: float) -> float:
+    """The `relative` error of the input that came back; if the bijection may be flat, of its image if it is less.
+
+    What came back may be far larger than the input then, and so the roundings on the way to its image.
+    """
+    error = relative(trial, difference(trial.x, back), [trial.x, y], tolerance)
+    if not error > tolerance or not trial.bijection.may_be_flat:
+        return error
+    again = trial.bijection(back, trial.context)
+    return min(error, relative(trial, difference(y, again), [back, y], tolerance))
 
 
 def expect(holds: bool, expected: str) -> None:

@@ -89,7 +89,7 @@ def round_trip(trial: Trial) -> float:
     y = trial.bijection(trial.x, trial.context)
     back = trial.bijection.inverse(y, trial.context)
     expect(shape_of(back) == trial.shape, f"the shape {trial.shape} back, got {shape_of(back)}")
-    return relative(trial, lost(trial, y, back, trial.context), [trial.x, y], _round_trip_tolerance(trial))
+    return lost(trial, y, back, _round_trip_tolerance(trial))
 
 
 @promised(_inverse_tolerance, inverts_to_rounding, is_surjective, needs={}, start="y")
@@ -107,9 +107,9 @@ def context(trial: Trial) -> float:
     """Forward and inverse use the context of the same call, not that of an earlier one."""
     bijection, x = trial.bijection, trial.x
     first, second = bijection(x, trial.context), bijection(x, trial.other_context)
-    contexts = (trial.context, trial.other_context)
-    error = max(lost(trial, y, bijection.inverse(y, c), c) for y, c in zip((first, second), contexts, strict=True))
-    return relative(trial, error, [x, first, second], _round_trip_tolerance(trial))
+    given, allowed = (trial.context, trial.other_context), _round_trip_tolerance(trial)
+    images = zip((first, second), given, strict=True)
+    return max(lost(dataclasses.replace(trial, context=c), y, bijection.inverse(y, c), allowed) for y, c in images)
 
 
 @promised(_round_trip_tolerance, inverts_to_rounding, needs=SPREAD, kinds=SPREAD_KINDS, trials=3)
@@ -122,7 +122,7 @@ def round_trip_everywhere(trial: Trial) -> float:
         errors = _unexplained(trial, y, back, allowed)
         for i in _worst(errors):
             one, image = _at_sample(trial, i), sample(y, i)
-            error = relative(one, lost(one, image, sample(back, i), one.context), [one.x, image], allowed)
+            error = lost(one, image, sample(back, i), allowed)
             found = max(found, _judged(error, allowed, one, "the input back"))
         trial = _around(trial, int(errors.argmax()), 16.0 ** -(zoom + 1))
     return found
