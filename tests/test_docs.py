@@ -54,9 +54,10 @@ def test_the_spec_page_names_every_type_and_field():
     text = (ROOT / "docs" / "spec.md").read_text()
     for one in (registry.bijections, registry.nets, registry.heads, registry.priors, registry.data):
         for tag, cls in one.registered().items():
-            row = re.search(rf"^\| `{tag}` \|.*$", text, re.MULTILINE)
-            assert row, f"{tag} is not in docs/spec.md"
-            missing = [name for name in one.fields(cls).fields if f"`{name}`" not in row.group()]
+            rows = re.findall(rf"^\| `{tag}` \|.*$", text, re.MULTILINE)  # a net and a head may share a tag
+            assert rows, f"{tag} is not in docs/spec.md"
+            absent = ([name for name in one.fields(cls).fields if f"`{name}`" not in row] for row in rows)
+            missing = min(absent, key=len)
             assert not missing, f"docs/spec.md says nothing of {missing} of {tag}"
 
 

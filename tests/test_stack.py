@@ -269,11 +269,12 @@ class TestExact:
     @pytest.mark.parametrize("tag", sorted(parts.registered()))
     def test_a_part_says_what_is_so_and_the_docs_repeat_it(self, tag):
         """Whether a net with the part between convolutions can be made order-free."""
-        part = parts.find(tag)(*([Relu()] if tag in ("residual", "dense") else []))
+        part = parts.find(tag)(*{"residual": [Relu()], "dense": [Relu()], "pad": [2]}.get(tag, []))
         _, made = part.make((16, 4, 4), None)
         behind = [part] if tag in ACTIVATIONS else [part, Relu()]
         first = [] if part.chooses else [Convolution()]
-        net = Stack(*first, *behind, Convolution(4), in_shape=(16, 4, 4), out_shape=(4, *made[1:]))
+        last = Convolution(4) if made[1:] else Linear(4)
+        net = Stack(*first, *behind, last, in_shape=(16, 4, 4), out_shape=(4, *made[1:]))
         assert (obstacle(net) is None) is (part.obstacle is None)
         documented = next(allows for tags, allows in self.LINES if f"`{tag}`" in tags)
         assert documented.startswith("no") is (part.obstacle is not None)

@@ -3,7 +3,7 @@
 from .context_net import ContextNet
 from .dequantization import Dequantizer, bits_per_dimension, dequantize
 from .distribution import FlowDistribution
-from .heads import BayesHead, ConvNetHead, Head, LinearHead
+from .heads import BayesHead, ConvNetHead, Head, LinearHead, StackHead
 from .hybrid import Hybrid
 from .mixture_priors import DiscretizedLogistic, GaussianMixture
 from .model import Classifier, Flow, caveat
@@ -25,6 +25,7 @@ __all__ = [
     "Logistic",
     "Normal",
     "Prior",
+    "StackHead",
     "StandardNormal",
     "StudentT",
     "Uniform",

@@ -14,6 +14,7 @@ from ..nets.layers import Convolution
 from ..nets.plain import plain_parts
 from ..nets.sizes import OddInt, Probability, Widths
 from ..nets.stack import make_all
+from ..part import Part
 from ..registry import register_head
 from ..state import Shape, State, TensorShape, common_dtype, flat_size, flatten, is_tensor_shape, require_state
 
@@ -88,6 +89,40 @@ class BayesHead(Head):
         return prior.joint_log_prob(state)  # type: ignore[no-any-return]
 
 
+@register_head("stack")
+class StackHead(Head):
+    """Parts, one after another, of which the last that chooses its channels returns the logits; as in the net `stack`.
+
+    A tuple state is concatenated along its channels.
+
+    Args:
+        *parts: the parts, first applied first: mostly a norm, an activation, `mean` and `linear`.
+        classes: the number of logits.
+        shape: the shape of the state, without the batch.
+
+    Raises:
+        ShapeError: a part does not fit, or the last one does not return one number for each class.
+
+    Examples:
+        >>> from invflow.nets.layers import Linear
+        >>> from invflow.nets.pooling import Mean
+        >>> StackHead(Mean(), Linear(), classes=10, shape=((8, 7, 7), (8, 7, 7)))(2 * (torch.zeros(3, 8, 7, 7),)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(self, *parts: Part, classes: Classes, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        modules, made = make_all(parts, _joined("the stack head", shape), (classes,))
+        if made != (classes,):
+            raise ShapeError(f"the stack head must return ({classes},), one logit a class, but returns {made}")
+        self.net = nn.Sequential(*modules)
+
+    def forward(self, state: State) -> Tensor:
+        require_state("the stack head", self.shape, common_dtype(self), state)
+        return self.net(_concatenated(state))  # type: ignore[no-any-return]
+
+
 @register_head("convnet")
 class ConvNetHead(Head):
     """Convolutions with activation, then a linear layer; a tuple state is concatenated along its channels.
@@ -122,21 +157,26 @@ class ConvNetHead(Head):
             return Convolution(width, kernel_size)
 
         parts = plain_parts(hidden, layer, activation, final=False, final_activation=True)
-        modules, reached = make_all(parts, _image_shape(shape), None)
+        joined = _joined("the convnet head", shape)
+        if len(joined) != 3:
+            raise ShapeError(f"the convnet head expects (channels, height, width), got {shape}")
+        modules, reached = make_all(parts, joined, None)
         self.convs = nn.Sequential(*modules)
         self.linear = nn.Linear(flat_size(reached), classes)
 
     def forward(self, state: State) -> Tensor:
         require_state("the convnet head", self.shape, common_dtype(self), state)
-        x = torch.cat(state, dim=1) if isinstance(state, tuple) else state  # type: ignore[arg-type]
-        return self.linear(self.convs(x).flatten(1))  # type: ignore[no-any-return]
+        return self.linear(self.convs(_concatenated(state)).flatten(1))  # type: ignore[no-any-return]
 
 
-def _image_shape(shape: Shape) -> TensorShape:
-    """(channels, height, width) of the concatenated tensors of a state."""
+def _concatenated(state: State) -> Tensor:
+    """The tensors of a state, along their channels."""
+    return torch.cat(state, dim=1) if isinstance(state, tuple) else state  # type: ignore[arg-type]
+
+
+def _joined(who: str, shape: Shape) -> TensorShape:
+    """The shape of `_concatenated` tensors."""
     parts = [shape] if is_tensor_shape(shape) else list(shape)
-    if not all(is_tensor_shape(part) and len(part) == 3 and part[1:] == parts[0][1:] for part in parts):  # type: ignore[index]
-        raise ShapeError(
-            f"the convnet head expects (channels, height, width), or a tuple of such shapes of one size, got {shape}"
-        )
+    if not all(is_tensor_shape(part) and part[1:] == parts[0][1:] for part in parts):  # type: ignore[index]
+        raise ShapeError(f"{who} expects a tensor, or a tuple of tensors of equal positions, got {shape}; merge them")
     return sum(part[0] for part in parts), *parts[0][1:]  # type: ignore[index, misc]

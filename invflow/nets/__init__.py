@@ -1,6 +1,6 @@
 """Conditioners: the functions inside couplings and residual blocks, which need no inverse."""
 
-from . import activations, attention, blocks, layers, norms
+from . import activations, attention, blocks, layers, norms, pooling
 from .causal import CausalTransformer
 from .contract import Conditioned, Lipschitz, Stepwise, takes_context
 from .deep import DenseNet, ResNet, Transformer
@@ -33,5 +33,6 @@ __all__ = [
     "blocks",
     "layers",
     "norms",
+    "pooling",
     "takes_context",
 ]

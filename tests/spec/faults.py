@@ -384,7 +384,7 @@ HEAD = {
     "convnet on vectors": Fault(
         document('{"type": "split"}', shape="[4]", more='"head": §{"type": "convnet", "classes": 2, "hidden": [3]}'),
         "head",
-        "the convnet head expects (channels, height, width), or a tuple of such shapes of one size, got ((2,), (2,))",
+        "the convnet head expects (channels, height, width), got ((2,), (2,))",
         in_schema=False,
     ),
     "bayes head without a mixture": Fault(
