@@ -41,6 +41,12 @@ def test_a_net_that_ends_with_zeros_can_start_at_zero():
     assert not net(torch.randn(2, 2, 3)).any()
 
 
+@pytest.mark.parametrize("positions", [(5,), (3, 5), (2, 3, 5)])
+def test_the_mean_of_all_positions(positions):
+    x = torch.randn(2, 4, *positions, dtype=torch.float64)
+    assert torch.allclose(Mean().make((4, *positions), None)[0](x), x.flatten(2).mean(2), rtol=0, atol=1e-15)
+
+
 def test_what_does_not_fit():
     with pytest.raises(
         ShapeError, match=r"^average_pool expects at least 3 positions in every dimension, got \(2, 2, 5\)"
@@ -63,7 +69,7 @@ class TestHead:
         nn.init.normal_(norm.running_mean)
         x = torch.randn(2, 4, 5, 5)
         state = torch.cat(model.features(x), dim=1)
-        assert torch.equal(model(x), linear(norm(state).relu().mean((2, 3))))
+        assert torch.equal(model(x), linear(functional.avg_pool2d(norm(state).relu(), 5).flatten(1)))
         assert not model.linear_head
         assert "because the head has layers of its own" in model.caveat
 

@@ -18,6 +18,9 @@ PARAMETERS = {
     "ffjord_mnist": 800_646,
     "glow_cifar10": 44_603_604 - GLOW_TOP_PRIOR,
     "glow_cifar10_additive": 38_395_668 - GLOW_TOP_PRIOR,
+    "irevnet_cifar10": 6_274_826,
+    "irevnet_imagenet": 125_120_356,
+    "irevnet_imagenet_1x1": 29_201_092,
     "tarflow_imagenet64": 460_142_784,
     "tarflow_mnist": 3_227_776,
 }

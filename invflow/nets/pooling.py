@@ -14,12 +14,19 @@ from ..part import Made, Part
 from ..registry import register_part
 from ..state import TensorShape, require_channels, require_positions
 
+_AVERAGE: dict[int, Callable[..., Tensor]] = {
+    1: functional.avg_pool1d,
+    2: functional.avg_pool2d,
+    3: functional.avg_pool3d,
+}
+
 
 class MeanOverPositions(nn.Module):
     """``(batch, channels, ...) -> (batch, channels)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).mean(2)
+        # A pool over all positions, as published networks compute it: `Tensor.mean` sums in another order.
+        return _AVERAGE[x.dim() - 2](x, x.shape[2:]).flatten(1)
 
 
 @register_part("mean")
