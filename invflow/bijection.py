@@ -150,6 +150,11 @@ class Bijection(Handled, ABC):
         """Whether every state of the output's shape is an image: false for an `Injection` and a chain with one."""
         return True
 
+    @property
+    def invertible(self) -> bool:
+        """Whether there is an inverse at all: false for a `joint`, which runs forward only, and a chain with one."""
+        return True
+
     @classmethod
     def net_shapes(cls, shape: Shape, fields: Mapping[str, Any]) -> Mapping[str, tuple[Shape, Shape]]:
         """The shapes that a layer's nets map when it is built from a spec: parameter -> (input shape, output shape).

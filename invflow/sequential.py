@@ -94,6 +94,10 @@ class Sequential(Converted, Several):
         self.own_numerics = numerics
         if numerics.on_grid:
             self.set_numerics(numerics)
+        elif numerics != FLOAT and not self.invertible:
+            raise NumericsError(
+                f"{numerics.mode} rounds what the inverse returns, and the chain has none: it has a joint"
+            )
         self.numerics = numerics
         self.monitor = monitor
         self.reconstruction = Reconstruction()

@@ -222,6 +222,10 @@ class Wired(Bijection):
         return all(layer.surjective for _, layer in self.named_layers())
 
     @property
+    def invertible(self) -> bool:
+        return all(layer.invertible for _, layer in self.named_layers())
+
+    @property
     def cheap_inverse(self) -> bool:
         return all(layer.cheap_inverse for _, layer in self.named_layers())
 

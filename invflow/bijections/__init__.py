@@ -14,6 +14,7 @@ from .haar import Haar
 from .injections import Duplicate, Pad
 from .intervals import Logit, Sigmoid, Softplus, Tanh
 from .inverse import Inverse
+from .joint import Joint
 from .linear import Linear1x1
 from .mixture import MixtureCoupling
 from .orthogonal import Householder, Rotation
@@ -45,6 +46,7 @@ __all__ = [
     "Haar",
     "Householder",
     "Inverse",
+    "Joint",
     "LeakyRelu",
     "Linear1x1",
     "Logit",

@@ -36,7 +36,8 @@ class Inverse(Wrapper, Retraces):
         layer: the bijection to run backwards.
 
     Raises:
-        ShapeError: the layer adds dimensions (an `Injection`, or a chain with one), and has a left inverse only.
+        ShapeError: the layer adds dimensions (an `Injection`, or a chain with one), and has a left inverse only, or it
+            has none (a `Joint`, or a chain with one).
 
     Examples:
         >>> from invflow.bijections import Psi
@@ -57,6 +58,8 @@ class Inverse(Wrapper, Retraces):
         return super().__new__(cls)
 
     def __init__(self, layer: Bijection) -> None:
+        if not layer.invertible:
+            raise ShapeError(f"{layer.tag} cannot be run backwards: it is, or holds, a joint, which has no inverse")
         if not layer.surjective:
             raise ShapeError(f"{layer.tag} cannot be run backwards: it adds dimensions, and has a left inverse only")
         super().__init__(layer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -73,14 +73,16 @@ def _verdict(report: CheckResult, proofs: Thorough | None, stretches: Conditioni
     if stretches is not None and not stretches.ok:
         return "failed: a Lipschitz constant exceeds its bound"
     how = "up to rounding" if report.exactness == "float" else "without one wrong bit"
-    how += "" if report.surjective else ", on its image only"
+    how += "" if report.surjective or not report.invertible else ", on its image only"
     what = "the chain alone is " if report.caveat else ""
+    what = what if report.invertible else "between its joints the chain is "
     return f"{'ok: ' if report.ok else 'failed: '}{what}{'' if report.ok else 'not '}invertible {how}"
 
 
 def _print_result(report: CheckResult) -> None:
-    def cells(parameters: int, exactness: str, errors: dict[str, float]) -> list[str]:
-        return [f"{parameters:,}", exactness, *(f"{error:.1e}" for error in errors.values())]
+    def cells(parameters: int, exactness: str, errors: Mapping[str, float | None]) -> list[str]:
+        shown = ("no inverse" if error is None else f"{error:.1e}" for error in errors.values())
+        return [f"{parameters:,}", exactness, *shown]
 
     rows = []
     for layer in report.layers:
@@ -108,7 +110,8 @@ def _print_conditioning(found: Conditioning) -> None:
 def _print_proofs(found: Thorough) -> None:
     def cells(proof: Proof) -> tuple[str, ...]:
         held = f"{proof.checked - len(proof.failures)} of {proof.checked}"
-        return proof.layer, held, f"{proof.worst['round trip']:.1e}"
+        worst = proof.worst.get("round trip")
+        return proof.layer, held, "no inverse" if worst is None else f"{worst:.1e}"
 
     rows = [(str(i), *cells(layer), f"{found.error_by_depth[i]:.1e}") for i, layer in enumerate(found.layers)]
     heads = ("", "layer", "properties", "worst round trip", "error by depth")

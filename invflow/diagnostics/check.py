@@ -27,7 +27,10 @@ few units per layer, times the gain of the layers after it; a wrong one loses ev
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One row of the table: a step of the chain, the shape of its part of the state before and after it, its error."""
+    """One row of the table: a step of the chain, the shape of its part of the state before and after it, its error.
+
+    The error is None for a joint, which has no inverse.
+    """
 
     name: str
     layer: str
@@ -35,7 +38,7 @@ class LayerCheck:
     output_shape: Shape
     parameters: int
     exactness: str
-    round_trip_error: dict[str, float]
+    round_trip_error: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class CheckResult:
         round_trip_error: the relative error of the whole chain, by dtype and mode: ``"float32 eval"``.
         parameters: the number of trained numbers of the chain.
         exactness: the exactness of the whole chain: "float", "grid" or "exact".
+        invertible: whether there is an inverse; if not, the chain has joints, and the errors are those of the trunks
+            between them.
         surjective: whether every state is an image; if not, the chain adds dimensions, and only images come back.
         caveat: see `invflow.models.caveat`; all other numbers are of the chain alone.
         ok: whether every error is within the rounding of its dtype; in "grid" and "exact", whether there is no error.
@@ -56,6 +61,7 @@ class CheckResult:
     round_trip_error: dict[str, float]
     parameters: int
     exactness: str
+    invertible: bool
     surjective: bool
     caveat: str
     ok: bool
@@ -90,12 +96,13 @@ def check(chain: Sequential, head: type[nn.Module] | None = None) -> CheckResult
         errors = {" ".join(key): result.by_step[position] for key, result in found.items()}
         count, exactness = _parameters(step.layer), step.layer.exactness
         layers.append(LayerCheck(step.name, step.title, before, after, count, exactness, errors))
-    errors = {" ".join(key): result.relative for key, result in found.items()}
+    of_all = {" ".join(key): result.relative for key, result in found.items()}
     if chain.exactness == "float":  # False for NaN
         ok = all(trip.relative <= ROUNDINGS * torch.finfo(getattr(torch, key[0])).eps for key, trip in found.items())
     else:
         ok = all(trip.bit_equal == 1.0 for trip in found.values())
-    return CheckResult(layers, errors, _parameters(chain), chain.exactness, chain.surjective, caveat(chain, head), ok)
+    kind = chain.exactness, chain.invertible, chain.surjective
+    return CheckResult(layers, of_all, _parameters(chain), *kind, caveat(chain, head), ok)
 
 
 def inputs(chain: Sequential) -> tuple[State, Tensor | None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..bijection import Bijection
 from ..bijections.inverse import directed, given_to
 from ..context import Context
+from ..errors import InvflowError
 from ..measures import jacobian, with_context
 from ..nets.spectral import Map, top_singular_pair
 from ..sequential import Sequential
@@ -111,7 +112,12 @@ def conditioning(chain: Sequential, announce: Callable[[str], None] = lambda lin
     Args:
         chain: must know its input shape, as every chain built from a spec does; a copy of it runs.
         announce: called with a description of each part before it is measured.
+
+    Raises:
+        InvflowError: the chain has a joint, and so no inverse.
     """
+    if not chain.invertible:
+        raise InvflowError("conditioning expects a chain that has an inverse, got one with a joint")
     x, context = inputs(chain)
     trips = round_trips(chain, x, context)
     measured = {dtype: trip.relative for (dtype, mode), trip in trips.items() if mode == "eval"}
@@ -153,10 +159,15 @@ def singular_values(bijection: Bijection, x: State, context: Context = None, *, 
         ...     _ = layer.log_scale.copy_(torch.tensor([2.0, 0.5]).log())
         >>> [round(float(value), 6) for value in singular_values(layer, torch.zeros(1, 2).double()).all]
         [2.0, 0.5]
+
+    Raises:
+        InvflowError: the Jacobian is too large for `dense`, and the bijection is, or holds, a joint without an inverse.
     """
     if flat_size(shape_of(x)) <= dense:
         values = torch.linalg.svdvals(jacobian(with_context(bijection, context), x))
         return SingularValues(float(values[0]), float(values[-1]), values) if len(values) else SingularValues(1.0, 1.0)
+    if not bijection.invertible:
+        raise InvflowError(f"{bijection.tag} has no inverse, which the smallest singular value is found by")
     with torch.no_grad():
         y = bijection(x, context)
     largest = _largest_singular_value(bijection, x, context)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from ..measures import difference, magnitude
 from ..numerics import same_batch
 from ..sequential import Sequential
 from ..state import State, leaves, map_state, require_state, shape_of
+from ..steps import Step
 
 B = TypeVar("B", bound=Bijection)
 T = TypeVar("T")
@@ -25,17 +27,21 @@ T = TypeVar("T")
 class RoundTrip:
     """The result of x -> y -> x'.
 
+    A chain with joints consists of several trunks: each runs forward and back on the state that reaches it, and these
+    are the figures of all of them together.
+
     Attributes:
         absolute: max |x' - x|.
         relative: ``absolute`` divided by max(1, the largest magnitude in any intermediate state).
         bit_equal: the fraction of elements that came back bit-equal, 0 to 1.
-        by_step: the relative error of each of the chain's `steps` alone, on the state that reaches it.
+        by_step: the relative error of each of the chain's `steps` alone, on the state that reaches it; None for a
+            joint, which has no inverse.
     """
 
     absolute: float
     relative: float
     bit_equal: float
-    by_step: tuple[float, ...]
+    by_step: tuple[float | None, ...]
 
 
 @torch.no_grad()
@@ -51,27 +57,49 @@ def round_trip(chain: Sequential, x: State, context: Context = None) -> RoundTri
     chain = copy.deepcopy(chain)  # in train mode a forward changes running statistics
     with same_batch():
         states = chain.trace(x, context)
-        back = chain.inverse(states[-1], context)
-        steps = zip(chain.steps(shape_of(x)), states[:-1], states[1:], strict=True)
-        by_step = [difference(a, step.before(b, context)) / magnitude(a, b) for step, a, b in steps]
-    absolute = difference(x, back)
-    equal = sum(int((a == b).sum()) for a, b in zip(leaves(x), leaves(back), strict=True))
-    total = sum(leaf.numel() for leaf in leaves(x))
+        steps = chain.steps(shape_of(x))
+        if chain.invertible:
+            trunks = [(x, chain.inverse(states[-1], context))]
+        else:
+            trunks = [(states[i], _back(steps[i:j], states[j], context)) for i, j in _trunks(steps)]
+        by_step = [
+            difference(a, step.before(b, context)) / magnitude(a, b) if step.layer.invertible else None
+            for step, a, b in zip(steps, states[:-1], states[1:], strict=True)
+        ]
+    pairs = [pair for ends in trunks for pair in zip(*map(leaves, ends), strict=True)]
+    absolute = float(torch.tensor([0.0, *(difference(a, b) for a, b in trunks)], dtype=torch.float64).max())  # or NaN
+    equal = sum(int((a == b).sum()) for a, b in pairs)
+    total = sum(a.numel() for a, _ in pairs)
     return RoundTrip(absolute, absolute / magnitude(*states), equal / max(1, total), tuple(by_step))
+
+
+def _trunks(steps: Sequence[Step]) -> list[tuple[int, int]]:
+    """The first of each row of steps that have an inverse, and the one behind its last."""
+    rows = itertools.groupby(range(len(steps)), lambda i: steps[i].layer.invertible)
+    found = [[*row] for invertible, row in rows if invertible]
+    return [(row[0], row[-1] + 1) for row in found]
+
+
+def _back(steps: Sequence[Step], state: State, context: Context) -> State:
+    """The state before some steps, recovered from that after them."""
+    for step in reversed(steps):
+        state = step.before(state, context)
+    return state
 
 
 @torch.no_grad()
 def errors_on_the_way_back(chain: Sequential, x: State, context: Context = None) -> list[float]:
     """The error of each state when the chain runs backwards from its output, relative as in `RoundTrip`.
 
-    Entry i is the error of the input of step i; the last entry, the error of the chain's output, is 0.
+    Entry i is the error of the input of step i; the last entry, the error of the chain's output, is 0, and so are those
+    of the inputs of joints, below which the next trunk begins.
     """
     context = chain.admit(x, context)
     chain = copy.deepcopy(chain)
     states = chain.trace(x, context)
     scale, back, errors = magnitude(*states), states[-1], [0.0]
     for step, state in zip(reversed(chain.steps(shape_of(x))), reversed(states[:-1]), strict=True):
-        back = step.before(back, context)
+        back = step.before(back, context) if step.layer.invertible else state
         errors.insert(0, difference(state, back) / scale)
     return errors
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..arguments import one_line
-from ..bijection import Handled
+from ..bijection import Bijection, Handled
 from ..context import Context, ContextShape, each_entry, rows_of, seen, spread
 from ..errors import InvflowError, ShapeError
 from ..sequential import Sequential
@@ -36,19 +37,28 @@ def caveat(chain: Sequential, head: nn.Module | type[nn.Module] | None = None) -
         >>> caveat(Sequential(Psi(2)), ConvNetHead)
         'not invertible: only psi is, because the head has layers of its own'
     """
-    found = []
+    found, reasons = [], []
     if head is not None and not getattr(head, "linear_in_features", False):
-        tags = list(dict.fromkeys(layer.tag for layer in chain))
-        parts = f"{', '.join(tags)} {'is' if len(tags) == 1 else 'are'}" if tags else "the empty chain is"
-        found.append(f"not invertible: only {parts}, because the head has layers of its own")
-    if not chain.surjective:
-        found.append(f"inverse on its image only, because it adds dimensions: {_that_widen(chain)}")
+        reasons.append("the head has layers of its own")
+    if not chain.invertible:
+        reasons.append("a joint has no inverse")
+    if reasons:
+        tags = _tags(layer for layer in chain if layer.invertible)
+        parts = f"{tags} {'are' if ',' in tags else 'is'}" if tags else "the empty chain is"
+        found.append(f"not invertible: only {parts}, because {' and '.join(reasons)}")
+    wider = _that_widen(chain)
+    if wider:
+        found.append(f"inverse on its image only, because it adds dimensions: {wider}")
     return "; ".join(found)
 
 
 def _that_widen(chain: Sequential) -> str:
     """The layers that add dimensions."""
-    return ", ".join(layer.tag for layer in chain if not layer.surjective)
+    return _tags(layer for layer in chain if layer.invertible and not layer.surjective)
+
+
+def _tags(layers: Iterable[Bijection]) -> str:
+    return ", ".join(dict.fromkeys(layer.tag for layer in layers))
 
 
 class _Model(Handled):
@@ -178,6 +188,8 @@ class Flow(_Model):
             raise InvflowError(
                 f"a flow expects a prior that is an invflow.models.Prior, got {type(prior).__name__}; subclass it"
             )
+        if not bijection.invertible:
+            raise ShapeError("a flow expects a chain that has an inverse, got one with a joint; put a head on it")
         if not bijection.surjective:
             names = _that_widen(bijection)
             raise ShapeError(f"a flow expects a chain that adds no dimensions, got one with {names}; put a head on it")

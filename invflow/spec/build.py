@@ -101,7 +101,10 @@ class _Builder(LayerBuilder):
             layer, shape = (self.count_layer if self.count else self.layer)(node, ("layers", i), shape)
             layers.append(layer)
         top = self.spec.top
-        chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
+        try:
+            chain = Sequential(*layers, backprop=top.backprop, monitor=top.monitor, numerics=top.numerics)
+        except InvflowError as error:
+            raise self.error(("numerics",), error) from error
         chain.declared_shape, chain.declared_output_shape = self.spec.input_shape, shape
         chain.declared_context_shape = self.context
         above: dict[str, Any] = {"head": None, "prior": None}

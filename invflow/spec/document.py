@@ -23,7 +23,7 @@ from ..registry import MACROS, REGISTRY_OF, Registry, UnknownTag, bijections, di
 from ..registry import data as data_sets
 from ..state import Shape
 from . import shapes
-from .expand import Expanded, expand, key_faults
+from .expand import TOP_MACROS, Expanded, expand, key_faults
 from .limits import DEFAULT_LIMITS, Limits
 from .nodes import ContextNode, Node, TopLevel
 from .text import JsonPath, Place, Problem, Problems, Source, read_source
@@ -365,7 +365,7 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> set[
             return set().union(*(walk(option, steps) for option in node["anyOf"]))
         properties = node.get("properties", {})
         if len(steps) <= 1:
-            return set(properties) | ({"vars"} if node is schema else set())
+            return set(properties) | (set(TOP_MACROS) if node is schema else set())
         return walk(properties.get(str(steps[0]), {}), steps[1:])
 
     return walk(schema, location)

@@ -15,6 +15,8 @@ from .limits import Limits
 from .text import JsonPath, Place, Problems, Source, deeper
 
 Object: TypeAlias = dict[str, Any]
+TOP_MACROS = ("vars", "stem")
+"""The entries at the top that the expanded document does not have."""
 REPEAT_KEYS = frozenset({"type", "times", "with", "note"})
 _STRING_PER_VALUE = 16
 _REFERENCE = 2  # the values that a reference counts as besides its own, because its origin is noted
@@ -66,11 +68,17 @@ class Expanded:
 def expand(source: Source, limits: Limits) -> Expanded:
     """The document with every `repeat` flattened into the list that contains it and every reference replaced.
 
+    The stem, a net of parts, becomes the first layer, a `joint`.
+
     Raises:
         SpecError: malformed repeats, unknown names, or more layers or values than the limits allow.
     """
     expander = _Expander(source, limits)
-    data = {key: expander.value(raw, (key,), (key,), _Scope()) for key, raw in source.data.items() if key != "vars"}
+    own = {key: raw for key, raw in source.data.items() if key not in TOP_MACROS}
+    above = {}
+    if "stem" in source.data and "layers" in own:
+        above["layers"] = expander.on_stem(source.data["stem"], own.pop("layers"))
+    data = {**above, **{key: expander.value(raw, (key,), (key,), _Scope()) for key, raw in own.items()}}
     if expander.problems.noted:
         raise expander.problems.error()
     return Expanded(source, data, expander.origins)
@@ -135,6 +143,20 @@ class _Expander:
             return value
         self._count(_own_size(raw), at)
         return {key: self.value(child, (*at, key), (*out, key), scope) for key, child in raw.items()}
+
+    def on_stem(self, stem: Any, layers: Any) -> Any:
+        """The layers of the document, behind the joint that the stem stands for."""
+        if not isinstance(stem, dict) or stem.get("type") != "stack":
+            expected = 'a stem is a net made of parts, {"type": "stack", "parts": [...]}'
+            self.problems.note(("stem",), f"{expected}, got {shortened(stem)}")
+            return []
+        found: list[Any] = []
+        self._layer({**stem, "type": "joint"}, ("stem",), ("layers",), _Scope(), found)
+        if not isinstance(layers, list):
+            return layers
+        for i, child in enumerate(layers):
+            self._layer(child, ("layers", i), ("layers",), _Scope(), found)
+        return found
 
     def _layer(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:
         """Appends the layers, or the parts, of one entry of a list of such, which may be a repeat."""

@@ -20,7 +20,6 @@ from ..fields import LISTS, quoted, shortened
 from ..nets.contract import takes_context
 from ..numerics.modes import FLOAT
 from ..part import Part
-from ..registry import bijections
 from ..sequential import Sequential
 from ..state import Path, Shape, TensorShape, flat_size, leaf_paths, make_state, part_of, shape_of, with_part
 from ..wires import Wired, shape_after
@@ -83,7 +82,8 @@ class LayerBuilder:
 
     def layer(self, node: Node, path: JsonPath, shape: Shape, backwards: bool = False) -> tuple[Bijection, Shape]:
         """The layer that takes a state of this shape, and the shape of its result; backwards, with its inverse."""
-        holds_layers = any(isinstance(child, tuple) or child.registry is bijections for child in node.children.values())
+        fields = node.field_set.fields
+        holds_layers = any(fields[name].kind in ("layer", "layers") for name in node.children)
         if not backwards or holds_layers:
             bijection = self._construct_layer(node, path, shape, backwards)
             after = self._ask(shape_after, path, bijection, shape, backwards)
@@ -117,9 +117,10 @@ class LayerBuilder:
         """The inner layers of a layer, by field, each built for the shape it gets."""
         fields: dict[str, list[Placed]] = {}
         for name, child in node.children.items():
-            if isinstance(child, tuple):
+            kind = node.field_set.fields[name].kind
+            if kind == "layers" and isinstance(child, tuple):
                 fields[name] = [(inner, (*path, name, i)) for i, inner in enumerate(child)]
-            elif child.registry is bijections:
+            elif kind == "layer" and isinstance(child, Node):
                 fields[name] = [(child, (*path, name))]
         if issubclass(node.cls, Wired):
             every = list(itertools.chain.from_iterable(fields.values()))
@@ -216,7 +217,7 @@ class LayerBuilder:
     def _check_map(self, node: Node, path: JsonPath, layer: Bijection, shape: Shape, after: Shape) -> None:
         """Refuses a layer that changes the number of dimensions, does not run, or returns another shape."""
         numbers, made = flat_size(shape), flat_size(after)
-        if made != numbers and (layer.surjective or made < numbers):
+        if layer.invertible and made != numbers and (layer.surjective or made < numbers):
             raise self.error(
                 path,
                 f"{node.tag} turns {numbers} numbers into {made}, {shape} into {after}, so it is not a bijection; a "

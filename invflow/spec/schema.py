@@ -78,6 +78,10 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
     }
     for name, of in (("head", "head"), ("prior", "prior"), ("dequantization", "layer")):
         fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(of), {"type": "null"}]}
+    fields["stem"] = {
+        "description": "a net before the layers, made of parts; what lies below it has no inverse",
+        "allOf": [_ref("net"), {"properties": {"type": {"const": "stack"}}}],
+    }
     fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
     fields["layers"] = _referable(_ref("layers"), fields["layers"])
     of_input["shape"] = _referable(_ref("shape"), of_input["shape"])

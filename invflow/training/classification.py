@@ -72,7 +72,7 @@ class Classification(Task[Classifier]):
         require_known(self.data, labels, logits.shape[1])
         accuracy = round(float((logits.argmax(1) == labels).float().mean()), 6)
         loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum")) / len(labels)
-        invertible, caveat = self.model.linear_head, self.model.caveat
+        invertible, caveat = self.model.linear_head and self.model.bijection.invertible, self.model.caveat
         return ClassifierEvaluation(self.parameters(), invertible, caveat, self.round_trips(), accuracy, loss)
 
     @property

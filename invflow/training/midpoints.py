@@ -81,6 +81,8 @@ def unfit_for_midpoints(task: Task[Any]) -> str | None:
         return f"midpoints lie between two classes, and {task.data.name} has no labels"
     if not len(task.data.train):
         return "midpoints need to know the training samples: train with invflow.fit"
+    if not chain.invertible:
+        return "midpoints are run backwards, and the chain has a joint, which has no inverse"
     if not chain.surjective:
         return "midpoints are run backwards, and the chain adds dimensions, so that they may be no images of anything"
     if chain.numerics != FLOAT:

@@ -113,8 +113,8 @@ differentiated = functools.partial(promised, needs=TWO_IN_FLOAT64, with_grad=Tru
 
 
 def inverts_to_rounding(bijection: Bijection) -> bool:
-    """Whether the inverse does not stop at a tolerance of its own."""
-    return bijection.inverse_tolerance is None
+    """Whether there is an inverse, which does not stop at a tolerance of its own."""
+    return bijection.invertible and bijection.inverse_tolerance is None
 
 
 def has_exact_log_det(bijection: Bijection) -> bool:
@@ -200,7 +200,7 @@ def all_calls(trial: Trial, bijection: Bijection | None = None) -> list[tuple[st
     def alone(call: Callable[..., Any]) -> Call:
         return lambda state, context: (call(state, context),)
 
-    calls = [("forward", alone(called)), ("inverse", alone(called.inverse))]
+    calls = [("forward", alone(called)), ("inverse", alone(called.inverse))][: 1 + called.invertible]
     if called.surjective:
         calls += [(name, getattr(called, name)) for name in ("forward_and_log_det", "inverse_and_log_det")]
     with torch.no_grad():
@@ -209,5 +209,5 @@ def all_calls(trial: Trial, bijection: Bijection | None = None) -> list[tuple[st
 
 
 def both_ways(trial: Trial, bijection: Bijection | None = None) -> list[tuple[str, Call, State]]:
-    """One call of `all_calls` in each direction, with the log-determinant if there is one."""
+    """One call of `all_calls` in each direction that there is, with the log-determinant if there is one."""
     return all_calls(trial, bijection)[-2:]
