@@ -21,6 +21,8 @@ PARAMETERS = {
     "irevnet_cifar10": 6_274_826,
     "irevnet_imagenet": 125_120_356,
     "irevnet_imagenet_1x1": 29_201_092,
+    "revnet110_cifar10": 1_729_194,
+    "revvit_cifar10": 1_227_146,
     "tarflow_imagenet64": 460_142_784,
     "tarflow_mnist": 3_227_776,
 }
