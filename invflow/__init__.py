@@ -20,11 +20,11 @@ from .spec import Limits, Spec, build, build_model, load, load_spec, save, to_sp
 
 if TYPE_CHECKING:
     from . import plot
-    from .training.public import evaluate, fit, interpolate, lightning, open_run, round_trip, train
+    from .training.public import analyse, evaluate, fit, interpolate, lightning, open_run, round_trip, train
 
 __version__ = version("invflow")
 
-_OF_TRAINING = frozenset({"evaluate", "fit", "interpolate", "lightning", "open_run", "round_trip", "train"})
+_OF_TRAINING = frozenset({"analyse", "evaluate", "fit", "interpolate", "lightning", "open_run", "round_trip", "train"})
 
 
 def __getattr__(name: str) -> Any:
@@ -53,6 +53,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "__version__",
+    "analyse",
     "bijections",
     "build",
     "build_model",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .context import Context, spread
-from .state import State, batch_size, flat_size, flatten, leaves, shape_of, unflatten
+from .state import State, batch_size, flatten, leaves, shape_of, unflatten
 
 GRADIENT_STEP = 1e-5
 """The step of central differences in float64: the truncation error, about its square, and the rounding error, eps over
@@ -24,6 +24,9 @@ as that of a norm of numbers that are nearly equal."""
 
 LARGEST_JACOBIAN = 1024
 """The largest size of a sample for which a dense Jacobian is computed, of 8 MB."""
+
+ROWS_AT_ONCE = 256
+"""The largest number of rows of a Jacobian that are computed at once: each takes the memory of a sample in training."""
 
 
 def difference(a: State, b: State) -> float:
@@ -52,17 +55,17 @@ def same_bits(a: Any, b: Any) -> bool:
 
 def jacobian(function: Callable[[State], State], x: State) -> Tensor:
     """The dense Jacobian of a map of one sample, ``(outputs, inputs)``, by reverse mode."""
-    # One copy of the sample per output: samples do not mix, so the batch does the work of vmap, for any function.
-    shape, size = shape_of(x), flat_size(shape_of(x))
-    copies, outputs = size, -1
-    with torch.enable_grad():
-        while outputs != copies:  # nearly always equal to the number of inputs
-            copies = size if outputs < 0 else outputs
-            flat = flatten(x).detach().expand(copies, size).clone().requires_grad_()
-            y = flatten(function(unflatten(flat, shape)))
-            outputs = y.shape[1]
-        (rows,) = gradients(y.diagonal().sum(), [flat])
-    return rows
+    shape, sample = shape_of(x), flatten(x).detach()
+    with torch.no_grad():
+        outputs = torch.arange(flatten(function(x)).shape[1], device=sample.device)
+    found = []
+    for rows in torch.split(outputs, ROWS_AT_ONCE):
+        # One copy of the sample per row: samples do not mix, so the batch does the work of vmap, for any function.
+        with torch.enable_grad():
+            copies = sample.expand(len(rows), -1).clone().requires_grad_()
+            y = flatten(function(unflatten(copies, shape)))
+            found += gradients(y.gather(1, rows[:, None]).sum(), [copies])
+    return torch.cat(found)
 
 
 def gradients(total: Tensor, variables: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from . import models
 from .bijection import Bijection
 from .context import Context
-from .diagnostics import pictures, plane
+from .diagnostics import analysis_plot, pictures, plane
+from .diagnostics.analysis import Analysis
 from .diagnostics.figure import Figure
 from .diagnostics.interpolation import interpolate
 from .errors import InvflowError
@@ -117,6 +118,24 @@ def interpolation(
     with evaluating(chain):
         frames = interpolate(chain, x0, x1, steps)
     return pictures.interpolation_strip(frames, labels)
+
+
+def spectra(found: Analysis) -> Figure:
+    """The singular values of the Jacobian of a model's first layers, in their order, for each depth.
+
+    Args:
+        found: the result of `invflow.analyse`.
+    """
+    return analysis_plot.spectra_plot(found)
+
+
+def separation(found: Analysis) -> Figure:
+    """The accuracy of a linear and a nearest-neighbour classifier by depth, and the contraction by depth.
+
+    Args:
+        found: the result of `invflow.analyse`.
+    """
+    return analysis_plot.separations_plot(found)
 
 
 def curves(run: Run | str | Path) -> Figure:

@@ -15,17 +15,45 @@ from typer.exceptions import TyperException
 from .. import __version__
 from ..bijections.implicit import NotConverged
 from ..errors import InvflowError, UnfinishedWarning
-from . import check, compare, diff, evaluate, freeze, interpolate, plot_psi, plot_solver, sample, schema, show, train
+from . import (
+    analyse,
+    check,
+    compare,
+    diff,
+    evaluate,
+    freeze,
+    interpolate,
+    plot_psi,
+    plot_solver,
+    sample,
+    schema,
+    show,
+    train,
+)
 from .output import err, out
 
-MODULES = (train, evaluate, freeze, compare, check, show, diff, schema, plot_psi, plot_solver, interpolate, sample)
+MODULES = (
+    train,
+    evaluate,
+    analyse,
+    freeze,
+    compare,
+    check,
+    show,
+    diff,
+    schema,
+    plot_psi,
+    plot_solver,
+    interpolate,
+    sample,
+)
 VERBS: tuple[Callable[..., None], ...] = tuple(vars(module)[module.__name__.split(".")[-1]] for module in MODULES)
 """The verbs in the order of ``invflow --help``, each the function that has its module's name.
 
 The help lists the first sentence of each docstring, of at most 61 characters.
 """
 
-TRAIN_EXTRA = frozenset({"lightning", "sklearn", "tensorboard"})
+TRAIN_EXTRA = frozenset({"lightning", "scipy", "sklearn", "tensorboard"})
 """The packages of the extra ``train`` by their import names: the core does not install them."""
 
 app = typer.Typer(name="invflow", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

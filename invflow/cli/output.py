@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ..diagnostics.analysis import Analysis
     from ..diagnostics.check import CheckResult
     from ..training.frozen import Frozen
     from ..training.tasks import Evaluation
@@ -91,7 +92,7 @@ def stdout_for_the_answer(as_json: bool) -> contextlib.AbstractContextManager[ob
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
-def print_caveat(found: CheckResult | Evaluation | Frozen) -> None:
+def print_caveat(found: Analysis | CheckResult | Evaluation | Frozen) -> None:
     """Print what must precede any statement about the inverse."""
     if found.caveat:
         out.print(found.caveat)

@@ -16,6 +16,6 @@ class Given(Source):
 
     def load(self, request: Request) -> DataSet:
         raise DataError(
-            "this run was trained on data that a Python program passed to invflow.fit; pass them to invflow.evaluate, "
-            "or name a data set with --data"
+            "this run was trained on data that a Python program passed to invflow.fit; pass them to invflow.evaluate "
+            "or invflow.analyse, or name a data set with --data"
         )

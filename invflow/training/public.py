@@ -1,4 +1,4 @@
-"""What a Python program calls: `fit`, `evaluate`, `lightning`, and the tools of the command line for models at hand."""
+"""What a Python program calls: `fit`, `evaluate`, `analyse`, `lightning`, and tools of the command line for models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..bijection import Bijection
 from ..context import Context, ContextShape
 from ..data.given import NAME as GIVEN
 from ..diagnostics import interpolation, roundtrip
+from ..diagnostics.analysis import Analysis
 from ..errors import InvflowError
 from ..models import BayesHead, Classifier, Flow, GaussianMixture, Hybrid
 from ..samples import DataSet
@@ -24,6 +25,7 @@ from ..spec.document import Spec, SpecSource
 from ..spec.training import Data, Training
 from ..state import common_dtype, is_tensor_shape
 from . import run as runs
+from .analysing import analyse as analyse_task
 from .data import load_data
 from .given import Given, data_set, samples_of
 from .module import ModelTraining
@@ -115,6 +117,59 @@ def fit(
     if resume:
         return runs.resume(place, save_every=save_every, **options)
     return runs.train(spec, place, save_every=save_every or SAVE_EVERY, **options)
+
+
+def analyse(
+    run_or_model: Run | Model | str | Path,
+    data: Given | None = None,
+    *,
+    test: Given | None = None,
+    levels: int | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> Analysis:
+    """What a model does layer by layer: singular values of the Jacobian, linear separation and contraction.
+
+    `invflow.plot.spectra` and `invflow.plot.separation` draw it.
+
+    Args:
+        run_or_model: a run, its folder or that of `invflow.save`, or a model.
+        data: as in `fit`: training samples, from which classifiers learn, and test samples. None for the data that the
+            run's spec names.
+        test: the test data; by default a fifth of the data, which `fit` takes too.
+        levels: as in `fit`.
+        data_root: the folder of data that are named.
+        device: auto, cpu, cuda, cuda:1, mps.
+        **options: depths, inputs, train_samples, test_samples, dense, leading, seed: as in
+            `invflow.training.analysing.analyse`.
+
+    Raises:
+        DataError: the data are missing, damaged, or do not fit the model.
+        InvflowError: nothing applies to the model and the data, or an option is out of range.
+
+    Examples:
+        >>> import torch, invflow
+        >>> flow = invflow.build_model(
+        ...     {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
+        ... )
+        >>> found = invflow.analyse(flow, torch.randn(10, 2), inputs=1)
+        >>> found.spectra[0].values, found.notes
+        ([[1.0, 1.0]], ['no separation: the data have no classes'])
+    """
+    root = None if data_root is None else Path(data_root)
+    run = open_run(run_or_model) if isinstance(run_or_model, str | Path) else run_or_model
+    if data is None:
+        if not isinstance(run, Run):
+            raise InvflowError("analyse expects data along with a model; only a run names its own")
+        return analyse_task(runs.task_of_run(run, root, device), **options)
+    model = run.load() if isinstance(run, Run) else run
+    if isinstance(data, str | dict):
+        found = load_data(parsed_data({"name": data} if isinstance(data, str) else data), root)
+    else:
+        known: dict[str, Any] = {"classes": _classes(model, None), "dtype": _dtype(model)}
+        found = data_set(data, Request(name=GIVEN), test=test, levels=levels, **known)
+    return analyse_task(task_of(model, found, device_of(device)), **options)
 
 
 def evaluate(
