@@ -367,6 +367,15 @@ class TestVerb:
         run = self.train(call, tmp_path / "images", images(epochs=1))
         assert call("analyse", run, "--inputs", 1, "--data", "digits")[0] == 0
 
+    def test_an_exact_run_and_the_float_model_that_it_was_made_of(self, call, tmp_path):
+        spec = invflow.load_spec({**tiny(epochs=1).document, "numerics": {"mode": "exact"}})
+        run = self.train(call, tmp_path / "run", spec)
+        status, out, _ = call("analyse", run, "--inputs", 1)
+        assert (status, out.splitlines()[0]) == (0, analysing.INTEGER_NETS)
+        assert not (run / "pictures" / "singular_values.png").exists()
+        answer = json.loads(call("analyse", run / "float", "--inputs", 1, "--json")[1])
+        assert (len(answer["spectra"]), answer["notes"]) == (2, [])
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
