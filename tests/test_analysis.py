@@ -249,6 +249,15 @@ class TestAnalyse:
         with pytest.raises(InvflowError, match="picture of separation expects classes, got none"):
             invflow.plot.separation(found)
 
+    @pytest.mark.parametrize("data", ["checkerboard", "rings"])
+    def test_every_data_set_by_name(self, data):
+        found = invflow.analyse(invflow.build_model(FLOW), data, train_samples=100, test_samples=100)
+        assert len(found.spectra) == 2
+
+    def test_one_class_is_none(self):
+        found = invflow.analyse(invflow.build_model(FLOW), (torch.randn(20, 2), torch.zeros(20, dtype=torch.long)))
+        assert (found.notes, found.separations) == ([analysing.NO_CLASSES], [])
+
     def test_a_flow_with_classes_has_no_logits(self):
         found = invflow.analyse(invflow.build_model(FLOW), "moons", train_samples=100, test_samples=100)
         assert [row.layer.partition("(")[0] for row in found.separations] == ["input", "Affine", "Linear1x1"]

@@ -22,9 +22,8 @@ from ..diagnostics.analysis import (
 from ..errors import DataError, InvflowError
 from ..measures import LARGEST_JACOBIAN
 from ..models import Classifier
-from ..samples import Batch, InMemory, Samples, Subset
+from ..samples import Batch, DataSet, InMemory, Samples, Subset
 from ..sequential import Sequential
-from ..state import Shape
 from .data import test_loader
 from .tasks import Task, evaluating
 
@@ -41,7 +40,7 @@ INTEGER_NETS = (
 )
 ON_GRID = "the chain rounds to a grid, which its derivatives leave out"
 REARRANGES = "no singular values: the chain moves numbers only, so that each of them is 1"
-NO_CLASSES = "no separation: the data have no classes"
+NO_CLASSES = "no separation: the data name no two classes"
 OWN_CONTEXT = "the features of a sample are computed given its own context, which may tell its class"
 
 
@@ -88,7 +87,7 @@ def analyse(
     train = _drawn(data.train, min(train_samples, most), seed)
     test = _drawn(data.test, min(test_samples, most), seed)
     places = chosen_depths(chain, data.shape, depths)
-    notes = _notes(chain, data.shape, places, test)
+    notes = _notes(chain, data, places)
     found: list[Spectrum] = []
     if not {INTEGER_NETS, REARRANGES} & set(notes):
         with evaluating(task.model, task.float64_device):
@@ -109,15 +108,15 @@ def analyse(
     return Analysis(found, exact, rows, accuracy, *counts, notes, task.model.caveat)
 
 
-def _notes(chain: Sequential, shape: Shape, depths: list[int], test: Samples) -> list[str]:
+def _notes(chain: Sequential, data: DataSet, depths: list[int]) -> list[str]:
     """What does not apply to a chain and its data, or not without a word."""
-    derivative, some = has_derivative(chain, shape), test.first(1)
+    derivative, classes = has_derivative(chain, data.shape), data.classes > 1
     said = {
         INTEGER_NETS: not derivative,
-        ON_GRID: derivative and any(step.layer.numerics.on_grid for step in chain.steps(shape)),
+        ON_GRID: derivative and any(step.layer.numerics.on_grid for step in chain.steps(data.shape)),
         REARRANGES: depths == [0],
-        NO_CLASSES: some.labels is None,
-        OWN_CONTEXT: some.labels is not None and some.context is not None,
+        NO_CLASSES: not classes,
+        OWN_CONTEXT: classes and data.context_shape is not None,
     }
     return [note for note, applies in said.items() if applies]
 

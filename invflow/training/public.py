@@ -155,7 +155,7 @@ def analyse(
         ... )
         >>> found = invflow.analyse(flow, torch.randn(10, 2), inputs=1)
         >>> found.spectra[0].values, found.notes
-        ([[1.0, 1.0]], ['no separation: the data have no classes'])
+        ([[1.0, 1.0]], ['no separation: the data name no two classes'])
     """
     root = None if data_root is None else Path(data_root)
     run = open_run(run_or_model) if isinstance(run_or_model, str | Path) else run_or_model
