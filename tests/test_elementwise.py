@@ -72,6 +72,18 @@ def test_scales_in_float32_are_those_of_float64(layer):
         assert roundings(layer, "inverse_and_log_det", x) <= 4
 
 
+def test_a_scale_without_a_shift_has_one_weight_a_channel_and_keeps_zero():
+    layer = Affine((2, 3), shift=False)
+    with torch.no_grad():
+        layer.log_scale.copy_(torch.tensor([2.0, 0.5]).log())
+    x = torch.tensor([[[1.0, 0.0, 3.0], [4.0, 0.0, 2.0]]])
+    y, log_det = layer.forward_and_log_det(x)
+    torch.testing.assert_close(y, torch.tensor([[[2.0, 0.0, 6.0], [2.0, 0.0, 1.0]]]))
+    torch.testing.assert_close(layer.inverse(y), x)
+    torch.testing.assert_close(log_det, torch.zeros(1))
+    assert list(layer.state_dict()) == ["log_scale"]
+
+
 @pytest.mark.parametrize("outside", [-0.2, 1.5, 1.0625, -1e30, math.inf, -math.inf])
 @pytest.mark.parametrize("front", [[], [Psi(2)]])
 def test_outside_its_domain_a_density_is_zero_and_its_gradients_are_finite(outside, front):

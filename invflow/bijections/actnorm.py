@@ -27,6 +27,7 @@ class _FromData(ScaleAndShift):
     """The base of layers whose scale and shift `initialize` sets so that y has mean 0 and variance 1."""
 
     initialized: Tensor
+    shift: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)

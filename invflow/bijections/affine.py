@@ -27,16 +27,18 @@ class ScaleAndShift(OfChannels):
     """Whether the scale and the shift are parameters; if not, they are buffers."""
 
     log_scale: Tensor
-    shift: Tensor
+    shift: Tensor | None
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, shifts: bool = True) -> None:
         super().__init__(shape)
-        for name in ("log_scale", "shift"):
+        for name in ("log_scale", "shift") if shifts else ("log_scale",):
             values = torch.zeros(self.channels)
             if self.learned:
                 self.register_parameter(name, nn.Parameter(values))
             else:
                 self.register_buffer(name, values)
+        if not shifts:
+            self.register_parameter("shift", None)
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         return self._forward(x, self.log_scales())
@@ -56,11 +58,13 @@ class ScaleAndShift(OfChannels):
 
     def _forward(self, x: Tensor, log_scales: Tensor) -> Tensor:
         self.require(x)
-        return x * spread(log_scales.exp(), x) + spread(self.shift, x)  # addcmul is slow where it broadcasts
+        y = x * spread(log_scales.exp(), x)
+        return y if self.shift is None else y + spread(self.shift, x)  # addcmul is slow where it broadcasts
 
     def _inverse(self, y: Tensor, log_scales: Tensor) -> Tensor:
         self.require(y)
-        return (y - spread(self.shift, y)) * spread(torch.exp(-log_scales), y)
+        x = y if self.shift is None else y - spread(self.shift, y)
+        return x * spread(torch.exp(-log_scales), y)
 
     def log_scales(self) -> Tensor:
         """The log-scales, within the range of exponentials."""  # by hardtanh: clamp has a slow gradient
@@ -80,12 +84,18 @@ class Affine(ScaleAndShift):
 
     The log-determinant is ``height * width * sum(log_scale)``. It starts as the identity.
 
+    Reference: Dinh, Krueger, Bengio: NICE, 2014, https://arxiv.org/abs/1410.8516, for the one without a shift
+
     Args:
         shape: the incoming shape, channels first.
+        shift: whether a shift is learned; without it, ``y = exp(log_scale) * x``.
 
     Examples:
         >>> Affine(shape=(3, 4, 4)).forward_and_log_det(torch.ones(1, 3, 4, 4))[1].tolist()
         [0.0]
     """
 
-    examples = [({}, (3,)), ({}, (2, 3, 2))]
+    examples = [({}, (3,)), ({}, (2, 3, 2)), ({"shift": False}, (3, 2))]
+
+    def __init__(self, shape: Shape, shift: bool = True) -> None:
+        super().__init__(shape, shifts=shift)
