@@ -14,6 +14,7 @@ from invflow.bijections import AffineCoupling, GinCoupling
 
 SCALES = {
     "tanh": lambda r: torch.exp(2 * torch.tanh(r / 2)),
+    "atan": lambda r: torch.exp(0.636 * 2 * torch.atan(r / 2)),
     "soft_clip": lambda r: torch.exp(r / (1 + (r / 2).abs())),
     "sigmoid": lambda r: torch.sigmoid(r + 2),
     "twice_sigmoid": lambda r: 2 * torch.sigmoid(r),
@@ -112,11 +113,14 @@ def test_the_ends_of_unbounded_scales_change_nothing_before(dtype):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"clamp": 1.0, "scale": "exp"}, 'affine_coupling has a clamp with "tanh" and "soft_clip" only, got 1.0'),
+        (
+            {"clamp": 1.0, "scale": "exp"},
+            'affine_coupling has a clamp with "tanh", "atan", "soft_clip" only, got 1.0',
+        ),
         ({"clamp": 1.0, "scale": "sigmoid"}, 'affine_coupling has a clamp .* got 1.0 with "sigmoid"'),
         ({"floor": 0.1}, 'affine_coupling has a floor with the scale "sigmoid" only, got 0.1 with "tanh"'),
         ({"floor": 0.1, "scale": "twice_sigmoid"}, 'a floor .* got 0.1 with "twice_sigmoid"'),
-        ({"scale": "softplus"}, "scale: .*'tanh', 'soft_clip'"),
+        ({"scale": "softplus"}, "scale: .*'tanh', 'atan', 'soft_clip'"),
         ({"floor": -1.0, "scale": "sigmoid"}, "floor: "),
     ],
 )

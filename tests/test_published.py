@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import invflow
 from invflow.errors import SpecError
+from invflow.state import flat_size, flatten
 from invflow.testing import check_bijection
 
 FOLDER = Path(__file__).parent.parent / "specs" / "published"
@@ -17,7 +19,11 @@ FOLDER = Path(__file__).parent.parent / "specs" / "published"
 GLOW_TOP_PRIOR = 96 * 96 * 9 + 96 * 9 + 96 + 96
 """Of the official top prior: weights that convolve zeros, the mark's, biases and scales; this one is a normal one."""
 
+REALNVP_DIRECTIONS = 3 * 3 + 3 * 6 + 4 * 6
+"""Its scales of a tanh are weight-normed single numbers, whose directions are signs; these are numbers."""
+
 PARAMETERS = {
+    "cinn": 20 * 2 * ((392 + 10) * 512 + 512 + 512 * 784 + 784),  # two nets of one hidden layer in each block
     "ffjord_mnist": 800_646,
     "glow_cifar10": 44_603_604 - GLOW_TOP_PRIOR,
     "glow_cifar10_additive": 38_395_668 - GLOW_TOP_PRIOR,
@@ -26,7 +32,9 @@ PARAMETERS = {
     "irevnet_imagenet_1x1": 29_201_092,
     "revnet110_cifar10": 1_729_194,
     "revvit_cifar10": 1_227_146,
+    "maf_tabular": 10 * (6 * 100 + 100 + 100 * 100 + 100 + 2 * (100 * 6 + 6) + 2 * 6),  # MADEs, and a batch norm each
     "nice_mnist": 19_158_352,
+    "realnvp_cifar10": 19_631_640 - REALNVP_DIRECTIONS,
     "tarflow_imagenet64": 460_142_784,
     "tarflow_mnist": 3_227_776,
 }
@@ -69,7 +77,7 @@ def smaller(node, widest=4, most=2):
         made["hidden"] = [min(width, widest) for width in made["hidden"][:most]]
     if made.get("type") == "continuous":
         made |= {"steps": 1, "method": "euler", "trace": "exact"}
-    if made.get("type") == "residual":
+    if made.get("type") == "residual" and "parts" not in made:
         made["log_det"] = {"type": "exact"}
     return made
 
@@ -100,3 +108,68 @@ def test_a_smaller_one_is_proved(name):
         chain, shape, context_shape=context_shape, examples=2, kinds=["normal"], perturb=False, only=PROVED
     )
     assert len(found.findings) == len(PROVED) or not chain.surjective
+
+
+class Official(NamedTuple):
+    """What the official code returns, computed by it in float64 with the weights of `formula` copied into it.
+
+    Attributes:
+        changes: what to write in place of what in the document, so that few numbers are enough.
+        stride: the distance between the numbers of z that are compared.
+        z: the first ones of these.
+        log_dets: the log-determinants.
+    """
+
+    changes: dict[str, str]
+    stride: int
+    z: list[float]
+    log_dets: list[float]
+
+
+OFFICIAL = {
+    "cinn": Official(
+        {"1, 28, 28": "1, 4, 4", "512": "4", '"times": 20': '"times": 2', ", ".join(map(str, range(20))): "0, 1"},
+        5,
+        [-2.5291215545012413, -3.6191552665599027, -1.697850657417601, 0.25870516953748224, 3.9878603816788742],
+        [18.96835336795066, 19.194592914218195],
+    ),
+    "realnvp_cifar10": Official(
+        {
+            "3, 32, 32": "3, 8, 8",
+            '"times": 8': '"times": 1',
+            '"channels": 64': '"channels": 2',
+            '"channels": 128': '"channels": 4',
+        },
+        29,
+        [1.3007136237747885, -0.22114112444925949, 1.4511734538477443, 0.2440904032352558, -0.6390664902654208],
+        [272.01932105006756, 272.0499214266329],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_smaller_one_returns_what_the_official_code_does(name):
+    official = OFFICIAL[name]
+    text = (FOLDER / f"{name}.json").read_text()
+    for old, new in official.changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    chain = formula(invflow.build(json.loads(text)).double().eval())
+    shape, context_shape = chain.declared_shape, chain.declared_context_shape
+    x = torch.cos(torch.arange(2 * flat_size(shape), dtype=torch.float64)).reshape(2, *shape)
+    context = None if context_shape is None else torch.eye(*context_shape, dtype=torch.float64)[:2]
+    with torch.no_grad():
+        z, log_det = chain.forward_and_log_det(x / 3 + 0.5 if chain[0].domain == "unit" else x, context)
+    found = flatten(z).flatten()[:: official.stride][: len(official.z)]
+    torch.testing.assert_close(found, torch.tensor(official.z, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(log_det, torch.tensor(official.log_dets, dtype=torch.float64), rtol=1e-10, atol=0)
+
+
+def formula(chain):
+    """A chain whose weights and running statistics are those of a formula, so that no file has to hold them."""
+    statistics = [(name, buffer) for name, buffer in chain.named_buffers() if "running" in name]
+    with torch.no_grad():
+        for index, (name, tensor) in enumerate([*chain.named_parameters(), *statistics]):
+            wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) + index).reshape(tensor.shape)
+            tensor.copy_(wave.square() + 0.5 if name.endswith("running_var") else 0.3 * wave)
+    return chain

@@ -16,13 +16,14 @@ from torch.nn import functional
 
 import invflow
 from invflow import InvflowError, SpecError
-from invflow.bijections import AdditiveCoupling, AffineCoupling, Residual
+from invflow.bijections import AdditiveCoupling, AffineCoupling, Checkerboard, Residual
+from invflow.bijections.stripes import OnCheckerboard
 from invflow.nets import Conv, DenseNet, ResNet, Stack, Transformer
-from invflow.nets.activations import ACTIVATIONS, Relu
+from invflow.nets.activations import ACTIVATIONS, ConcatenatedRelu, Relu, Tanh
 from invflow.nets.attention import Attention, SelfAttention
-from invflow.nets.blocks import ResidualBlock
+from invflow.nets.blocks import First, ResidualBlock, Skips
 from invflow.nets.layers import Convolution, Linear, Marked, WeightNormed
-from invflow.nets.norms import BatchNorm, Dropout, LayerNorm
+from invflow.nets.norms import BatchNorm, Dropout, Gain, LayerNorm
 from invflow.nets.orderfree import obstacle
 from invflow.registry import parts
 
@@ -162,6 +163,44 @@ class TestParts:
         outside = torch.tensor([[5.0, 3, 3, 5], [3, 0, 0, 3], [3, 0, 0, 3], [5, 3, 3, 5]])
         assert torch.equal(net(torch.randn(2, 1, 4, 4))[1, 0], outside)
 
+    def test_on_a_checkerboard_a_convolution_is_the_masked_one_of_the_whole_board(self):
+        board = Checkerboard("odd")
+        net = Stack(OnCheckerboard(Convolution(), colour="odd"), in_shape=(2, 4, 3), out_shape=(4, 4, 3)).double()
+        (conv,) = net[0]
+        x = torch.randn(5, 2, 4, 6, dtype=torch.float64)
+        rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+        whole = conv(x * ((rows + columns) % 2))
+        assert whole.shape == (5, 4, 4, 6)
+        torch.testing.assert_close(net(board(x)[0]), board(whole)[1])
+
+    def test_a_net_on_a_checkerboard_starts_at_zero(self):
+        part = OnCheckerboard(Convolution(3), Relu(), Convolution())
+        net = Stack(part, in_shape=(1, 4, 2), out_shape=(2, 4, 2), zero_last=True)
+        assert not net(torch.randn(2, 1, 4, 2)).any()
+
+    def test_skips_add_up_what_all_parts_return(self):
+        net = Stack(Skips(Linear(3), Tanh(), Linear(5), channels=4), Linear(), in_shape=(2,), out_shape=(4,)).double()
+        (first, act, last), maps = net[0].stages, net[0].maps
+        x = torch.randn(7, 2, dtype=torch.float64)
+        one = first(x)
+        two = act(one)
+        torch.testing.assert_close(net[0](x), maps[0](one) + maps[1](two) + maps[2](last(two)))
+
+    def test_a_part_on_the_first_channels_leaves_the_others(self):
+        net = Stack(First(Tanh(), Gain()), in_shape=(4, 3), out_shape=(4, 3))
+        x = torch.randn(2, 4, 3)
+        with torch.no_grad():
+            net[0][1].gain.copy_(torch.tensor([[2.0], [-3.0]]))
+        gain = torch.tensor([2.0, -3.0]).reshape(1, 2, 1)
+        torch.testing.assert_close(net(x), torch.cat([gain * x[:, :2].tanh(), x[:, 2:]], 1))
+
+    def test_a_concatenated_relu_loses_nothing(self):
+        net = Stack(ConcatenatedRelu(), in_shape=(3, 2), out_shape=(6, 2))
+        x = torch.randn(4, 3, 2)
+        positive, negative = net(x).chunk(2, 1)
+        assert torch.equal(positive - negative, x)
+        assert net(x).min() == 0
+
     def test_layer_norm_is_pytorchs_at_every_position(self):
         norm = Stack(LayerNorm(), in_shape=(6, 3, 2), out_shape=(6, 3, 2)).double()
         x = torch.randn(2, 6, 3, 2, dtype=torch.float64)
@@ -269,7 +308,8 @@ class TestExact:
     @pytest.mark.parametrize("tag", sorted(parts.registered()))
     def test_a_part_says_what_is_so_and_the_docs_repeat_it(self, tag):
         """Whether a net with the part between convolutions can be made order-free."""
-        part = parts.find(tag)(*{"residual": [Relu()], "dense": [Relu()], "pad": [2]}.get(tag, []))
+        needs = {"residual": [Relu()], "dense": [Relu()], "skips": [Relu()], "pad": [2]}
+        part = parts.find(tag)(*needs.get(tag, []))
         _, made = part.make((16, 4, 4), None)
         behind = [part] if tag in ACTIVATIONS else [part, Relu()]
         first = [] if part.chooses else [Convolution()]
@@ -321,6 +361,23 @@ class TestRefusals:
         (
             [{"type": "dense", "parts": [{"type": "conv", "stride": 2}]}],
             ".0: dense expects parts that keep the positions of (4, 5, 5), got (4, 3, 3)",
+        ),
+        ([{"type": "skips", "parts": []}], ".0: skips expects parts, got none"),
+        (
+            [{"type": "skips", "parts": [{"type": "relu"}, {"type": "conv", "stride": 2}]}],
+            ".0: skips expects parts that return the same positions, got the shapes ((4, 5, 5), (4, 3, 3))",
+        ),
+        (
+            [{"type": "checkerboard", "parts": [{"type": "conv", "stride": 2}]}],
+            ".0: checkerboard expects parts that keep the positions of (4, 5, 10), got (4, 3, 5)",
+        ),
+        (
+            [{"type": "first", "channels": 4, "parts": []}],
+            ".0: first expects more than 4 channels, got (4, 5, 5)",
+        ),
+        (
+            [{"type": "first", "parts": [{"type": "crelu"}]}],
+            ".0: first expects parts that keep the shape (2, 5, 5), got (4, 5, 5)",
         ),
         ([{"type": "conv", "kernel_size": [3]}], ".0: conv expects one kernel_size, or 2 for (4, 5, 5), got [3]"),
         (

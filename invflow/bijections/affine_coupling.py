@@ -15,7 +15,10 @@ from ..registry import register
 from .coupling import Coupling
 from .univariate import Univariate
 
-Scale: TypeAlias = Literal["tanh", "soft_clip", "sigmoid", "twice_sigmoid", "exp"]
+Scale: TypeAlias = Literal["tanh", "atan", "soft_clip", "sigmoid", "twice_sigmoid", "exp"]
+
+_BOUNDED: tuple[Scale, ...] = ("tanh", "atan", "soft_clip")
+"""The scales with a clamp."""
 
 CLAMP = 2.0
 """The default bound of log-scales, also if the scale has a bound of its own."""
@@ -37,6 +40,10 @@ def _soft_clip(raw: Tensor, clamp: float, floor: float) -> Tensor:
     return raw / (clamp + raw.abs()) * clamp  # in this form nothing overflows
 
 
+def _atan(raw: Tensor, clamp: float, floor: float) -> Tensor:
+    return 0.636 * clamp * torch.atan(raw / clamp)
+
+
 def _sigmoid(raw: Tensor, clamp: float, floor: float) -> Tensor:
     scale = torch.sigmoid((raw + 2).clamp(min=-_FARTHEST))
     return torch.log(scale + floor if floor else scale)  # in less time than logsigmoid, and to eps as well
@@ -52,6 +59,7 @@ def _exp(raw: Tensor, clamp: float, floor: float) -> Tensor:
 
 _LOG_SCALES: Mapping[Scale, Callable[[Tensor, float, float], Tensor]] = {
     "tanh": _tanh,
+    "atan": _atan,
     "soft_clip": _soft_clip,
     "sigmoid": _sigmoid,
     "twice_sigmoid": _twice_sigmoid,
@@ -70,8 +78,9 @@ class Scaled(Univariate):
 
     def _set_scale(self, clamp: float, scale: Scale, floor: float, shift_first: bool) -> None:
         """Sets the function of r. Raises InvflowError: a clamp or a floor for a scale that has none."""
-        if clamp != CLAMP and scale not in ("tanh", "soft_clip"):
-            raise InvflowError(f'{self.tag} has a clamp with "tanh" and "soft_clip" only, got {clamp} with "{scale}"')
+        if clamp != CLAMP and scale not in _BOUNDED:
+            allowed = ", ".join(f'"{one}"' for one in _BOUNDED)
+            raise InvflowError(f'{self.tag} has a clamp with {allowed} only, got {clamp} with "{scale}"')
         if floor and scale != "sigmoid":
             raise InvflowError(f'{self.tag} has a floor with the scale "sigmoid" only, got {floor} with "{scale}"')
         self.clamp = clamp
@@ -107,6 +116,7 @@ class AffineCoupling(Scaled, Coupling):
     and bounded:
 
     - "tanh": ``exp(clamp * tanh(r / clamp))``, as in RealNVP;
+    - "atan": ``exp(0.636 clamp * atan(r / clamp))``, as in FrEIA, where 0.636 is just below 2 / pi;
     - "soft_clip": ``exp(r / (1 + |r / clamp|))``, as in zuko;
     - "sigmoid": ``sigmoid(r + 2) + floor``, as in Glow, and with a floor of 0.001 as in neural spline flows;
     - "twice_sigmoid": ``2 * sigmoid(r)``, as in Jet;
@@ -122,7 +132,7 @@ class AffineCoupling(Scaled, Coupling):
     Args:
         net: the conditioner, any module: called with ``a``, or with ``a`` and the context if there is one; it returns
             b's shape with twice the channels, first r and then t.
-        clamp: the bound of the log-scale, for "tanh" and "soft_clip".
+        clamp: the bound of the log-scale, for "tanh", "atan" and "soft_clip".
         scale: the function of r.
         floor: what "sigmoid" adds to the scale.
         shift_first: whether the output is ``(b + t) * scale``, as in Glow and Jet, instead of ``scale * b + t``.
@@ -143,6 +153,7 @@ class AffineCoupling(Scaled, Coupling):
         ({"net": {"type": "conv", "hidden": [4], "norm": "batch"}, "clamp": 0.5}, ((1, 3, 2), (3, 3, 2))),
         ({"net": {"type": "mlp", "hidden": [4], "activation": "tanh"}}, ((2,), (3,))),
         ({"net": {"type": "mlp", "hidden": [4]}, "scale": "soft_clip", "shift_first": True}, ((3,), (2,))),
+        ({"net": {"type": "mlp", "hidden": [4]}, "scale": "atan", "clamp": 1.0}, ((3,), (2,))),
         ({"net": {"type": "conv", "hidden": [3]}, "scale": "sigmoid", "floor": 0.001}, ((2, 3, 2), (2, 3, 2))),
         ({"net": {"type": "mlp"}, "scale": "twice_sigmoid", "shift_first": True}, ((2,), (2,))),
         ({"net": {"type": "mlp", "hidden": [4]}, "scale": "exp"}, ((2,), (3,))),

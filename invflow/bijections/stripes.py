@@ -6,12 +6,14 @@ from typing import Literal, TypeAlias
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bijection import Rearrangement
 from ..context import Context
 from ..errors import ShapeError
-from ..registry import register
+from ..nets.stack import make_all, start_at_zero
+from ..part import Made, Part
+from ..registry import register, register_part
 from ..state import Shape, TensorShape, require_pair, require_positions, require_tensor, shape_of
 from .split import Pair
 
@@ -155,6 +157,56 @@ class Checkerboard(_ByParity):
         if first != second:
             raise self._mismatch(shape)
         return *others, 2 * width
+
+
+class _OnBoard(nn.Sequential):
+    """The modules on a whole board, of which one colour is given and the other returned."""
+
+    def __init__(self, *modules: nn.Module, colour: Parity) -> None:
+        super().__init__(*modules)
+        self.colour = colour
+
+    def forward(self, x: Tensor) -> Tensor:
+        board = Checkerboard(self.colour)
+        made: Pair = board(super().forward(board.inverse((x, torch.zeros_like(x)))))  # type: ignore[no-untyped-call]
+        return made[1]
+
+
+@register_part("checkerboard")
+class OnCheckerboard(Part):
+    """Parts that see one colour of a checkerboard at its places on the whole board, with zeros at the others.
+
+    x is one half of what the layer `checkerboard` splits; of the parts' output, the values at the places of the other
+    half are returned. So convolutions see neighbours as neighbours, and the conditioner of a coupling between the two
+    halves is that of a masked convolution, as in RealNVP.
+
+    Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
+
+    Args:
+        *parts: the parts, one after another, which keep the positions.
+        colour: the half that is given: that of "even" or of "odd" sums of indices.
+
+    Raises:
+        ShapeError: x has no positions, or the parts do not keep them.
+    """
+
+    chooses = True
+
+    def __init__(self, *parts: Part, colour: Parity = "even") -> None:
+        self.parts = parts
+        self.colour = colour
+
+    def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
+        *others, width = require_positions(self.tag, shape)
+        whole = (*others, 2 * width)
+        on_whole = None if wanted is None else (*wanted[:-1], 2 * wanted[-1])
+        modules, made = make_all(self.parts, whole, on_whole)
+        if made[1:] != whole[1:]:
+            raise ShapeError(f"{self.tag} expects parts that keep the positions of {whole}, got {made}")
+        return _OnBoard(*modules, colour=self.colour), (made[0], *shape[1:])
+
+    def start_at_zero(self, module: nn.Module) -> None:
+        start_at_zero(self.parts, list(module.children()))
 
 
 def _recoloured(evens: Tensor, odds: Tensor) -> Pair:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, TypeAlias
 
+import torch
 from pydantic import PositiveFloat
-from torch import nn
+from torch import Tensor, nn
 
 from ..part import Made, Part
 from ..registry import register_part
@@ -46,6 +47,23 @@ class LeakyRelu(_Activation):
 
     def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
         return nn.LeakyReLU(self.slope), shape
+
+
+class _ConcatenatedRelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x], dim=1).relu()
+
+
+@register_part("crelu")
+class ConcatenatedRelu(Part):
+    """``(max(x, 0), max(-x, 0))``, one behind the other along the channels, so that nothing of x is lost.
+
+    Reference: Shang, Sohn, Almeida, Lee: Understanding and Improving Convolutional Neural Networks via Concatenated
+    Rectified Linear Units, 2016, https://arxiv.org/abs/1603.05201
+    """
+
+    def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
+        return _ConcatenatedRelu(), (2 * shape[0], *shape[1:])
 
 
 @register_part("elu")

@@ -120,6 +120,27 @@ class Scale(Part):
         return ChannelScale(shape[0], len(shape), self.rate), shape
 
 
+class ChannelGain(nn.Module):
+    """``gain * x`` per channel."""
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels, *(1,) * (dims - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+@register_part("gain")
+class Gain(Part):
+    """``gain * x`` with a learned gain per channel, from 1: behind a tanh, the bound of RealNVP's log-scales."""
+
+    keeps_zero = True
+
+    def make(self, shape: TensorShape, wanted: TensorShape | None) -> Made:
+        return ChannelGain(shape[0], len(shape)), shape
+
+
 @register_part("dropout")
 class Dropout(Part):
     """Sets numbers to 0 at random in train mode, and scales the others so that the mean stays.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from ..context import Context, ContextShape
 from ..errors import InvflowError, ShapeError
-from ..part import Part
+from ..part import Made, Part
 from ..registry import nets, register_net
 from ..state import Shape, TensorShape, flat_size, require_channels
 from .sizes import averages_context, shape_with_context, with_context
@@ -93,16 +93,23 @@ def make_all(
         shape: of the input of the first.
         wanted: the shape to return; None for any.
     """
-    last = max((i for i, part in enumerate(parts) if part.chooses), default=None)
     modules = []
+    for module, after in make_each(parts, shape, wanted):
+        modules.append(module)
+        shape = after
+    return modules, shape
+
+
+def make_each(parts: Sequence[Part], shape: TensorShape, wanted: TensorShape | None) -> Iterator[Made]:
+    """Each module of a list of parts, with the shape that it returns: see `make_all`."""
+    last = max((i for i, part in enumerate(parts) if part.chooses), default=None)
     for i, part in enumerate(parts):
         try:
             module, shape = part.make(shape, wanted if i == last else None)
         except InvflowError as error:
             error.place = ("parts", i, *error.place)
             raise
-        modules.append(module)
-    return modules, shape
+        yield module, shape
 
 
 def start_at_zero(parts: Sequence[Part], modules: Sequence[nn.Module]) -> None:
