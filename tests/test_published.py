@@ -34,6 +34,7 @@ PARAMETERS = {
     "revvit_cifar10": 1_227_146,
     "maf_tabular": 10 * (6 * 100 + 100 + 100 * 100 + 100 + 2 * (100 * 6 + 6) + 2 * 6),  # MADEs, and a batch norm each
     "nice_mnist": 19_158_352,
+    "nsf_cifar10": 11_835_054,
     "realnvp_cifar10": 19_631_640 - REALNVP_DIRECTIONS,
     "tarflow_imagenet64": 460_142_784,
     "tarflow_mnist": 3_227_776,
@@ -70,7 +71,7 @@ def smaller(node, widest=4, most=2):
         if key in made:
             made[key] = min(made[key], most)
     if "times" in made:
-        made["with"] = {name: items[:most] for name, items in made.get("with", {}).items()}
+        made["with"] = {name: shorter(items, most) for name, items in made.get("with", {}).items()}
     if isinstance(made.get("channels"), int) and made["type"] != "pad":
         made["channels"] = min(made["channels"], widest)
     if "hidden" in made:
@@ -80,6 +81,11 @@ def smaller(node, widest=4, most=2):
     if made.get("type") == "residual" and "parts" not in made:
         made["log_det"] = {"type": "exact"}
     return made
+
+
+def shorter(items, most):
+    """A list, and those in it, cut to as many items; anything else as it is."""
+    return [shorter(one, most) for one in items[:most]] if isinstance(items, list) else items
 
 
 def chain_of(document):
@@ -132,6 +138,21 @@ OFFICIAL = {
         5,
         [-2.5291215545012413, -3.6191552665599027, -1.697850657417601, 0.25870516953748224, 3.9878603816788742],
         [18.96835336795066, 19.194592914218195],
+    ),
+    "nsf_cifar10": Official(
+        {
+            "3, 32, 32": "3, 4, 4",
+            '"times": 3, "with"': '"times": 1, "with"',
+            '"times": 3, "parts"': '"times": 1, "parts"',
+            '"times": 7': '"times": 2',
+            "[[0, 1, 2, 3, 4, 5, 6], [8, 9, 10, 11, 12, 13, 14], [16, 17, 18, 19, 20, 21, 22]]": "[[0, 1]]",
+            "[7, 15, 23]": "[7]",
+            '"channels": 96': '"channels": 4',
+            "9.797958971132712": "2",
+        },
+        11,
+        [-0.9463249416963657, -0.6595464592333669, 0.6085176858592486, -0.4334161075904792, 0.5990934930708235],
+        [-54.174161825705355, -51.95053275649302],
     ),
     "realnvp_cifar10": Official(
         {

@@ -209,10 +209,9 @@ def test_it_is_the_spline_coupling_of_nflows(bins, bound):
     with torch.no_grad():
         for weights in (net[-1].weight, net[-1].bias):
             rows = weights.view(features, numbers, -1).transpose(0, 1).clone()  # one number after another
-            rows[: 2 * bins] /= 4
             weights.copy_(rows.reshape(weights.shape))
         net[-1].bias[2 * bins * features :] -= SLOPE_ONE
-    coupling = SplineCoupling(net, bins, bound)
+    coupling = SplineCoupling(net, bins, bound, logit_divisor=4.0)
     x = 2 * torch.randn(200, 2 * features, dtype=torch.float64)
     halves = x.chunk(2, dim=1)
     expected, log_det = peer(x)

@@ -264,6 +264,8 @@ class SplineAutoregressive(Splined, AutoregressiveLayer):
         bound: the half of the interval that is transformed.
         min_size: the least width and height of a bin, as a part of the interval.
         min_slope: the least slope at a knot; the largest is 1 over it.
+        logit_divisor: what the logits of widths and heights are divided by: in neural spline flows the root of the
+            number of channels in the net, which makes the bins about equal at first.
         solver: the method for the inverse: see `Autoregressive`.
         shape: the incoming shape, ``(features,)``.
         context_shape: likewise for the context.
@@ -293,8 +295,9 @@ class SplineAutoregressive(Splined, AutoregressiveLayer):
         bound: PositiveFloat = 3.0,
         min_size: Part = 1e-3,
         min_slope: Slope = 1e-3,
+        logit_divisor: PositiveFloat = 1.0,
         solver: Solver = "jacobi",
     ) -> None:
-        spline = RationalQuadratic(bins, bound, min_size, min_slope)
+        spline = RationalQuadratic(bins, bound, min_size, min_slope, logit_divisor)
         super().__init__(net, spline.numbers, solver, shape, context_shape)
         self.spline = spline

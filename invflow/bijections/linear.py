@@ -83,9 +83,8 @@ class Linear1x1(Constants, PerPosition):
         size = self.channels
         self.parametrization = parametrization
         if parametrization == "lu":
-            self.lower = nn.Parameter(torch.zeros(size, size))
-            self.upper = nn.Parameter(torch.zeros(size, size))
-            self.diagonal = nn.Parameter(torch.full((size,), math.log(math.expm1(1 - _SMALLEST_DIAGONAL))))
+            # L without its unit diagonal below the diagonal of U: as many numbers as W has.
+            self.factors = nn.Parameter(torch.eye(size) * math.log(math.expm1(1 - _SMALLEST_DIAGONAL)))
         else:
             rotation, _ = torch.linalg.qr(torch.randn(size, size))
         if parametrization == "plain":
@@ -135,7 +134,7 @@ class Linear1x1(Constants, PerPosition):
         else:
             if not self._is_plain:
                 columns = columns.index_select(0, self.order.argsort())
-            lower, upper = single(self.lower), single(self._upper())
+            lower, upper = single(self._lower()), single(self._upper())
             columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
             columns = torch.linalg.solve_triangular(upper, columns, upper=True)
         return columns.to(y.dtype).reshape(shifted.movedim(1, 0).shape).movedim(0, 1)
@@ -164,19 +163,24 @@ class Linear1x1(Constants, PerPosition):
         if self.parametrization == "plain":
             return self.weight
         upper = self._upper()
-        product = torch.addmm(upper, self.lower.tril(-1), upper)  # the unit diagonal of L is not stored
+        product = torch.addmm(upper, self._lower().tril(-1), upper)  # the unit diagonal of L is not stored
         return product if self._is_plain else product.index_select(0, self.order)
 
     def _diagonal(self) -> Tensor:
         """The absolute values of the diagonal of U."""
         if self.parametrization == "plu":
             return self.log_diagonal.exp()
-        return functional.softplus(self.diagonal) + _SMALLEST_DIAGONAL
+        return functional.softplus(self.factors.diagonal()) + _SMALLEST_DIAGONAL
+
+    def _lower(self) -> Tensor:
+        """A matrix that has L below its diagonal."""
+        return self.factors if self.parametrization == "lu" else self.lower
 
     def _upper(self) -> Tensor:
         """U with its diagonal."""
         diagonal = self._diagonal()
-        return self.upper.triu(1) + torch.diag(diagonal if self._is_plain else self.sign * diagonal)
+        strict = self.factors if self.parametrization == "lu" else self.upper
+        return strict.triu(1) + torch.diag(diagonal if self._is_plain else self.sign * diagonal)
 
     def _solved(self, columns: Tensor) -> Tensor:
         try:

@@ -28,9 +28,10 @@ class _Bin(NamedTuple):
 class RationalQuadratic:
     """Increasing splines of ``[-bound, bound]`` onto itself, the identity outside.
 
-    A spline is given by ``3 bins - 1`` numbers: logits of the bins' widths and of their heights, and one number r for
-    each inner knot, whose slope is ``min_slope + softplus(r + c)``, at most ``1 / min_slope``, where c is such that the
-    slope is 1 for r = 0. So zeros are the identity. The slope at both ends is 1.
+    A spline is given by ``3 bins - 1`` numbers: logits of the bins' widths and of their heights, which are divided by
+    ``divisor``, and one number r for each inner knot, whose slope is ``min_slope + softplus(r + c)``, at most
+    ``1 / min_slope``, where c is such that the slope is 1 for r = 0. So zeros are the identity. The slope at both ends
+    is 1.
 
     In a bin of width w, height h, average slope ``s = h / w`` and slopes d0, d1 at its ends, with ``t = (x - x0) / w``
     and ``q = d0 + d1 - 2 s``::
@@ -51,6 +52,7 @@ class RationalQuadratic:
     bound: float
     min_size: float
     min_slope: float
+    divisor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.bins * self.min_size >= 1:
@@ -106,7 +108,8 @@ class RationalQuadratic:
     def knots(self, made: Tensor) -> Tensor:
         """The knots of each spline, ``(3, bins + 1, ...)``: x, y and the slopes there."""
         free, length = 1 - self.bins * self.min_size, 2 * self.bound
-        sizes = torch.unflatten(made[: 2 * self.bins], 0, (2, self.bins)).softmax(1)
+        logits = torch.unflatten(made[: 2 * self.bins], 0, (2, self.bins))
+        sizes = (logits if self.divisor == 1 else logits / self.divisor).softmax(1)
         inner = (sizes[:, :-1] + self.min_size / free).cumsum(1) * (length * free) - self.bound
         steepness = functional.softplus(made[2 * self.bins :] + math.log(math.expm1(1 - self.min_slope)))
         slopes = (steepness + self.min_slope).clamp(max=1 / self.min_slope)

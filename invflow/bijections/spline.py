@@ -70,6 +70,8 @@ class SplineCoupling(Splined, Coupling):
         bound: the half of the interval that is transformed.
         min_size: the least width and height of a bin, as a part of the interval.
         min_slope: the least slope at a knot; the largest is 1 over it.
+        logit_divisor: what the logits of widths and heights are divided by: in neural spline flows the root of the
+            number of channels in the net, which makes the bins about equal at first.
 
     Examples:
         >>> coupling = SplineCoupling(torch.nn.Linear(2, 3 * 23))
@@ -81,13 +83,22 @@ class SplineCoupling(Splined, Coupling):
     examples = [
         ({"net": {"type": "conv", "hidden": [3]}, "bins": 4}, ((2, 4, 4), (2, 4, 4))),
         ({"net": {"type": "mlp", "hidden": [4]}, "bound": 1.0, "min_size": 0.01}, ((2, 3), (3, 3))),
-        ({"net": {"type": "mlp", "hidden": [4], "activation": "tanh"}, "min_slope": 0.1}, ((2,), (3,))),
+        (
+            {"net": {"type": "mlp", "hidden": [4], "activation": "tanh"}, "min_slope": 0.1, "logit_divisor": 4.0},
+            ((2,), (3,)),
+        ),
     ]
 
     def __init__(
-        self, net: nn.Module, bins: Bins = 8, bound: PositiveFloat = 3.0, min_size: Part = 1e-3, min_slope: Slope = 1e-3
+        self,
+        net: nn.Module,
+        bins: Bins = 8,
+        bound: PositiveFloat = 3.0,
+        min_size: Part = 1e-3,
+        min_slope: Slope = 1e-3,
+        logit_divisor: PositiveFloat = 1.0,
     ) -> None:
-        spline = RationalQuadratic(bins, bound, min_size, min_slope)
+        spline = RationalQuadratic(bins, bound, min_size, min_slope, logit_divisor)
         super().__init__(net, outputs=spline.numbers)
         self.spline = spline
 
