@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -239,6 +239,30 @@ class Sequential(Converted, Several):
         for step in found if self.reconstruction.anchors else ():
             step.reversible = step.reversible and step.name not in self.reconstruction.anchors
         return found
+
+    def states_after(
+        self, x: State, context: Context, chosen: Callable[[Bijection], bool]
+    ) -> Iterator[tuple[Step | None, Any]]:
+        """The state after each of the `steps` whose layer is chosen, with that step, and the last state, with None.
+
+        Training keeps of the states in between what ``backprop`` says.
+        """
+        context = self.admit(x, context)
+        state, group = self.numerics.enter(x), list[Step]()
+        for step in (*self.steps(shape_of(x)), None):
+            if step is not None:
+                group.append(step)
+            if step is not None and not chosen(step.layer):
+                continue
+            if group and self.backprop != "stored" and torch.is_grad_enabled():
+                state, _ = run_chain(
+                    group, state, context, log_det=False, monitor=self.monitor, record=self.reconstruction
+                )
+            else:
+                for one in group:
+                    state = one.after(state, context)
+            group = []
+            yield step, state
 
     def trace(self, x: State, context: Context = None) -> list[State]:
         """Every intermediate state: the input, then the state after each of the `steps`."""

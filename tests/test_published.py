@@ -32,6 +32,7 @@ PARAMETERS = {
     "irevnet_imagenet_1x1": 29_201_092,
     "revnet110_cifar10": 1_729_194,
     "revvit_cifar10": 1_227_146,
+    "idf_cifar10": 58_458_052,
     "maf_tabular": 10 * (6 * 100 + 100 + 100 * 100 + 100 + 2 * (100 * 6 + 6) + 2 * 6),  # MADEs, and a batch norm each
     "nice_mnist": 19_158_352,
     "nsf_cifar10": 11_835_054,
@@ -123,7 +124,7 @@ class Official(NamedTuple):
         changes: what to write in place of what in the document, so that few numbers are enough.
         stride: the distance between the numbers of z that are compared.
         z: the first ones of these.
-        log_dets: the log-determinants.
+        log_dets: the log-determinants; of a model on a grid, the log-probabilities.
     """
 
     changes: dict[str, str]
@@ -138,6 +139,18 @@ OFFICIAL = {
         5,
         [-2.5291215545012413, -3.6191552665599027, -1.697850657417601, 0.25870516953748224, 3.9878603816788742],
         [18.96835336795066, 19.194592914218195],
+    ),
+    "idf_cifar10": Official(  # without the 1e-8 that it adds to each probability
+        {
+            "3, 32, 32": "3, 8, 8",
+            '"channels": 512, "blocks": 12': '"channels": 6, "blocks": 2',
+            '"times": 8': '"times": 1',
+            "[[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15]]": "[[0], [1]]",
+            "[16, 17, 18, 19, 20, 21, 22, 23]": "[2]",
+        },
+        31,
+        [0.42578125, 0.53125, 0.6328125, 0.6640625, 0.03125, 0.61328125, 0.19921875, 0.12109375],
+        [-1380.9048620105466, -1376.5798023728019],
     ),
     "nsf_cifar10": Official(
         {
@@ -175,22 +188,27 @@ def test_a_smaller_one_returns_what_the_official_code_does(name):
     for old, new in official.changes.items():
         assert old in text
         text = text.replace(old, new)
-    chain = formula(invflow.build(json.loads(text)).double().eval())
+    model = formula(invflow.build_model(json.loads(text)).double().eval())
+    chain = model.bijection
     shape, context_shape = chain.declared_shape, chain.declared_context_shape
     x = torch.cos(torch.arange(2 * flat_size(shape), dtype=torch.float64)).reshape(2, *shape)
     context = None if context_shape is None else torch.eye(*context_shape, dtype=torch.float64)[:2]
+    x = x / 3 + 0.5 if chain[0].domain == "unit" else x
     with torch.no_grad():
-        z, log_det = chain.forward_and_log_det(x / 3 + 0.5 if chain[0].domain == "unit" else x, context)
+        if chain.numerics.on_grid:
+            z, log_det = model.features_and_log_prob(torch.round((x / 2 + 0.5) * 255) / 256)
+        else:
+            z, log_det = chain.forward_and_log_det(x, context)
     found = flatten(z).flatten()[:: official.stride][: len(official.z)]
     torch.testing.assert_close(found, torch.tensor(official.z, dtype=torch.float64), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(log_det, torch.tensor(official.log_dets, dtype=torch.float64), rtol=1e-10, atol=0)
 
 
-def formula(chain):
-    """A chain whose weights and running statistics are those of a formula, so that no file has to hold them."""
-    statistics = [(name, buffer) for name, buffer in chain.named_buffers() if "running" in name]
+def formula(model):
+    """A model whose weights and running statistics are those of a formula, so that no file has to hold them."""
+    statistics = [(name, buffer) for name, buffer in model.named_buffers() if "running" in name]
     with torch.no_grad():
-        for index, (name, tensor) in enumerate([*chain.named_parameters(), *statistics]):
+        for index, (name, tensor) in enumerate([*model.named_parameters(), *statistics]):
             wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) + index).reshape(tensor.shape)
             tensor.copy_(wave.square() + 0.5 if name.endswith("running_var") else 0.3 * wave)
-    return chain
+    return model

@@ -28,7 +28,7 @@ class FactorOut(Bijection):
     With a net, what is done is standardised given what goes on, ``done -> exp(r) * done + t`` with
     ``(r, t) = net(goes_on)``, of log-determinant ``sum(r)``: under a standard normal prior it then has the conditional
     prior of mean ``-t exp(-r)`` and standard deviation ``exp(-r)``. In `grid` and `exact` numerics the numbers are left
-    alone.
+    alone, and a prior on the grid has the log-scale r and the mean t of each: see `invflow.models.Flow`.
 
     Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
 
@@ -116,6 +116,17 @@ class FactorOut(Bijection):
         if self._coupling is not None:
             last = x[-1] if isinstance(x, tuple) else x
             self._coupling.initialize(self._ordered(self.split.cut(self.tag, last)), context)
+
+    @property
+    def tells_the_prior(self) -> bool:
+        """Whether the net's numbers are for the prior, because the layer leaves those of the state alone."""
+        return self.coupling is not None and self.numerics.on_grid
+
+    def told(self, goes_on: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """``(r, t)`` of what is done, given what goes on, for the prior."""
+        assert self.coupling is not None
+        r, t = self.coupling.conditioned(goes_on, context).chunk(2, dim=1)
+        return r, t
 
     @property
     def _coupling(self) -> AffineCoupling | None:

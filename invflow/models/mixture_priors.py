@@ -124,7 +124,9 @@ class DiscretizedLogistic(Prior):
     trained. With one component and no bounds, it is the standard logistic distribution at first; else the components
     are spread over the bounds, or over the quantiles of that distribution.
 
-    A model of integers, whose chain is on the grid too: "numerics" on the grid and additive couplings. The temperature
+    A model of integers, whose chain is on the grid too: "numerics" on the grid and additive couplings. What a
+    `factor_out` with a net has taken out there has one logistic distribution for each number, of the log-scale and the
+    mean that the net gives; the trained parameters are then those of the other numbers. The temperature
     multiplies the scales; whatever it is, samples are on the grid.
 
     Reference: Salimans, Karpathy, Chen, Kingma: PixelCNN++, 2017, https://arxiv.org/abs/1701.05517
@@ -146,6 +148,7 @@ class DiscretizedLogistic(Prior):
 
     reparametrized = False
     discrete = True
+    takes_parameters = True
 
     def __init__(
         self,
@@ -177,13 +180,20 @@ class DiscretizedLogistic(Prior):
         self.log_scales = nn.Parameter(torch.full(size, scale).log())
 
     def log_prob(self, z: State) -> Tensor:
-        given = self.numbers(z)
+        return self._log_prob(self.numbers(z), self.logits, self.log_scales, self.means)
+
+    def log_prob_given(self, x: Tensor, log_scale: Tensor, mean: Tensor) -> Tensor:
+        log_scale, mean = log_scale.flatten(1)[:, None], mean.flatten(1)[:, None]
+        return self._log_prob(x.flatten(1), torch.zeros_like(mean), log_scale, mean)
+
+    def _log_prob(self, given: Tensor, logits: Tensor, log_scales: Tensor, means: Tensor) -> Tensor:
+        """The log-probability of numbers under mixtures, whose parameters are ``(..., components, numbers)``."""
         x = given.to(torch.promote_types(given.dtype, torch.float32))
         index = torch.round(x.detach() * self.levels)
         impossible = given != (index / self.levels).to(given.dtype)
-        log_scales = self.log_scales.clamp(-EXTREME, EXTREME)
+        log_scales = log_scales.clamp(-EXTREME, EXTREME)
         inverse_scales, half = torch.exp(-log_scales), 0.5 / self.levels
-        from_means = x[:, None] - self.means
+        from_means = x[:, None] - means
         upper, lower = (from_means + half) * inverse_scales, (from_means - half) * inverse_scales
         # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): a product, so that nothing is cancelled.
         below_upper, above_lower = functional.logsigmoid(upper), functional.logsigmoid(-lower)
@@ -194,18 +204,22 @@ class DiscretizedLogistic(Prior):
             above_lower = above_lower.masked_fill(first, 0)
             inside = inside.expand_as(upper).masked_fill(first | last, 0)
             impossible = impossible | (index < self.ends[0]) | (index > self.ends[1])
-        log_masses = (self.logits.log_softmax(0) + below_upper + above_lower + inside).logsumexp(1)
+        log_masses = (logits.log_softmax(-2) + below_upper + above_lower + inside).logsumexp(1)
         return log_masses.masked_fill(impossible, float("-inf")).sum(1)
 
     def sample(self, count: int, temperature: float = 1.0) -> State:
         chosen = _choose(self.logits.T, count)
-        wide = torch.promote_types(self.means.dtype, torch.float32)
-        mean, log_scale = (one.detach().gather(0, chosen).to(wide) for one in (self.means, self.log_scales))
-        noise = open_uniform(tuple(chosen.shape), mean).logit()
-        index = torch.round((mean + temperature * log_scale.clamp(-EXTREME, EXTREME).exp() * noise) * self.levels)
+        log_scale, mean = (one.gather(0, chosen) for one in (self.log_scales, self.means))
+        return unflatten(self.sample_given(log_scale, mean, temperature), self.shape)
+
+    def sample_given(self, log_scale: Tensor, mean: Tensor, temperature: float = 1.0) -> Tensor:
+        wide = torch.promote_types(mean.dtype, torch.float32)
+        scale, center = log_scale.detach().to(wide).clamp(-EXTREME, EXTREME).exp(), mean.detach().to(wide)
+        noise = open_uniform(tuple(center.shape), center).logit()
+        index = torch.round((center + temperature * scale * noise) * self.levels)
         if self.ends is not None:
             index = index.clamp(*self.ends)
-        return unflatten((index / self.levels).to(self.means.dtype), self.shape)
+        return (index / self.levels).to(mean.dtype)
 
 
 def _choose(logits: Tensor, count: int) -> Tensor:

@@ -13,12 +13,14 @@ from ..arguments import one_line
 from ..bijection import Bijection, Handled
 from ..context import Context, ContextShape, each_entry, rows_of, seen, spread
 from ..errors import InvflowError, ShapeError
+from ..registry import priors
 from ..sequential import Sequential
-from ..state import Shape, State, leaves, map_state, shape_of
+from ..state import Shape, State, leaves, map_state, shape_of, zeros
 from .context_net import ContextNet
 from .dequantization import Dequantizer
 from .distribution import FlowDistribution
 from .heads import BayesHead
+from .levels import levels_of, others, tells_the_prior
 from .priors import Prior
 
 
@@ -156,6 +158,9 @@ class Flow(_Model):
 
     A context conditions the chain, and the prior if it takes one: then this is the density of x given the context.
 
+    On a grid, each `factor_out` with a net gives the distribution of what it takes out, given what goes on:
+    ``log p(x) = log prior(z_L) + sum_k log p(z_k | net_k(h_k))``, as in integer discrete flows.
+
     Args:
         bijection: f, a chain from data to the prior's states.
         prior: the distribution of f(x); it is given the context itself.
@@ -195,6 +200,12 @@ class Flow(_Model):
             raise ShapeError(f"a flow expects a chain that adds no dimensions, got one with {names}; put a head on it")
         self.prior = prior
         self.dequantizer = dequantizer
+        self.levels = levels_of(bijection)
+        if self.levels and not prior.takes_parameters:
+            raise InvflowError(
+                f"on a grid, a factor_out with a net expects a prior that takes its numbers, discretized_logistic, got "
+                f"{priors.name_of(type(prior))}; take that, or leave out the net"
+            )
 
     @property
     def shape(self) -> Shape:
@@ -217,6 +228,8 @@ class Flow(_Model):
 
     def features_and_log_prob(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         """f(x), and `log_prob`, from one pass."""
+        if self.levels:
+            return self._by_levels(x, context)
         z, log_det = self.bijection.forward_and_log_det(x, self.for_layers(context))
         _require_equal_sizes(x, z)
         _require_one_each(log_det)
@@ -233,9 +246,7 @@ class Flow(_Model):
             temperature: below 1, the prior's samples are nearer to the most likely states, and so, roughly, are these;
                 each prior says what it multiplies.
         """
-        z, rows = self.latent(count, context, temperature=temperature)
-        x = self.bijection.inverse(z, self.for_layers(rows))
-        _require_equal_sizes(x, z)
+        x, _ = self._drawn(count, context, temperature)
         return _by_row(x, count, context)
 
     def sample_with_log_prob(
@@ -259,6 +270,9 @@ class Flow(_Model):
             >>> x.shape, log_prob.shape
             (torch.Size([5, 4, 2]), torch.Size([5, 4]))
         """
+        if self.levels:
+            x, rows = self._drawn(count, context, temperature)
+            return _by_row(x, count, context), _by_row(self.log_prob(x, rows), count, context)
         z, rows = self.latent(count, context, temperature=temperature)
         x, log_det = self.bijection.inverse_and_log_det(z, self.for_layers(rows))
         _require_equal_sizes(x, z)
@@ -287,7 +301,8 @@ class Flow(_Model):
             rows = each_entry(lambda entry: entry.repeat(number, *[1] * (entry.dim() - 1)), spread(context, count))
             number *= count
         given = self._for_prior(rows)
-        return self.bijection.numerics.nearest(self.prior.sample(number, temperature, *given)), rows
+        drawn = self.bijection.numerics.nearest(self.prior.sample(number, temperature, *given))
+        return (self._with_levels(drawn, rows, temperature) if self.levels else drawn), rows
 
     def distribution(self, context: Context = None, validate_args: bool | None = None) -> FlowDistribution:
         """The flow as a `torch.distributions.Distribution`, for pyro, sbi and whatever else takes one.
@@ -316,6 +331,42 @@ class Flow(_Model):
 
     def forward(self, x: Any, context: Context = None) -> Any:
         return self.log_prob(x, context)
+
+    def _drawn(self, count: int, context: Context, temperature: float) -> tuple[Any, Any]:
+        """``count * rows`` samples, and the context of each."""
+        z, rows = self.latent(count, context, temperature=temperature)
+        x = self.bijection.inverse(z, self.for_layers(rows))
+        _require_equal_sizes(x, z)
+        return x, rows
+
+    def _by_levels(self, x: Any, context: Context) -> tuple[Any, Tensor]:
+        """f(x), and its log-probability, the levels as the nets say that made them."""
+        given, found = self.bijection.admit(x, self.for_layers(context)), list[Tensor]()
+        z: Any = x
+        for step, z in self.bijection.states_after(x, given, tells_the_prior):
+            if step is not None and tells_the_prior(step.layer):
+                *_, done, goes_on = z
+                told = step.layer.told(goes_on, step.around(given))
+                found.append(self.prior.log_prob_given(done, *told))
+        return z, sum(found, self._prior_log_prob(others(z, self.levels), context))
+
+    def _with_levels(self, drawn: Any, context: Context, temperature: float) -> State:
+        """A last state whose levels are drawn, each given those that were done after it."""
+        chain, rest = self.bijection, drawn if isinstance(drawn, tuple) else (drawn,)
+        like = next(leaves(drawn))
+        shape: Any = chain.declared_output_shape
+        state: Any = (*zeros(shape[: self.levels], len(like), dtype=like.dtype, device=like.device), *rest)
+        given = chain.admit(state, self.for_layers(context), backwards=True)
+        found: list[Tensor] = []
+        for step in reversed(chain.steps()):
+            if tells_the_prior(step.layer):
+                *before, _, goes_on = state
+                told = step.layer.told(goes_on, step.around(given))
+                done = chain.numerics.nearest(self.prior.sample_given(*told, temperature=temperature))
+                found.insert(0, done)  # type: ignore[arg-type]
+                state = (*before, done, goes_on)
+            state = step.before(state, given)
+        return (*found, *rest)
 
     def _prior_log_prob(self, z: State, context: Context) -> Tensor:
         return self.prior.log_prob(z, *self._for_prior(context))

@@ -33,12 +33,14 @@ class Prior(nn.Module, ABC):
             argument.
         reparametrized: whether samples are differentiable with respect to all parameters.
         discrete: whether `log_prob` is the logarithm of a probability, and not of a density.
+        takes_parameters: whether it has `log_prob_given` and `sample_given`.
     """
 
     takes_context: bool = False
     sees: Names = ...
     reparametrized: bool = True
     discrete: bool = False
+    takes_parameters: bool = False
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -51,6 +53,14 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def sample(self, count: int, temperature: float = 1.0) -> State:
         """``count`` independent samples; a temperature below 1 draws them nearer to the most likely states."""
+
+    def log_prob_given(self, x: Tensor, log_scale: Tensor, mean: Tensor) -> Tensor:
+        """The log-density of numbers that each have the distribution of a log-scale and a mean, ``(batch,)``."""
+        raise NotImplementedError
+
+    def sample_given(self, log_scale: Tensor, mean: Tensor, temperature: float = 1.0) -> Tensor:
+        """One sample of such numbers."""
+        raise NotImplementedError
 
     def numbers(self, z: State) -> Tensor:
         """The numbers of each sample, ``(batch, numbers)``.

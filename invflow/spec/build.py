@@ -10,9 +10,10 @@ from torch import nn
 from ..bijection import Bijection
 from ..errors import InvflowError, ShapeError
 from ..models import Classifier, ContextNet, Dequantizer, Flow, Hybrid, Prior
+from ..models.levels import shape_of_others
 from ..numerics.modes import FLOAT
 from ..sequential import Sequential
-from ..state import is_tensor_shape
+from ..state import Shape, is_tensor_shape
 from .document import Spec, SpecSource, load_spec
 from .layers import LayerBuilder, numbers_of
 from .limits import DEFAULT_LIMITS, Limits
@@ -113,11 +114,20 @@ class _Builder(LayerBuilder):
                 self.context = self.spec.context_shape
                 with self.seeing(document, (name,)):
                     filled = {"shape": shape, "context_shape": self.context}
+                    if name == "prior":
+                        filled["shape"] = self._without_levels(chain, shape)
                     above[name] = self.construct(document, (name,), filled, {})
                 if self.count:
                     self.spend_parameters(numbers_of(above[name]), (name,))
         dequantizer = None if self.spec.dequantization is None else self._dequantizer(self.spec.dequantization)
         return Built(chain, **above, context_net=context_net, dequantizer=dequantizer)
+
+    def _without_levels(self, chain: Sequential, shape: Shape) -> Shape:
+        """The shape of what the prior has parameters for: on a grid, the nets of `factor_out` have the others."""
+        try:
+            return shape_of_others(chain, shape)
+        except InvflowError as error:
+            raise self.error(("prior",), error) from error
 
     def _dequantizer(self, node: Node) -> Dequantizer:
         """The flow of the noise of pixels, which are its context."""
