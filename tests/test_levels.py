@@ -127,6 +127,27 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert invflow.build_model(invflow.to_spec(model)).levels == 2
 
 
+def test_it_is_trained(tmp_path):
+    net = {"type": "densenet", "channels": 8, "blocks": 2, "zero_last": True}
+    coupling = [{"type": "split"}, {"type": "additive_coupling", "net": net}, {"type": "merge"}]
+    level = {"type": "on", "layers": [{"type": "psi", "block_size": 2}, {"type": "permute", "seed": 0}, *coupling]}
+    document = {
+        "input": {"shape": [1, 8, 8]},
+        "numerics": {"mode": "grid", "frac_bits": 4},
+        "layers": [level, {"type": "factor_out", "net": net}, level],
+        "prior": {"type": "discretized_logistic", "levels": 16},
+        "training": {
+            "data": {"name": "digits", "train_size": 512, "test_size": 64},
+            "steps": 24,
+            "optimizer": {"type": "adam", "lr": 0.01},
+        },
+    }
+    run = invflow.train(document, tmp_path / "run", progress=False)
+    bits = [row["test_bits_per_dim"] for row in run.metrics]
+    assert bits[-1] < bits[0] - 0.1
+    assert run.model.levels == 1
+
+
 class TestRefusals:
     def refusal(self, **options):
         with pytest.raises(SpecError) as caught:

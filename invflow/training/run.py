@@ -185,7 +185,7 @@ def check_trainable(
         raise spec.error(*misfit(spec, data, True))
     with torch.device("meta"):
         model = build_model(spec)
-    if isinstance(model, Flow) and spec.top.numerics.on_grid:
+    if isinstance(model, Flow) and spec.top.numerics.on_grid and not model.prior.discrete:
         raise spec.error(("numerics",), "a density is trained on numbers off the grid; leave numerics out")
     task = task_of(model, data)
     task.check(spec)
