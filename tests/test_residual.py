@@ -165,6 +165,8 @@ def test_second_derivatives_of_the_inverse(context):
         {"log_det": {"type": "auto", "probes": 0}},
         {"net": {"type": "conv"}},
         {"coefficient": 0.9, "log_det": {"type": "roulette", "continuation": 0.81}},
+        {"coefficient": None},
+        {"coefficient": None, "net": {"type": "lipschitz_conv", "bound": 1.5}},
     ],
 )
 def test_what_has_no_inverse_is_refused_at_its_line(tmp_path, field):
@@ -224,6 +226,32 @@ def test_anybodys_net_that_knows_its_bound_will_do():
     assert check_bijection(block, (4,), examples=5).ok
     block(x).sum().backward()
     assert net.weight.grad.isfinite().all()
+
+
+def test_without_a_coefficient_g_is_the_net():
+    torch.manual_seed(0)
+    net = LipschitzMLP((6,), (6,), hidden=[8, 8], bound=0.9)
+    block = at_the_limit(Residual(net, coefficient=None)).double()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    assert torch.equal(block(x), x + net(x))
+    assert block.contraction == net.lipschitz_bound() == pytest.approx(0.9**3)
+    assert block.lipschitz_bounds() == pytest.approx((1 + 0.9**3, 1 / (1 - 0.9**3)))
+    assert check_bijection(block, (6,), examples=5).ok
+
+
+def test_without_a_coefficient_a_net_that_need_not_contract_is_refused():
+    for net in (LipschitzMLP((2,), (2,)), Foreign(2, 2).requires_grad_(False)):
+        if isinstance(net, Foreign):
+            net.weight.fill_(2.0)
+        with pytest.raises(InvflowError, match=r"Lipschitz constant is below 1, got .*; give it a coefficient"):
+            Residual(net, coefficient=None)
+    net.weight.fill_(0.1)
+    block = Residual(net, coefficient=None, shape=(2,))
+    block.inverse(torch.zeros(1, 2))
+    net.weight.fill_(2.0)  # after it was built
+    for call in (block, block.inverse, block.forward_and_log_det):
+        with pytest.raises(InvflowError, match="Lipschitz constant is below 1"):
+            call(torch.zeros(1, 2))
 
 
 def test_contexts_reach_both_nets():

@@ -85,6 +85,31 @@ def test_the_norm_is_that_of_the_dense_map_for_hostile_weights(layer, kind, dtyp
         assert torch.equal(layer.normalized_weight(), layer.weight)
 
 
+@given(layer=layers(), bound=st.floats(0.1, 1), seed=st.integers(0, 999))
+def test_a_norm_above_the_bound_becomes_the_bound(layer, bound, seed):
+    layer.double().bound = bound
+    with torch.no_grad():
+        layer.weight.copy_(hostile("as drawn", layer.weight.shape, seed))
+    before = true_norm(layer)
+    assert true_norm(layer, layer.normalized_weight()) == pytest.approx(min(before, bound), rel=VALUE[torch.float64])
+
+
+@pytest.mark.parametrize("largest", [1e-20, 1.0, 1e30])
+def test_neither_the_iteration_nor_its_square_under_or_overflows(largest):
+    layer = SpectralConv(1, 1, 3, (1, 1))  # whose outer weights only meet the padding
+    with torch.no_grad():
+        layer.weight.fill_(largest)[..., 1, 1] = 1e-15 * largest
+    assert float(layer.norm().detach()) == pytest.approx(1e-15 * largest, rel=1e-5)
+
+
+def test_the_pair_of_a_1x1_convolution_is_one_of_the_whole_map():
+    layer = SpectralConv(5, 3, 1, (4, 6)).double().eval()
+    image = layer.linear(layer.v[None], layer.weight)[0]
+    assert torch.allclose(image, layer.norm() * layer.u, atol=1e-10)
+    assert float(layer.norm().detach()) == pytest.approx(true_norm(layer), rel=VALUE[torch.float64])
+    assert float((layer.v != 0).sum()) == 5
+
+
 def test_where_values_cluster_at_full_size():
     layer = SpectralConv(8, 32, 3, (9, 9))
     with torch.no_grad():
@@ -246,6 +271,19 @@ def test_the_dense_jacobian_of_a_net_is_at_most_one(kind, activation, seed, hidd
     matrix = torch.func.jacrev(lambda x: net(x[None])[0].flatten())(x).flatten(1)
     assert float(torch.linalg.matrix_norm(matrix.detach(), 2)) <= DECLARED
     assert net.lipschitz_bound() == 1.0
+
+
+@pytest.mark.parametrize(("cls", "shape"), [(LipschitzMLP, (5,)), (LipschitzConv, (2, 4, 3))])
+def test_the_bound_of_a_net_is_the_product_of_those_of_its_maps(cls, shape):
+    torch.manual_seed(0)
+    net = cls(shape, shape, hidden=[4, 4], bound=0.8).double()
+    with torch.no_grad():
+        for layer in net.maps:
+            layer.weight.mul_(20)
+    net.train()
+    assert net.lipschitz_bound() == pytest.approx(0.8**3)
+    norms = [true_norm(layer, layer.normalized_weight()) for layer in net.maps]
+    assert norms == pytest.approx([0.8] * 3, rel=1e-8)
 
 
 @pytest.mark.parametrize("name", sorted(lipschitz_module._CONTRACTIONS))

@@ -27,7 +27,7 @@ Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
 @register("residual")
 class Residual(Conditioned, Bijection):
-    """``y = x + g(x)`` with ``g = coefficient * net`` and a net whose Lipschitz constant is at most 1.
+    """``y = x + g(x)`` with a contraction ``g = coefficient * net``, where the net is divided by its bound if above 1.
 
     For a given y the map ``x -> y - g(x)`` contracts by the coefficient c. So it has exactly one fixed point (Banach),
     the x with ``x + g(x) = y``; a point with the residual ``r = |y - x - g(x)|`` is within ``r / (1 - c)`` of it. The
@@ -43,7 +43,8 @@ class Residual(Conditioned, Bijection):
     Args:
         net: a net with a certified Lipschitz constant that keeps the shape of the state; by default `LipschitzConv`
             for images and `LipschitzMLP` for anything else.
-        coefficient: the bound of g's Lipschitz constant, below 1.
+        coefficient: the bound of g's Lipschitz constant, below 1; null if g is the net itself, whose own bound must
+            then be below 1.
         solver: the method for the inverse: "anderson" or "picard".
         tolerance: the relative error of the inverse at which the solver stops; null stops at rounding errors, which
             permit a larger one the nearer the contraction is to 1.
@@ -66,6 +67,7 @@ class Residual(Conditioned, Bijection):
         ({"coefficient": 0.9}, (2, 4, 3)),
         ({"coefficient": 0.5, "log_det": {"type": "roulette", "probes": 2}}, (1, 3, 3)),
         ({"coefficient": 0.5, "net": {"type": "lipschitz_mlp", "hidden": [4], "activation": "tanh"}}, (2,)),
+        ({"coefficient": None, "net": {"type": "lipschitz_conv", "hidden": [4], "bound": 0.9}}, (2, 3, 2)),
     ]
 
     traceable = False  # the solver's loop depends on the numbers
@@ -73,7 +75,7 @@ class Residual(Conditioned, Bijection):
     def __init__(
         self,
         net: nn.Module | None = None,
-        coefficient: Fraction = 0.9,
+        coefficient: Fraction | None = 0.9,
         solver: Method = "anderson",
         tolerance: Fraction | None = None,
         on_failure: OnFailure = "warn",
@@ -82,7 +84,6 @@ class Residual(Conditioned, Bijection):
         context_shape: ContextShape = None,
     ) -> None:
         super().__init__()
-        log_det.check(coefficient)
         if net is None:
             if shape is None:
                 raise InvflowError("residual expects a net, or the incoming shape to build one: Residual(shape=(2,))")
@@ -101,6 +102,24 @@ class Residual(Conditioned, Bijection):
         self.on_failure = on_failure
         self.log_det = log_det
         self.shape = shape
+        log_det.check(self.contraction)
+
+    @property
+    def contraction(self) -> float:
+        """The bound of g's Lipschitz constant: the coefficient, or the net's own bound.
+
+        Raises:
+            InvflowError: there is no coefficient, and the net's bound is not below 1.
+        """
+        if self.coefficient is not None:
+            return self.coefficient
+        bound = float(cast(Lipschitz, self.net).lipschitz_bound())
+        if bound < 1:
+            return bound
+        raise InvflowError(
+            f"residual without a coefficient expects a net whose Lipschitz constant is below 1, got {bound:g}; give it "
+            "a coefficient, or the net a bound below 1"
+        )
 
     @property
     def inverse_tolerance(self) -> float | None:
@@ -113,8 +132,7 @@ class Residual(Conditioned, Bijection):
     def branch(self) -> Branch:
         """``g`` as a function of ``(x, context)``, with the normalised weights computed once."""
         net = self.net.prepared() if isinstance(self.net, LipschitzNet) else self.net
-        bound = cast(Lipschitz, self.net).lipschitz_bound()
-        scale = self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
+        scale = self._scale()
 
         def g(x: Tensor, context: Context) -> Tensor:
             given = self.for_net(context)
@@ -124,6 +142,14 @@ class Residual(Conditioned, Bijection):
             raise ShapeError(f"residual expects its net to return the shape {tuple(x.shape)}, got {tuple(made.shape)}")
 
         return g
+
+    def _scale(self) -> float | Tensor:
+        """``g / net``."""
+        if self.coefficient is None:
+            _ = self.contraction  # whose bound may have come to be above 1
+            return 1.0
+        bound = cast(Lipschitz, self.net).lipschitz_bound()
+        return self.coefficient / (bound.clamp(min=1.0) if isinstance(bound, Tensor) else max(1.0, bound))
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         with own_precision(x):
@@ -160,14 +186,14 @@ class Residual(Conditioned, Bijection):
         return self.output_shape(shape)
 
     def lipschitz_bounds(self) -> tuple[float, float]:
-        """``1 + c`` and ``1 / (1 - c)`` for the coefficient c."""
-        return 1 + self.coefficient, 1 / (1 - self.coefficient)
+        """``1 + c`` and ``1 / (1 - c)`` for the contraction c."""
+        return 1 + self.contraction, 1 / (1 - self.contraction)
 
     def _log_det(self, g: Branch, x: Tensor, context: Context) -> Tensor:
         require_differentiable("residual")
         if x.is_meta or not x.numel():
             return x.flatten(1).sum(1)
-        return self.log_det.find(g, x, context, self.coefficient, self.training)
+        return self.log_det.find(g, x, context, self.contraction, self.training)
 
     def _invert(self, g: Branch, y: Tensor, context: Context) -> Tensor:
         """The inverse, differentiable with respect to y, the context and the weights."""
@@ -187,11 +213,11 @@ class Residual(Conditioned, Bijection):
                 return y - g(x, context)
             return y[rows] - g(x, each_entry(lambda entry: entry[rows], context))
 
-        options: dict[str, Any] = {"contraction": self.coefficient, "method": self.solver, "tolerance": self.tolerance}
+        options: dict[str, Any] = {"contraction": self.contraction, "method": self.solver, "tolerance": self.tolerance}
         return solve(step, y, **options, permitted=permitted(y.dtype) if self.tolerance is None else 0.0)
 
     def _solve_linear(self, step: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-        solution = solve_transposed(step, start, self.coefficient, self.solver)
+        solution = solve_transposed(step, start, self.contraction, self.solver)
         self._complain("gradient of the inverse", start, solution)
         return solution.x
 

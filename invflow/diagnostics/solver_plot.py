@@ -28,13 +28,13 @@ class InverseErrors:
 
     Attributes:
         layer: the index of its step in the chain; the steps of nested chains count, too.
-        coefficient: the bound of its contraction.
+        contraction: the bound of its branch's Lipschitz constant.
         errors: by method, the relative error ``|x_k - x| / |x|`` of the best point so far after each evaluation of g,
             the largest over the samples.
     """
 
     layer: int
-    coefficient: float
+    contraction: float
     errors: Mapping[Method, Sequence[float]]
 
 
@@ -58,7 +58,7 @@ def inverse_errors(chain: Sequential, x: State, context: Context = None) -> list
                 method: _errors(step.layer, state, seen(step.around(context), step.layer.sees), method)
                 for method in COLOURS
             }
-            found.append(InverseErrors(position, step.layer.coefficient, errors))
+            found.append(InverseErrors(position, step.layer.contraction, errors))
     return found
 
 
@@ -77,7 +77,7 @@ def _errors(block: Residual, x: State, context: Context, method: Method) -> list
         picard: Tensor = points - (block(points, each_entry(lambda entry: entry[rows], context)) - y[rows])
         return picard
 
-    solve(step, y, contraction=block.coefficient, method=method)
+    solve(step, y, contraction=block.contraction, method=method)
     return found
 
 
@@ -102,6 +102,6 @@ def solver_plot(blocks: Sequence[InverseErrors]) -> Figure:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     axis.legend()
-    steepest = max(block.coefficient for block in blocks)
-    axis.set_title(f"Inverses of {len(blocks)} residual blocks, coefficient at most {steepest:g}", fontsize=10)
+    steepest = max(block.contraction for block in blocks)
+    axis.set_title(f"Inverses of {len(blocks)} residual blocks, contraction at most {steepest:g}", fontsize=10)
     return figure

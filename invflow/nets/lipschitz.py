@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, TypeAlias
 
@@ -23,6 +24,8 @@ from .spectral import SpectralConv, SpectralLinear
 Contraction: TypeAlias = Literal[
     "relu", "leaky_relu", "elu", "gelu", "silu", "lipswish", "softplus", "tanh", "sigmoid", "maxmin"
 ]
+
+MapBound: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
 GELU_SLOPE = 1.129
 """The largest slope of GELU, at sqrt(2): Phi(sqrt 2) + sqrt 2 phi(sqrt 2) = 1.12890."""
@@ -94,8 +97,8 @@ class LipschitzNet(nn.Module):
         )
 
     def lipschitz_bound(self) -> float:
-        """1: every map is divided by its norm if that is above 1, and no activation has a slope above 1."""
-        return 1.0
+        """The product of the bounds of the maps' norms: no activation has a slope above 1."""
+        return math.prod(one.bound for one in self.maps)  # type: ignore[misc]
 
     def prepared(self) -> Callable[..., Tensor]:
         """The net as a function of ``(x, context)``, with the normalised weights computed once."""
@@ -115,7 +118,8 @@ class LipschitzNet(nn.Module):
 class LipschitzConv(LipschitzNet):
     """Convolutions from ``in_shape`` to ``out_shape`` whose Lipschitz constant is at most 1.
 
-    Each has zero padding that keeps the size, and is divided by its norm at this size and padding if that is above 1.
+    Each has zero padding that keeps the size, and is scaled down to the bound if its norm at this size and padding is
+    above it.
     The default is i-ResNet's block: activation, 3x3, activation, 1x1, activation, 3x3. The context becomes further
     input channels; a vector is spread over all positions.
 
@@ -132,6 +136,7 @@ class LipschitzConv(LipschitzNet):
             largest slope, lipswish is a silu with a learned steepness, maxmin sorts pairs of channels.
         input_activation: whether there is an activation before the first convolution.
         zero_last: whether the last convolution starts at zero, so that the net is 0 until it is trained.
+        bound: the largest norm of each convolution. Below 1, the net's Lipschitz constant is at most its power.
 
     Examples:
         >>> LipschitzConv((2, 5, 5), (2, 5, 5))(torch.zeros(1, 2, 5, 5)).shape
@@ -148,6 +153,7 @@ class LipschitzConv(LipschitzNet):
         activation: Contraction = "elu",
         input_activation: bool = True,
         zero_last: bool = False,
+        bound: MapBound = 1.0,
     ) -> None:
         start, end = (require_positions("lipschitz_conv", shape) for shape in (in_shape, out_shape))
         if start[1:] != end[1:]:
@@ -160,7 +166,7 @@ class LipschitzConv(LipschitzNet):
                 f"lipschitz_conv with {len(hidden)} hidden widths has {len(pairs)} convolutions; it expects as many "
                 f"kernel_sizes, got {len(sides)}"
             )
-        maps = [SpectralConv(*pair, side, tuple(size)) for pair, side in zip(pairs, sides, strict=True)]
+        maps = [SpectralConv(*pair, side, tuple(size), bound=bound) for pair, side in zip(pairs, sides, strict=True)]
         super().__init__(maps, activation, input_activation)
         self.context_shape = context_shape
         if zero_last:
@@ -174,7 +180,7 @@ class LipschitzConv(LipschitzNet):
 class LipschitzMLP(LipschitzNet):
     """Linear layers on the flattened input, reshaped to ``out_shape``, whose Lipschitz constant is at most 1.
 
-    Each is divided by its norm if that is above 1. The context is flattened and concatenated to the input.
+    Each is scaled down to the bound if its norm is above it. The context is flattened and concatenated to the input.
 
     Args:
         in_shape: the shape of the input, without the batch.
@@ -184,6 +190,7 @@ class LipschitzMLP(LipschitzNet):
         activation: the function between the layers, as in `LipschitzConv`.
         input_activation: whether there is an activation before the first layer.
         zero_last: whether the last layer starts at zero, so that the net is 0 until it is trained.
+        bound: the largest norm of each layer. Below 1, the net's Lipschitz constant is at most its power.
 
     Examples:
         >>> LipschitzMLP((2, 3), (4,))(torch.zeros(5, 2, 3)).shape
@@ -199,16 +206,18 @@ class LipschitzMLP(LipschitzNet):
         activation: Contraction = "lipswish",
         input_activation: bool = False,
         zero_last: bool = False,
+        bound: MapBound = 1.0,
     ) -> None:
         start = (flat_size(require_tensor("lipschitz_mlp", in_shape)),)
         (features,) = shape_with_context("lipschitz_mlp", start, context_shape)
         widths = [features, *hidden, flat_size(require_tensor("lipschitz_mlp", out_shape))]
-        super().__init__([SpectralLinear(*pair) for pair in itertools.pairwise(widths)], activation, input_activation)
+        maps = [SpectralLinear(*pair, bound) for pair in itertools.pairwise(widths)]
+        super().__init__(maps, activation, input_activation)
         self.in_shape = in_shape
         self.out_shape = out_shape
         self.context_shape = context_shape
         if zero_last:
-            set_to_zero(self.maps[-1])
+            set_to_zero(maps[-1])
 
     def _evaluate(self, weights: list[Tensor], x: Tensor, context: Context = None) -> Tensor:
         if shape_of(x) != self.in_shape:

@@ -1,4 +1,4 @@
-"""Spectral normalisation: linear maps and convolutions of norm at most 1, as functions of their weights alone."""
+"""Spectral normalisation: linear maps and convolutions of bounded norm, as functions of their weights alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOOSE = 5e-4
 """If the residual, relative to the norm, is above this, the certified bound replaces the estimate."""
 
 STEPS = 60
-"""Lanczos steps before a restart. Each step stores two vectors."""
+"""Lanczos steps before a restart. Each step stores a vector of the smaller side."""
 
 RESTARTS = 5
 
@@ -47,11 +47,11 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
 
 
 class _Spectral(nn.Module, ABC):
-    """A linear map ``A``, its norm (the largest singular value), and the weight divided by ``max(1, norm)``.
+    """A linear map ``A``, its norm (the largest singular value), and the weight divided by ``max(1, norm / bound)``.
 
-    The norm is ``u . A v`` for the top singular vectors u and v of the current weights, found by Golub-Kahan-Lanczos
-    iteration (power iteration with a memory, many times faster if singular values cluster). Buffers hold them together
-    with a fingerprint of the weights that they belong to. As long as the bits of the weights are the same, u and v are
+    The norm is ``u . A v`` for the top singular vectors u and v of the current weights, found by Lanczos iteration
+    (power iteration with a memory, many times faster if singular values cluster). Buffers hold them together with a
+    fingerprint of the weights that they belong to. As long as the bits of the weights are the same, u and v are
     reused; after any change, the next call iterates from them to convergence. So the norm is a function of the weights,
     in train mode too, and forward and inverse agree. The gradient of the norm is ``u v^T``.
     Construction does not iterate: the first call does, or the first change of mode.
@@ -60,7 +60,8 @@ class _Spectral(nn.Module, ABC):
     discards the result.
 
     Reference: Miyato, Kataoka, Koyama, Yoshida: Spectral Normalization for Generative Adversarial Networks, 2018,
-    https://arxiv.org/abs/1802.05957; Golub, Kahan: Calculating the singular values and pseudo-inverse of a matrix, 1965
+    https://arxiv.org/abs/1802.05957; Lanczos: An iteration method for the solution of the eigenvalue problem of linear
+    differential and integral operators, 1950
     """
 
     weight: nn.Parameter
@@ -70,8 +71,11 @@ class _Spectral(nn.Module, ABC):
     margin: Tensor
     fingerprint: Tensor
 
-    def __init__(self, plain: nn.Linear | Convolution, in_shape: TensorShape, out_shape: TensorShape) -> None:
+    def __init__(
+        self, plain: nn.Linear | Convolution, in_shape: TensorShape, out_shape: TensorShape, bound: float
+    ) -> None:
         super().__init__()
+        self.bound = bound
         self.weight, self.bias = plain.weight, plain.bias  # type: ignore[assignment]  # both have a bias
         self.in_shape = in_shape
         self.out_shape = out_shape
@@ -80,10 +84,15 @@ class _Spectral(nn.Module, ABC):
         self.register_buffer("margin", torch.ones(()))
         self.register_buffer("fingerprint", torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_without_the_pair)  # type: ignore[no-untyped-call]
+        self._where: tuple[Any, ...] = (...,)  # of u and v, where the iteration takes place; they are 0 elsewhere
 
-    @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """``A x + bias`` for a batch, with the ``A`` of these weights."""
+        return self._map(x, weight, bias)
+
+    @abstractmethod
+    def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``A x + bias``."""
 
     @abstractmethod
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
@@ -105,8 +114,8 @@ class _Spectral(nn.Module, ABC):
             return (margin * (u * image).sum()).to(self.weight.dtype)
 
     def normalized_weight(self) -> Tensor:
-        """The weight divided by the norm; unchanged if the norm is at most 1."""
-        return self.weight / self.norm().clamp(min=1.0)
+        """The weight, scaled down to the bound if its norm is above it; otherwise unchanged."""
+        return self.weight / (self.norm() / self.bound).clamp(min=1.0)
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode, and update the singular vectors, so that evaluation does not iterate at every call."""
@@ -136,13 +145,14 @@ class _Spectral(nn.Module, ABC):
         weight = weight / largest  # no square overflows
         # Seeded by the weights themselves, so that weights are orthogonal to it with probability 0.
         generator = torch.Generator().manual_seed(seed)
-        fresh = torch.randn(self.in_shape, generator=generator, dtype=torch.float64).to(weight)
-        last = self.v.to(weight)
+        last = self.v[self._where].to(weight)
+        fresh = torch.randn(last.shape, generator=generator, dtype=torch.float64).to(weight)
+        images = self.u[self._where].shape
         start = last / last.norm() + FRESH_SHARE * fresh / fresh.norm() if bool(last.norm() > 0.5) else fresh
         tolerance = torch.finfo(weight.dtype).eps ** TOLERANCE_POWER
         u, v, norm, residual = top_singular_pair(
-            lambda x: self.linear(x.reshape(1, *self.in_shape), weight).flatten(),
-            lambda y: self.transposed(y.reshape(1, *self.out_shape), weight).flatten(),
+            lambda x: self._map(x.reshape(1, *last.shape), weight).flatten(),
+            lambda y: self.transposed(y.reshape(1, *images), weight).flatten(),
             start.flatten(),
             tolerance,
         )
@@ -152,7 +162,10 @@ class _Spectral(nn.Module, ABC):
             factor = 1.0 + residual / norm
         else:
             factor = float(self.certified_norm() / largest) / norm
-        return u.reshape(self.out_shape), v.reshape(self.in_shape), weight.new_tensor(factor)
+        pair = weight.new_zeros(self.out_shape), weight.new_zeros(self.in_shape)
+        for whole, part in zip(pair, (u.reshape(images), v.reshape(last.shape)), strict=True):
+            whole[self._where] = part
+        return *pair, weight.new_tensor(factor)
 
 
 def _without_the_pair(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -162,11 +175,12 @@ def _without_the_pair(module: nn.Module, state_dict: dict[str, Any], prefix: str
 
 
 class SpectralLinear(_Spectral):
-    """``y = W x / max(1, ||W||) + b``: Lipschitz constant at most 1.
+    """``y = W x / max(1, ||W|| / bound) + b``: Lipschitz constant at most the bound.
 
     Args:
         in_features: the size of x.
         out_features: the size of y.
+        bound: the largest norm.
 
     Examples:
         >>> layer = SpectralLinear(3, 4)
@@ -176,11 +190,11 @@ class SpectralLinear(_Spectral):
         '1.0000'
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, bound: float = 1.0) -> None:
         plain = nn.Linear(in_features, out_features)
-        super().__init__(plain, (in_features,), (out_features,))
+        super().__init__(plain, (in_features,), (out_features,), bound)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
 
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
@@ -192,7 +206,7 @@ class SpectralLinear(_Spectral):
 
 
 class SpectralConv(_Spectral):
-    """A convolution with zero padding, divided by ``max(1, norm)``: Lipschitz constant at most 1.
+    """A convolution with zero padding, divided by ``max(1, norm / bound)``: Lipschitz constant at most the bound.
 
     The norm is that of the map between inputs of the given size, with its padding and its stride. It is neither the
     norm of the kernel as a matrix, which may be smaller or larger, nor that of a circular convolution, which is larger.
@@ -205,6 +219,7 @@ class SpectralConv(_Spectral):
             norm would differ.
         stride: the step between output positions.
         padding: zeros on each side; the default keeps the positions for odd kernels and stride 1.
+        bound: the largest norm.
 
     Examples:
         >>> SpectralConv(2, 3, 3, size=(5, 5))(torch.zeros(1, 2, 5, 5)).shape
@@ -219,24 +234,31 @@ class SpectralConv(_Spectral):
         size: tuple[int, ...],
         stride: int = 1,
         padding: int | None = None,
+        bound: float = 1.0,
     ) -> None:
         padding = kernel_size // 2 if padding is None else padding
         after = [(extent + 2 * padding - kernel_size) // stride + 1 for extent in size]
         if min(after) < 1:
             raise ShapeError(f"a kernel of side {kernel_size} expects larger inputs than {' x '.join(map(str, size))}")
         plain = CONVOLUTIONS[len(size) - 1](in_channels, out_channels, kernel_size)
-        super().__init__(plain, (in_channels, *size), (out_channels, *after))
+        super().__init__(plain, (in_channels, *size), (out_channels, *after), bound)
         self.stride = stride
         self.padding = padding
         self._dims = len(size)
         # The positions at the end of the input that the stride leaves out; the transposed map adds them again.
         self._left_over = [(extent + 2 * padding - kernel_size) % stride for extent in size]
+        if kernel_size == stride == 1 and not padding:
+            # One matrix at every position: its norm is that of the map, and any one position attains it.
+            self._where = (slice(None), *(slice(1) for _ in size))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if shape_of(x) != self.in_shape:
             raise ShapeError(
                 f"a spectral convolution built for the shape {self.in_shape} got {shape_of(x)}: its norm would differ"
             )
+        return super().linear(x, weight, bias)
+
+    def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _CONVOLVE[self._dims](x, weight, bias, self.stride, self.padding)
 
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
@@ -263,8 +285,9 @@ def top_singular_pair(
 ) -> tuple[Tensor, Tensor, float, float]:
     """The top singular vectors of a map, its norm, and the residual ``|A^T u - norm v|``.
 
-    Golub-Kahan-Lanczos bidiagonalization with full reorthogonalization, restarted from its best pair. It is exact when
-    the number of steps reaches the dimension of the smaller side.
+    Lanczos iteration for the top eigenvector of ``A^T A``, or of ``A A^T`` if that is smaller, with full
+    reorthogonalization, restarted from its best vector. It is exact when the number of steps reaches the dimension of
+    the smaller side. The square costs small singular values their digits, and the largest none.
 
     Args:
         apply: ``A``, from a vector to a vector.
@@ -279,52 +302,47 @@ def top_singular_pair(
         v, u, norm, residual = top_singular_pair(transpose, apply, image, tolerance)
         return u, v, norm, residual
     v = start / start.norm()
+    scale = float(image.norm() / start.norm())  # so that no square under- or overflows
     for _ in range(RESTARTS):
-        u, v, norm, residual = _bidiagonalize(apply, transpose, v, tolerance)
-        if not residual > tolerance * norm:
+        v, residual = _top_eigenvector(lambda x: transpose(apply(x) / scale) / scale, v, tolerance)
+        if not residual > tolerance:
             break
-    return u, v, norm, residual
+    image = apply(v)
+    norm = float(image.norm())
+    return image / norm, v, norm, residual * norm
 
 
-def _bidiagonalize(apply: Map, transpose: Map, v: Tensor, tolerance: float) -> tuple[Tensor, Tensor, float, float]:
-    u = apply(v)
-    alpha = float(u.norm())
-    if alpha == 0 or not math.isfinite(alpha):
-        return torch.zeros_like(u), v, alpha, 0.0
-    u = u / alpha
-    left, right = u[None], v[None]
-    steps = min(STEPS, u.numel(), v.numel())
-    band = torch.zeros(steps, steps, dtype=torch.float64)
-    band[0, 0] = largest = alpha
-    # Anything smaller is a rounding error: the space is exhausted.
+def _top_eigenvector(gram: Map, v: Tensor, tolerance: float) -> tuple[Tensor, float]:
+    """The best vector of at most `STEPS` steps, and ``|G v - value v| / value``, for a symmetric map with ``G v != 0``.
+
+    Args:
+        gram: the map, without negative eigenvalues.
+        v: the start vector, of length 1.
+        tolerance: the residual at which the iteration stops.
+    """
+    basis = v[None]
+    steps = min(STEPS, v.numel())
+    largest = 0.0
+    projected = torch.zeros(steps, steps, dtype=torch.float64)  # G on the basis, below the diagonal
+    # What is left of a product is a rounding error if it is smaller: the space is exhausted.
     floor = 10 * torch.finfo(v.dtype).eps * max(1.0, math.sqrt(v.numel()) / 10)
     for done in range(1, steps + 1):
-        w = _orthogonal(transpose(u) - alpha * v, right)
-        beta = float(w.norm())
-        exhausted = done == steps or beta <= floor * largest
+        w = gram(basis[-1])
+        largest = max(largest, float(w.norm()))
+        for _ in range(2):  # because of rounding errors
+            shares = basis @ w
+            w = w - shares @ basis
+            projected[done - 1, :done] += shares.to(projected)
+        rest = float(w.norm())
+        exhausted = done == steps or not rest > floor * largest
         if exhausted or done % 4 == 0:
-            p, values, q = torch.linalg.svd(band[:done, :done])
-            norm, residual = float(values[0]), beta * abs(float(p[-1, 0]))
-            if exhausted or residual <= tolerance * norm:
+            values, vectors = torch.linalg.eigh(projected[:done, :done])
+            residual = rest * abs(float(vectors[-1, -1])) / float(values[-1])
+            if exhausted or residual <= tolerance:
                 break
-        v = w / beta
-        right = torch.cat([right, v[None]])
-        u = _orthogonal(apply(v) - beta * u, left)
-        alpha = float(u.norm())
-        # If A v lies in the span of the images so far, v adds nothing to it, and one more column exhausts the space.
-        u = torch.zeros_like(u) if alpha <= floor * largest else u / alpha
-        left = torch.cat([left, u[None]])
-        band[done - 1, done], band[done, done] = beta, alpha
-        largest = max(largest, alpha)
-    u, v = p[:, 0].to(v) @ left, q[0].to(v) @ right
-    return u / u.norm(), v / v.norm(), norm, residual
-
-
-def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
-    """The part of a vector that is orthogonal to the rows of a basis; projected twice because of rounding errors."""
-    for _ in range(2):
-        vector = vector - (basis @ vector) @ basis
-    return vector
+        basis = torch.cat([basis, w[None] / rest])
+    v = vectors[:, -1].to(v) @ basis
+    return v / v.norm(), residual
 
 
 def gram_bound(matrices: Tensor, squarings: int = 6) -> Tensor:
