@@ -27,6 +27,7 @@ IRESNET_HEAD = 48 * 2 + 48 * 10 + 10
 
 ESTIMATORS = 2 * 52
 """Of Residual Flow: two settings of its estimator in each block, which are no weights."""
+
 PARAMETERS = {
     "cinn": 20 * 2 * ((392 + 10) * 512 + 512 + 512 * 784 + 784),  # two nets of one hidden layer in each block
     "ffjord_mnist": 800_646,
@@ -69,6 +70,7 @@ def test_parameters(name):
     assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[name]
     assert invflow.load_spec(FOLDER / f"{name}.json").document["note"]
 
+
 def smaller(node, widest=4, most=2):
     """A document, or a part of one: few channels in nets, few repetitions, blocks and steps, exact log-determinants."""
     if isinstance(node, list):
@@ -90,9 +92,13 @@ def smaller(node, widest=4, most=2):
     if made.get("type") == "residual" and "parts" not in made:
         made["log_det"] = {"type": "exact"}
     return made
+
+
 def shorter(items, most):
     """A list, and those in it, cut to as many items; anything else as it is."""
     return [shorter(one, most) for one in items[:most]] if isinstance(items, list) else items
+
+
 def chain_of(document):
     """The chain of a document, on the smallest square image of at least 4 x 4 that its layers take."""
     channels, *positions = document["input"]["shape"]
@@ -105,6 +111,8 @@ def chain_of(document):
             if side == sides[-1]:
                 raise
     raise AssertionError
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_smaller_one_is_proved(name):
     torch.manual_seed(0)
@@ -117,18 +125,24 @@ def test_a_smaller_one_is_proved(name):
         chain, shape, context_shape=context_shape, examples=2, kinds=["normal"], perturb=False, only=PROVED
     )
     assert len(found.findings) == len(PROVED) or not chain.surjective
+
+
 class Official(NamedTuple):
     """What the official code returns, computed by it in float64 with the weights of `formula` copied into it.
+
     Attributes:
         changes: what to write in place of what in the document, so that few numbers are enough.
         stride: the distance between the numbers of z that are compared.
         z: the first ones of these.
         log_dets: the log-determinants; of a model on a grid, the log-probabilities.
     """
+
     changes: dict[str, str]
     stride: int
     z: list[float]
     log_dets: list[float]
+
+
 OFFICIAL = {
     "cinn": Official(
         {"1, 28, 28": "1, 4, 4", "512": "4", '"times": 20': '"times": 2', ", ".join(map(str, range(20))): "0, 1"},
@@ -147,7 +161,9 @@ OFFICIAL = {
         31,
         [0.42578125, 0.53125, 0.6328125, 0.6640625, 0.03125, 0.61328125, 0.19921875, 0.12109375],
         [-1380.9048620105466, -1376.5798023728019],
+    ),
     "nsf_cifar10": Official(
+        {
             "3, 32, 32": "3, 4, 4",
             '"times": 3, "with"': '"times": 1, "with"',
             '"times": 3, "parts"': '"times": 1, "parts"',
@@ -156,16 +172,25 @@ OFFICIAL = {
             "[7, 15, 23]": "[7]",
             '"channels": 96': '"channels": 4',
             "9.797958971132712": "2",
+        },
         11,
         [-0.9463249416963657, -0.6595464592333669, 0.6085176858592486, -0.4334161075904792, 0.5990934930708235],
         [-54.174161825705355, -51.95053275649302],
+    ),
     "realnvp_cifar10": Official(
+        {
+            "3, 32, 32": "3, 8, 8",
+            '"times": 8': '"times": 1',
             '"channels": 64': '"channels": 2',
             '"channels": 128': '"channels": 4',
+        },
         29,
         [1.3007136237747885, -0.22114112444925949, 1.4511734538477443, 0.2440904032352558, -0.6390664902654208],
         [272.01932105006756, 272.0499214266329],
+    ),
 }
+
+
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_a_smaller_one_returns_what_the_official_code_does(name):
     official = OFFICIAL[name]
@@ -175,6 +200,7 @@ def test_a_smaller_one_returns_what_the_official_code_does(name):
         text = text.replace(old, new)
     model = formula(invflow.build_model(json.loads(text)).double().eval())
     chain = model.bijection
+    shape, context_shape = chain.declared_shape, chain.declared_context_shape
     x = torch.cos(torch.arange(2 * flat_size(shape), dtype=torch.float64)).reshape(2, *shape)
     context = None if context_shape is None else torch.eye(*context_shape, dtype=torch.float64)[:2]
     x = x / 3 + 0.5 if chain[0].domain == "unit" else x
@@ -186,11 +212,13 @@ def test_a_smaller_one_returns_what_the_official_code_does(name):
     found = flatten(z).flatten()[:: official.stride][: len(official.z)]
     torch.testing.assert_close(found, torch.tensor(official.z, dtype=torch.float64), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(log_det, torch.tensor(official.log_dets, dtype=torch.float64), rtol=1e-10, atol=0)
+
+
 def formula(model):
     """A model whose weights and running statistics are those of a formula, so that no file has to hold them."""
     statistics = [(name, buffer) for name, buffer in model.named_buffers() if "running" in name]
+    with torch.no_grad():
         for index, (name, tensor) in enumerate([*model.named_parameters(), *statistics]):
             wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) + index).reshape(tensor.shape)
             tensor.copy_(wave.square() + 0.5 if name.endswith("running_var") else 0.3 * wave)
     return model
-    assert document["note"]

@@ -22,6 +22,7 @@ from . import (
     diff,
     evaluate,
     freeze,
+    import_weights,
     interpolate,
     plot_psi,
     plot_solver,
@@ -46,6 +47,7 @@ MODULES = (
     plot_solver,
     interpolate,
     sample,
+    import_weights,
 )
 VERBS: tuple[Callable[..., None], ...] = tuple(vars(module)[module.__name__.split(".")[-1]] for module in MODULES)
 """The verbs in the order of ``invflow --help``, each the function that has its module's name.
