@@ -71,6 +71,9 @@ class _Spectral(nn.Module, ABC):
     margin: Tensor
     fingerprint: Tensor
 
+    derived = frozenset({"u", "v", "margin", "fingerprint"})
+    """The buffers that follow from the weights."""
+
     def __init__(
         self, plain: nn.Linear | Convolution, in_shape: TensorShape, out_shape: TensorShape, bound: float
     ) -> None:
