@@ -111,6 +111,21 @@ class TestFactorOut:
         found = standard.log_prob(done).sum(1) + log_det
         torch.testing.assert_close(found, conditional.log_prob(x[:, 2:]).sum(1), rtol=1e-12, atol=1e-12)
 
+    def test_with_the_shift_first_the_net_gives_the_mean_itself(self):
+        """Under a standard normal prior what is done has the density of N(-t, exp(-2 r)), as in Glow."""
+        net = torch.nn.Linear(2, 4).double()
+        layer = FactorOut(net=net, shift_first=True)
+        x = torch.randn(5, 4, dtype=torch.float64)
+        (done, goes_on), log_det = layer.forward_and_log_det(x)
+        raw, shift = net(goes_on).chunk(2, 1)
+        conditional = torch.distributions.Normal(-shift, torch.exp(-raw))
+        found = torch.distributions.Normal(0.0, 1.0).log_prob(done).sum(1) + log_det
+        torch.testing.assert_close(found, conditional.log_prob(x[:, 2:]).sum(1), rtol=1e-12, atol=1e-12)
+
+    def test_a_shift_without_a_net_is_refused(self):
+        with pytest.raises(invflow.InvflowError, match="factor_out has shift_first with a net only"):
+            FactorOut(shift_first=True)
+
     @pytest.mark.parametrize("mode", ["grid", "exact"])
     def test_on_a_grid_the_numbers_stay_as_they_are(self, mode):
         spec = {

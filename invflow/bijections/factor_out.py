@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..context import Context
-from ..errors import ShapeError
+from ..errors import InvflowError, ShapeError
 from ..numerics.modes import NONE, Level, Mode
 from ..registry import register
 from ..state import Shape, is_tensor_shape, shape_of, zero_log_det
@@ -27,8 +27,9 @@ class FactorOut(Bijection):
 
     With a net, what is done is standardised given what goes on, ``done -> exp(r) * done + t`` with
     ``(r, t) = net(goes_on)``, of log-determinant ``sum(r)``: under a standard normal prior it then has the conditional
-    prior of mean ``-t exp(-r)`` and standard deviation ``exp(-r)``. In `grid` and `exact` numerics the numbers are left
-    alone, and a prior on the grid has the log-scale r and the mean t of each: see `invflow.models.Flow`.
+    prior of mean ``-t exp(-r)`` and standard deviation ``exp(-r)``; if the shift comes first, as in Glow,
+    ``done -> exp(r) * (done + t)``, the mean is ``-t``. In `grid` and `exact` numerics the numbers are left alone in
+    either case, and a prior on the grid has the log-scale r and the mean t of each: see `invflow.models.Flow`.
 
     Reference: Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, 2016, https://arxiv.org/abs/1605.08803
 
@@ -38,6 +39,10 @@ class FactorOut(Bijection):
             smaller one of an odd count.
         net: the conditioner, called with ``goes_on``, or with it and the context if there is one; it returns the shape
             of ``done`` with twice the channels, first r and then t.
+        shift_first: whether what is done becomes ``exp(r) * (done + t)`` instead of ``exp(r) * done + t``.
+
+    Raises:
+        InvflowError: `shift_first` without a net.
 
     Examples:
         >>> FactorOut().output_shape((4, 2, 2)), FactorOut(goes_on="second").output_shape(((3,), (5, 2)))
@@ -48,18 +53,24 @@ class FactorOut(Bijection):
         ({}, (4, 2, 2)),
         ({"goes_on": "second", "sizes": [1, 3]}, ((2,), (4, 3))),
         ({"net": {"type": "conv", "hidden": [3]}}, (4, 3, 2)),
-        ({"goes_on": "second", "net": {"type": "mlp"}}, ((2, 3), (5,))),
+        ({"goes_on": "second", "net": {"type": "mlp"}, "shift_first": True}, ((2, 3), (5,))),
     ]
     cheap_inverse = True
     limit = NONE
 
     def __init__(
-        self, goes_on: Literal["first", "second"] = "first", sizes: Sizes | None = None, net: nn.Module | None = None
+        self,
+        goes_on: Literal["first", "second"] = "first",
+        sizes: Sizes | None = None,
+        net: nn.Module | None = None,
+        shift_first: bool = False,
     ) -> None:
         super().__init__()
+        if shift_first and net is None:
+            raise InvflowError(f"{self.tag} has shift_first with a net only: without one, nothing is shifted")
         self.goes_on = goes_on
         self.split = Split(sizes)
-        self.coupling = None if net is None else AffineCoupling(net, scale="exp")
+        self.coupling = None if net is None else AffineCoupling(net, scale="exp", shift_first=shift_first)
 
     @property
     def net(self) -> nn.Module | None:
