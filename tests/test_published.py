@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 import invflow
 from invflow.bijections import Linear1x1
 from invflow.errors import SpecError
+from invflow.spec.training import MultiStep
 from invflow.state import flat_size, flatten
 from invflow.testing import check_bijection
 
@@ -73,6 +75,32 @@ def test_parameters(name):
         model = invflow.build_model(FOLDER / f"{name}.json")
     assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[name]
     assert invflow.load_spec(FOLDER / f"{name}.json").document["note"]
+
+
+WITHOUT_RECIPE = {"irevnet_imagenet_1x1", "maf_tabular"}
+"""Whose notes say why."""
+
+SAMPLES = {"cifar10": 50_000, "mnist": 60_000, "image_folder": 1_281_167}
+"""Of training; the folders are ImageNet's."""
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_its_recipe_fits_its_data(name):
+    spec = invflow.load_spec(FOLDER / f"{name}.json")
+    training, note = spec.training, spec.document["note"]
+    if name in WITHOUT_RECIPE:
+        assert training is None
+        assert "recipe" in note
+        return
+    assert "The training block is" in note
+    held_out = training.data.validation_size or 0
+    samples = SAMPLES[training.data.name]
+    samples -= round(held_out * samples) if held_out < 1 else held_out
+    batches = math.ceil(samples / training.batch_size)
+    steps = training.planned_steps(batches)
+    assert training.unfit(steps, batches) is None
+    if isinstance(training.schedule, MultiStep):
+        assert training.schedule.milestones[-1] < (training.epochs or steps)
 
 
 def smaller(node, widest=4, most=2):
