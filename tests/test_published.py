@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ import torch
 
 import invflow
 from invflow.bijections import Linear1x1
+from invflow.diagnostics.memory import activation_memory
 from invflow.errors import SpecError
 from invflow.spec.training import MultiStep
 from invflow.state import flat_size, flatten
 from invflow.testing import check_bijection
 
 FOLDER = Path(__file__).parent.parent / "specs" / "published"
+PAGE = Path(__file__).parent.parent / "docs" / "published.md"
 
 GLOW_TOP_PRIOR = 96 * 96 * 9 + 96 * 9 + 96 + 96
 """Of the official top prior: weights that convolve zeros, the mark's, biases and scales; this one is a normal one."""
@@ -75,6 +78,30 @@ def test_parameters(name):
         model = invflow.build_model(FOLDER / f"{name}.json")
     assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[name]
     assert invflow.load_spec(FOLDER / f"{name}.json").document["note"]
+
+
+def rows(name):
+    """Those of the page about a network: its parameters, what is exact, its memory."""
+    return re.findall(rf"^\| `{name}` \|.*$", PAGE.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_page_has_it(name):
+    counted, exact, memory = rows(name)
+    assert f"| {PARAMETERS[name]:,} |" in counted
+    assert exact.endswith("| no |") == (
+        "Not trained here." in invflow.load_spec(FOLDER / f"{name}.json").document["note"]
+    )
+    assert memory.count("|") == 5
+
+
+@pytest.mark.parametrize("name", ["maf_tabular", "nice_mnist", "revvit_cifar10", "tarflow_mnist"])  # the quick ones
+def test_the_page_has_its_memory(name):
+    spec = invflow.load_spec(FOLDER / f"{name}.json")
+    with torch.device("meta"):
+        found = activation_memory(invflow.build(spec), 64, log_det=spec.prior is not None)
+    sizes = " | ".join(f"{found.peak[policy] / 2**20:,.1f}" for policy in ("stored", "reversible", "checkpoint"))
+    assert rows(name)[2] == f"| `{name}` | {sizes} |"
 
 
 WITHOUT_RECIPE = {"irevnet_imagenet_1x1", "maf_tabular"}
