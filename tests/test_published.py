@@ -138,9 +138,11 @@ def smaller(node, widest=4, most=2):
         return node
     made = {key: smaller(value) for key, value in node.items()}
     for key in ("times", "blocks", "heads", "block_size"):
-        if key in made:
+        if isinstance(made.get(key), int):
             made[key] = min(made[key], most)
-    if "times" in made:
+        elif isinstance(made.get(key), list):  # the items of a repeat
+            made[key] = [min(one, most) for one in made[key]]
+    if made.get("type") == "repeat":
         made["with"] = {name: shorter(items, most) for name, items in made.get("with", {}).items()}
     if isinstance(made.get("channels"), int) and made["type"] != "pad":
         made["channels"] = min(made["channels"], widest)
