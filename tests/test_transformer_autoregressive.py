@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -22,6 +25,7 @@ ROUNDING = 1e-12
 """The same sums in float64, in another order."""
 
 SHAPE = (3, 2, 4)
+PUBLISHED = Path(__file__).parent.parent / "specs" / "published"
 
 
 def net_of(shape=SHAPE, context_shape=None, outputs=2, **fields):
@@ -373,3 +377,29 @@ def test_huge_tokens_are_judged_beside_what_came_back():
     setting = Setting(kind="huge", dtype=torch.float32, weights=0)
     subject = Subject(case.bijection(), case.shape, case.context_shape)
     assert examine(subject, [setting], chosen(["round trip everywhere"]), 0).ok
+
+
+def test_the_official_code_returns_the_same():
+    """Numbers of github.com/apple/ml-tarflow (313120e) in float64, with these weights and without its casts."""
+    text = (PUBLISHED / "tarflow_mnist.json").read_text()
+    smaller = {"1, 28, 28": "1, 8, 8", '"channels": 128': '"channels": 64', '"heads": 2': '"heads": 1'}
+    for old, new in {**smaller, '"blocks": 4': '"blocks": 1', '"times": 2': '"times": 1'}.items():
+        assert old in text
+        text = text.replace(old, new)
+    chain = invflow.build(json.loads(text)).double()[1:]  # without the layer for pixels
+    with torch.no_grad():
+        for i, weight in enumerate(chain.parameters()):
+            wave = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) + i)
+            weight.copy_(0.1 * wave.reshape(weight.shape))
+        x = torch.cos(torch.arange(2 * 64, dtype=torch.float64)).reshape(2, 1, 8, 8)
+        z, log_det = chain.forward_and_log_det(2 * x - 1, torch.eye(10, dtype=torch.float64)[:2])
+    official = [
+        -0.040733041635681894,
+        -0.400729713030646,
+        0.14693531984195915,
+        14.348933437015729,
+        9.974009316475513,
+        -0.5418976817696073,
+    ]
+    assert z.flatten()[::23].tolist() == pytest.approx(official, rel=ROUNDING)
+    assert log_det.tolist() == pytest.approx([1.91876040765903, 1.9109099132174856], rel=ROUNDING)
