@@ -151,6 +151,9 @@ def main() -> None:
     if spec.head is None or spec.training is None:
         parser.error(f"{given.spec} is no classifier with a training block")
     changes = json.loads(given.candidates.read_text())
+    unknown = set(given.only or ()) - set(changes)
+    if unknown:
+        parser.error(f"{given.candidates} has no {', '.join(sorted(unknown))}, only {', '.join(changes)}")
     specs = {name: invflow.load_spec(patched(spec.document, changes[name])) for name in given.only or changes}
     for name, candidate in specs.items():
         if samples_of(candidate) != samples_of(spec):
