@@ -110,6 +110,18 @@ def test_the_pair_of_a_1x1_convolution_is_one_of_the_whole_map():
     assert float((layer.v != 0).sum()) == 5
 
 
+@pytest.mark.parametrize(("channels", "stride"), [((1, 12), 1), ((12, 1), 1), ((2, 40), 2), ((40, 2), 2)])
+def test_the_pair_of_few_channels_is_one_of_the_whole_map(channels, stride):
+    torch.manual_seed(0)
+    layer = SpectralConv(*channels, 3, (6, 5), stride).double().eval()
+    assert float(layer.norm().detach()) == pytest.approx(true_norm(layer), rel=VALUE[torch.float64])
+    assert torch.allclose(layer.linear(layer.v[None], layer.weight)[0], layer.norm() * layer.u, atol=1e-10)
+    assert torch.allclose(layer.transposed(layer.u[None], layer.weight)[0], layer.norm() * layer.v, atol=1e-9)
+    reduced, after, before = layer._fewer_channels(layer.weight.detach())
+    assert reduced.numel() < layer.weight.numel()
+    assert (after is None) == (before is not None)
+
+
 def test_where_values_cluster_at_full_size():
     layer = SpectralConv(8, 32, 3, (9, 9))
     with torch.no_grad():

@@ -146,11 +146,13 @@ class _Spectral(nn.Module, ABC):
         if not bool(largest > 0):  # zero, or not a number
             return self.u, self.v, largest.clone() + 1
         weight = weight / largest  # no square overflows
+        weight, after, before = self._fewer_channels(weight)
         # Seeded by the weights themselves, so that weights are orthogonal to it with probability 0.
         generator = torch.Generator().manual_seed(seed)
         last = self.v[self._where].to(weight)
+        last = last if before is None else torch.tensordot(before, last, ([0], [0]))
         fresh = torch.randn(last.shape, generator=generator, dtype=torch.float64).to(weight)
-        images = self.u[self._where].shape
+        images = (weight.shape[0], *self.u[self._where].shape[1:])
         start = last / last.norm() + FRESH_SHARE * fresh / fresh.norm() if bool(last.norm() > 0.5) else fresh
         tolerance = torch.finfo(weight.dtype).eps ** TOLERANCE_POWER
         u, v, norm, residual = top_singular_pair(
@@ -166,9 +168,16 @@ class _Spectral(nn.Module, ABC):
         else:
             factor = float(self.certified_norm() / largest) / norm
         pair = weight.new_zeros(self.out_shape), weight.new_zeros(self.in_shape)
-        for whole, part in zip(pair, (u.reshape(images), v.reshape(last.shape)), strict=True):
-            whole[self._where] = part
+        parts = u.reshape(images), v.reshape(last.shape)
+        for whole, part, basis in zip(pair, parts, (after, before), strict=True):
+            whole[self._where] = part if basis is None else torch.tensordot(basis, part, 1)
         return *pair, weight.new_tensor(factor)
+
+    def _fewer_channels(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The weights of a smaller map with the same norm, and orthonormal bases, in the channels after and before the
+        map, on which its singular vectors are those of this one; None stands for all channels.
+        """
+        return weight, None, None
 
 
 def _without_the_pair(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -266,6 +275,22 @@ class SpectralConv(_Spectral):
 
     def transposed(self, y: Tensor, weight: Tensor) -> Tensor:
         return _TRANSPOSED[self._dims](y, weight, None, self.stride, self.padding, self._left_over)
+
+    def _fewer_channels(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One position of the output depends on ``n`` numbers of each channel of the input, n the size of the kernel.
+
+        So the outputs lie, at each position, in a space of n times the input's channels, and the inputs that matter in
+        one of n times the output's. A block of i-ResNet leads from few channels to many and back.
+        """
+        after, before, *sides = weight.shape
+        size = math.prod(sides)
+        if after > before * size:
+            basis, rest = torch.linalg.qr(weight.flatten(1))
+            return rest.reshape(-1, before, *sides), basis, None
+        if before > after * size:
+            basis, rest = torch.linalg.qr(weight.transpose(0, 1).flatten(1))
+            return rest.reshape(-1, after, *sides).transpose(0, 1), None, basis
+        return weight, None, None
 
     @torch.no_grad()
     def certified_norm(self) -> Tensor:
