@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import invflow
 from invflow.bijections import AdditiveCoupling
 from invflow.diagnostics.check import check
-from invflow.diagnostics.roundtrip import round_trip
+from invflow.diagnostics.roundtrip import errors_on_the_way_back, round_trip
 
 PAIR = {
     "input": {"shape": [[3], [3]]},
@@ -56,3 +57,46 @@ def test_a_large_state_is_checked_on_few_samples(monkeypatch):
     )
     check(invflow.build({"input": {"shape": [8]}, "layers": []}))
     assert drawn == [(2, 8)]
+
+
+@pytest.mark.parametrize("samples", [2, 5, 16])
+def test_operations_bound_the_samples(chain, monkeypatch, samples):
+    forward = 2 * (2 * 3 * 3)  # of one sample: two nets of one map
+    monkeypatch.setattr("invflow.diagnostics.check.OPERATIONS", samples * 3 * forward)  # and two inverses
+    found = check(chain)
+    assert found.samples == samples
+    assert found.ok
+
+
+def test_a_check_leaves_its_chain_alone(chain):
+    before = copy.deepcopy(chain.state_dict())
+    check(chain)
+    assert chain.training
+    assert all(torch.equal(before[name], value) for name, value in chain.state_dict().items())
+
+
+def test_dropout_drops_the_same_numbers_both_ways():
+    stack = {"type": "stack", "parts": [{"type": "linear"}, {"type": "dropout", "probability": 0.5}]}
+    chain = invflow.build({**PAIR, "layers": [{"type": "additive_coupling", "net": stack}] * 3})
+    torch.manual_seed(0)
+    x = (torch.randn(4, 3), torch.randn(4, 3))
+    before = torch.get_rng_state()
+    assert round_trip(chain.train(), x).relative <= 1e-6
+    assert max(errors_on_the_way_back(chain, x)) <= 1e-6
+    assert check(chain).ok
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(chain(x)[0], chain(x)[0])  # the hooks were the copy's
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_a_deep_chain_may_lose_more_but_its_wrong_inverse_is_found(monkeypatch, factor):
+    inverse = AdditiveCoupling.inverse
+
+    def scaled(self, y, context=None):
+        a, b = inverse(self, y, context)
+        return a * factor, b
+
+    monkeypatch.setattr(AdditiveCoupling, "inverse", scaled)
+    assert check(invflow.build({**PAIR, "layers": [{"type": "repeat", "times": 25, "layers": PAIR["layers"]}]})).ok == (
+        factor == 1
+    )

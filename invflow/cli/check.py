@@ -90,6 +90,7 @@ def _print_result(report: CheckResult) -> None:
         rows.append([*names, *cells(layer.parameters, layer.exactness, layer.round_trip_error)])
     whole = ["", "whole chain", "", "", *cells(report.parameters, report.exactness, report.round_trip_error)]
     print_table(("", "layer", "in", "out", "parameters", "exactness", *report.round_trip_error), rows, [whole])
+    out.print(f"errors of {report.samples} samples")
 
 
 def _print_conditioning(found: Conditioning) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..context import Context, each_entry, entries
 from ..measures import difference, magnitude
-from ..numerics import same_batch
+from ..numerics import draws, same_batch
 from ..sequential import Sequential
 from ..state import State, leaves, map_state, require_state, shape_of
 from ..steps import Step
@@ -46,7 +48,7 @@ class RoundTrip:
 
 @torch.no_grad()
 def round_trip(chain: Sequential, x: State, context: Context = None) -> RoundTrip:
-    """Runs a chain forward and back, in its current mode.
+    """Runs a chain forward and back, in its current mode; dropout drops the same numbers both ways.
 
     Args:
         chain: the chain; a copy of it runs, so that its batch-norm statistics do not change.
@@ -55,7 +57,7 @@ def round_trip(chain: Sequential, x: State, context: Context = None) -> RoundTri
     """
     context = chain.admit(x, context)
     chain = copy.deepcopy(chain)  # in train mode a forward changes running statistics
-    with same_batch():
+    with same_batch(), _same_draws(chain, x):
         states = chain.trace(x, context)
         steps = chain.steps(shape_of(x))
         if chain.invertible:
@@ -96,12 +98,32 @@ def errors_on_the_way_back(chain: Sequential, x: State, context: Context = None)
     """
     context = chain.admit(x, context)
     chain = copy.deepcopy(chain)
-    states = chain.trace(x, context)
-    scale, back, errors = magnitude(*states), states[-1], [0.0]
-    for step, state in zip(reversed(chain.steps(shape_of(x))), reversed(states[:-1]), strict=True):
-        back = step.before(back, context) if step.layer.invertible else state
-        errors.insert(0, difference(state, back) / scale)
+    with same_batch(), _same_draws(chain, x):
+        states = chain.trace(x, context)
+        scale, back, errors = magnitude(*states), states[-1], [0.0]
+        for step, state in zip(reversed(chain.steps(shape_of(x))), reversed(states[:-1]), strict=True):
+            back = step.before(back, context) if step.layer.invertible else state
+            errors.insert(0, difference(state, back) / scale)
     return errors
+
+
+@contextlib.contextmanager
+def _same_draws(chain: Sequential, x: State) -> Iterator[None]:
+    """Inside, each module that draws random numbers draws the same ones at every call: the map then has an inverse."""
+    devices = [device for device in {leaf.device for leaf in leaves(x)} if device.type == "cuda"]
+    hooks = [
+        part.register_forward_pre_hook(functools.partial(_seed, number))
+        for number, part in enumerate(chain.modules())
+        if draws(part)
+    ]
+    with torch.random.fork_rng(devices):
+        yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _seed(number: int, _: nn.Module, __: object) -> None:
+    torch.manual_seed(number)
 
 
 def round_trips(chain: Sequential, x: State, context: Context = None) -> dict[tuple[str, str], RoundTrip]:

@@ -1,6 +1,6 @@
 """How exact an inverse is: the modes, the grid, and the evaluation of conditioners."""
 
-from .conditioners import same_batch
+from .conditioners import draws, same_batch
 from .grid import snap
 from .modes import FLOAT, LEVELS, NONE, Exact, Float, Grid, Level, Limit, Mode, Numerics, Snap
 
@@ -16,6 +16,7 @@ __all__ = [
     "Mode",
     "Numerics",
     "Snap",
+    "draws",
     "same_batch",
     "snap",
 ]
