@@ -89,7 +89,7 @@ def test_dropout_drops_the_same_numbers_both_ways():
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01])
-def test_a_deep_chain_may_lose_more_but_its_wrong_inverse_is_found(monkeypatch, factor):
+def test_a_wrong_inverse_of_a_deep_chain_is_found(monkeypatch, factor):
     inverse = AdditiveCoupling.inverse
 
     def scaled(self, y, context=None):
@@ -100,3 +100,31 @@ def test_a_deep_chain_may_lose_more_but_its_wrong_inverse_is_found(monkeypatch, 
     assert check(invflow.build({**PAIR, "layers": [{"type": "repeat", "times": 25, "layers": PAIR["layers"]}]})).ok == (
         factor == 1
     )
+
+
+class TestGrowth:
+    """Roundings that a chain makes larger are told from a wrong inverse: they are smaller in float64."""
+
+    def test_it_is_told_and_is_no_failure(self):
+        chain = invflow.build({"input": {"shape": [4]}, "layers": [{"type": "affine"}]})
+        with torch.no_grad():
+            chain[0].log_scale.fill_(-12.0)  # beside a shift of 1, the last digits of x / exp(12) are lost
+            chain[0].shift.fill_(1.0)
+        report = check(chain)
+        assert report.round_trip_error["float32 train"] > 1e-3
+        assert report.ok
+        assert report.growth.keys() == {"eval", "train"}
+        assert report.growth["train"] == pytest.approx(math.exp(12), rel=1)
+
+    @pytest.mark.parametrize("error", [1e-3, 1e-6, 1e-9])
+    def test_a_wrong_inverse_is_one(self, monkeypatch, error):
+        inverse = AdditiveCoupling.inverse
+
+        def off(self, y, context=None):
+            a, b = inverse(self, y, context)
+            return a + error, b
+
+        monkeypatch.setattr(AdditiveCoupling, "inverse", off)
+        report = check(invflow.build(PAIR))
+        assert not report.ok
+        assert not report.growth

@@ -76,7 +76,9 @@ def _verdict(report: CheckResult, proofs: Thorough | None, stretches: Conditioni
     how += "" if report.surjective or not report.invertible else ", on its image only"
     what = "the chain alone is " if report.caveat else ""
     what = what if report.invertible else "between its joints the chain is "
-    return f"{'ok: ' if report.ok else 'failed: '}{what}{'' if report.ok else 'not '}invertible {how}"
+    verdict = f"{'ok: ' if report.ok else 'failed: '}{what}{'' if report.ok else 'not '}invertible {how}"
+    grown = (f"in {mode} mode roundings grow {times:.0e} times" for mode, times in report.growth.items())
+    return "; ".join([verdict, *grown]) if report.ok else verdict
 
 
 def _print_result(report: CheckResult) -> None:
