@@ -52,7 +52,7 @@ MODULES = (
 VERBS: tuple[Callable[..., None], ...] = tuple(vars(module)[module.__name__.split(".")[-1]] for module in MODULES)
 """The verbs in the order of ``invflow --help``, each the function that has its module's name.
 
-The help lists the first sentence of each docstring, of at most 61 characters.
+The help lists the first sentence of each docstring, of at most 59 characters.
 """
 
 TRAIN_EXTRA = frozenset({"lightning", "scipy", "sklearn", "tensorboard"})

@@ -14,7 +14,7 @@ def evaluate(
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Measure the test scores and the round trips of a trained run."""
+    """Measure the test scores and round trips of a trained run."""
     from ..training.run import task_of_run
     from ..training.run_folder import Run
 
