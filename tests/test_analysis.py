@@ -133,6 +133,14 @@ class TestSpectra:
             spectra(chain, x, depths=[2], dense=dense)
 
 
+def test_few_numbers_behind_a_joint():
+    parts = [{"type": "average_pool", "size": 4}, {"type": "conv", "channels": 2, "kernel_size": 1}]
+    chain = invflow.build({"input": {"shape": [1, 8, 8]}, "layers": [{"type": "joint", "parts": parts}]}).double()
+    x = torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    exact, iterated = (spectra(chain, x, depths=[1], dense=dense, leading=16)[0].values[0] for dense in (100, 10))
+    assert iterated == pytest.approx(exact, abs=EXACT)
+
+
 def test_depths_skip_what_only_moves_numbers():
     assert chosen_depths(couplings(), (1, 8, 8), 12) == [0, 3, 4, 5]
     assert chosen_depths(couplings(), (1, 8, 8), 2) == [0, 5]

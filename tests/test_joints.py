@@ -226,3 +226,23 @@ class TestRefusals:
             invflow.build({**SPEC, "stem": stem})
         with pytest.raises(SpecError, match=r"^a spec needs 'layers'"):
             invflow.load_spec({key: value for key, value in SPEC.items() if key != "layers"})
+
+
+def test_an_actnorm_in_a_stem_is_initialised_from_data(x):
+    stem = {"type": "stack", "parts": [{"type": "conv", "channels": 4}, {"type": "actnorm"}]}
+    model = invflow.build_model({**SPEC, "stem": stem}).double()
+    assert model.bijection.awaits_data
+    model.bijection.initialize(x)
+    assert not model.bijection.awaits_data
+    made = model.bijection[0](x)
+    assert made.mean((0, 2, 3)).abs().max() < 1e-12
+    head = {"type": "stack", "classes": 3, "parts": [{"type": "mean"}, {"type": "actnorm"}, {"type": "linear"}]}
+    with pytest.raises(SpecError, match=r"^head: a stack head cannot hold an actnorm"):
+        invflow.build_model({**SPEC, "head": head})
+
+
+def test_layers_from_vars_stand_on_a_stem_too():
+    spec = {**SPEC, "vars": {"two": [{"type": "split"}, {"type": "merge"}]}, "layers": {"$var": "two"}}
+    assert [layer.tag for layer in invflow.build(spec)] == ["joint", "split", "merge"]
+    with pytest.raises(SpecError, match=r"^stem.zero_last: unknown key 'zero_last' of a stem"):
+        invflow.load_spec({**SPEC, "stem": {**STEM, "zero_last": False}})

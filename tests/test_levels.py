@@ -181,3 +181,16 @@ class TestRefusals:
         chain = Sequential(FactorOut(net=torch.nn.Linear(2, 4)), numerics=Grid(mode="grid"))
         with pytest.raises(InvflowError, match="in a chain that was built from a spec"):
             Flow(chain, DiscretizedLogistic(shape=(2,)))
+
+
+@pytest.mark.parametrize("seen", [["a"], None])
+def test_a_net_may_see_a_part_of_the_context(seen):
+    level = [LEVEL[0], {**FACTOR_OUT, "context": seen}]
+    shapes = {"a": [2], "b": [3]}
+    document = {"input": {"shape": [8], "context_shape": shapes}, "numerics": GRID, "layers": level, "prior": PRIOR}
+    model = invflow.build_model(document).double()
+    context = {name: torch.rand(2, *shape, dtype=torch.float64) for name, shape in shapes.items()}
+    x, log_prob = model.sample_with_log_prob(3, context)
+    again = model.log_prob(x.flatten(0, 1), {name: entry.repeat(3, 1) for name, entry in context.items()})
+    assert torch.allclose(log_prob.flatten(), again)
+    assert again.isfinite().all()

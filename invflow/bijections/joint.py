@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..bijection import Bijection
 from ..context import Context
 from ..errors import ShapeError
+from ..nets.contract import Conditioned
 from ..nets.stack import make_all
 from ..numerics.modes import Limit
 from ..part import Part
@@ -17,7 +18,7 @@ from ..state import Shape, TensorShape, require_channels, require_state
 
 
 @register("joint")
-class Joint(Bijection):
+class Joint(Conditioned, Bijection):
     """A net made of parts, ``y = part_n(... part_1(x))``, that a state passes between two trunks. It has no inverse.
 
     RevNets embed the image before the first of their stages, and pool and widen between them; reversible vision

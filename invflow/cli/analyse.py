@@ -24,7 +24,7 @@ def analyse(
     leading: Annotated[int, typer.Option(min=1, help="How many singular values of a larger one.")] = 64,
     train_samples: Annotated[int, typer.Option(min=1, help="At most how many samples to learn from.")] = 1000,
     test_samples: Annotated[int, typer.Option(min=1, help="At most how many samples to measure on.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="The seed that draws the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The seed that draws the samples.")] = 0,
     to: Annotated[Path | None, typer.Option("--out", help="The folder to write to; default: RUN/pictures.")] = None,
     device: Device = "auto",
     data: DataName = None,

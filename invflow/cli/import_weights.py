@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import CheckpointError
 from .options import AsJson, Plugins, load_document
 from .output import out, print_json
 
@@ -30,8 +31,10 @@ def import_weights(
     from ..spec.checkpoint import write_checkpoint
     from ..spec.official import import_weights as run_import
 
+    folder = to or Path("runs") / (file.name.partition(".")[0] or "imported")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists already; name another folder with --out")
     found = run_import(load_document(spec), file)
-    folder = to or Path("runs") / file.name.partition(".")[0]
     write_checkpoint(found.document, found.model.state_dict(), folder)
     parameters = sum(weight.numel() for weight in found.model.parameters())
     if as_json:

@@ -229,6 +229,10 @@ def _of_iterations(
         shape = flat_size(shape_of(_after(first, state, context))), flat_size(shape_of(state))
         operator = LinearOperator(shape, *(_on_arrays(one, name, state) for one in products), dtype=np.float64)
         start = draws.standard_normal(min(shape))
+        if min(shape) <= leading:  # a joint has left few numbers
+            rows = operator.rmatmat(np.eye(shape[0])) if shape[0] <= shape[1] else operator.matmat(np.eye(shape[1]))
+            found.append(np.linalg.svd(rows, compute_uv=False).tolist())
+            continue
         try:
             values = svds(operator, leading, v0=start, tol=ACCURACY, return_singular_vectors=False)
         except ArpackError as error:

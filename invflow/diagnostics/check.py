@@ -17,12 +17,12 @@ from ..models import Classifier, Flow, caveat
 from ..sequential import Sequential
 from ..spec import build, build_model, load, load_spec
 from ..state import Shape, State, batch_size, flat_size, make_state, map_state, part_of, shape_of
-from .roundtrip import in_dtype, round_trip, round_trips
+from .roundtrip import RoundTrip, in_dtype, round_trip, round_trips
 
 SAMPLES = 16
 FEWEST = 2
 """Batch norm needs two samples in train mode."""
-OPERATIONS = 10**11
+OPERATIONS = 2 * 10**10
 """The most floating-point operations in the products and convolutions of a round trip in float32, of all samples: a few
 seconds on one core. A larger chain is checked on fewer samples."""
 LARGEST_BATCH = 2**24
@@ -31,8 +31,8 @@ ROUNDINGS = 1000
 """The largest error that needs no reason, in units of the dtype's eps: 1e-4 in float32, 2e-13 in float64. A correct
 inverse loses a few units per layer, times the gain of the layers after it; a wrong one loses everything."""
 SHRINKS = 1e-3
-"""A larger error is one of roundings that grow if it is at most this part of itself in float64, where they are 2e-9 as
-large. A wrong inverse is as wrong there."""
+"""A larger error of a whole chain is one of roundings that grow if each step alone has no such error, and if it is at
+most this part of itself in float64, where roundings are 2e-9 as large."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def check(chain: Sequential, head: type[nn.Module] | None = None) -> CheckResult
     of_all = {" ".join(key): result.relative for key, result in found.items()}
     growth: dict[str, float] = {}
     if chain.exactness == "float":
-        growth = {mode: _growth(found["float32", mode].relative, found["float64", mode].relative) for _, mode in found}
+        growth = {mode: _growth(found["float32", mode], found["float64", mode]) for _, mode in found}
         ok = all(times < math.inf for times in growth.values())
     else:
         ok = all(trip.bit_equal == 1.0 for trip in found.values())
@@ -127,11 +127,13 @@ def check(chain: Sequential, head: type[nn.Module] | None = None) -> CheckResult
     return CheckResult(layers, of_all, samples, _parameters(chain), *kind, grown, caveat(chain, head), ok)
 
 
-def _growth(single: float, double: float) -> float:
-    """How many times roundings grow, from the errors in float32 and float64; infinite if these are none of rounding."""
-    times = max(single / torch.finfo(torch.float32).eps, double / torch.finfo(torch.float64).eps)
-    explained = times <= ROUNDINGS or (math.isfinite(single) and double <= SHRINKS * single)
-    return times if explained else math.inf  # for NaN too
+def _growth(single: RoundTrip, double: RoundTrip) -> float:
+    """How many times roundings grow, in float32 and float64; infinite if the errors are none of rounding."""
+    tolerances = [(trip, torch.finfo(dtype).eps) for trip, dtype in ((single, torch.float32), (double, torch.float64))]
+    times = max(trip.relative / eps for trip, eps in tolerances)
+    steps = (error / eps for trip, eps in tolerances for error in trip.by_step if error is not None)
+    grown = all(alone <= ROUNDINGS for alone in steps) and double.relative <= SHRINKS * single.relative < math.inf
+    return times if times <= ROUNDINGS or grown else math.inf  # for NaN too
 
 
 def inputs(chain: Sequential) -> tuple[State, Tensor | None]:

@@ -110,7 +110,7 @@ def errors_on_the_way_back(chain: Sequential, x: State, context: Context = None)
 @contextlib.contextmanager
 def _same_draws(chain: Sequential, x: State) -> Iterator[None]:
     """Inside, each module that draws random numbers draws the same ones at every call: the map then has an inverse."""
-    devices = [device for device in {leaf.device for leaf in leaves(x)} if device.type == "cuda"]
+    devices = range(torch.cuda.device_count())  # a seed is given to all of them
     hooks = [
         part.register_forward_pre_hook(functools.partial(_seed, number))
         for number, part in enumerate(chain.modules())

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..errors import InvflowError, ShapeError
 from ..nets.activations import Activation
+from ..nets.contract import awaiting
 from ..nets.layers import Convolution
 from ..nets.plain import plain_parts
 from ..nets.sizes import OddInt, Probability, Widths
@@ -102,6 +103,7 @@ class StackHead(Head):
 
     Raises:
         ShapeError: a part does not fit, or the last one does not return one number for each class.
+        InvflowError: an actnorm among the parts.
 
     Examples:
         >>> from invflow.nets.layers import Linear
@@ -117,6 +119,8 @@ class StackHead(Head):
         if made != (classes,):
             raise ShapeError(f"the stack head must return ({classes},), one logit a class, but returns {made}")
         self.net = nn.Sequential(*modules)
+        if awaiting(self.net):
+            raise InvflowError("a stack head cannot hold an actnorm, which only a chain initialises; take a batch_norm")
 
     def forward(self, state: State) -> Tensor:
         require_state("the stack head", self.shape, common_dtype(self), state)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..arguments import one_line
 from ..bijection import Bijection, Handled
+from ..bijections.inverse import given_to
 from ..context import Context, ContextShape, each_entry, rows_of, seen, spread
 from ..errors import InvflowError, ShapeError
 from ..registry import priors
@@ -346,7 +347,7 @@ class Flow(_Model):
         for step, z in self.bijection.states_after(x, given, tells_the_prior):
             if step is not None and tells_the_prior(step.layer):
                 *_, done, goes_on = z
-                told = step.layer.told(goes_on, step.around(given))
+                told = step.layer.told(goes_on, given_to(step, given))
                 found.append(self.prior.log_prob_given(done, *told))
         return z, sum(found, self._prior_log_prob(others(z, self.levels), context))
 
@@ -361,7 +362,7 @@ class Flow(_Model):
         for step in reversed(chain.steps()):
             if tells_the_prior(step.layer):
                 *before, _, goes_on = state
-                told = step.layer.told(goes_on, step.around(given))
+                told = step.layer.told(goes_on, given_to(step, given))
                 done = chain.numerics.nearest(self.prior.sample_given(*told, temperature=temperature))
                 found.insert(0, done)  # type: ignore[arg-type]
                 state = (*before, done, goes_on)

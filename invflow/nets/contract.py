@@ -71,7 +71,7 @@ def takes_context(net: nn.Module) -> bool:
     return "context_shape" in constructor or named or any_number or len(needed) > 1
 
 
-def _awaiting(net: nn.Module | None) -> list[Bijection]:
+def awaiting(net: nn.Module | None) -> list[Bijection]:
     """The bijections among the modules of a net that still have to be initialised."""
     modules = () if net is None else net.modules()
     return [layer for layer in modules if isinstance(layer, Bijection) and layer.awaits_data]
@@ -100,13 +100,13 @@ class Conditioned:
     @property
     def awaits_data(self) -> bool:
         """Whether the layer itself, or an actnorm in its net, still has to be initialised."""
-        return super().awaits_data or bool(_awaiting(self.net))  # type: ignore[misc]
+        return super().awaits_data or bool(awaiting(self.net))  # type: ignore[misc]
 
     def initialize(self, x: Any, context: Context = None) -> None:
         """Initialises the layer, and the actnorms in its net from the numbers that reach them."""
         super().initialize(x, context)  # type: ignore[misc]
-        if awaiting := _awaiting(self.net):
-            hooks = [layer.register_forward_pre_hook(_initialize_first) for layer in awaiting]
+        if waiting := awaiting(self.net):
+            hooks = [layer.register_forward_pre_hook(_initialize_first) for layer in waiting]
             try:
                 with torch.no_grad():
                     self(x, context)  # type: ignore[operator]

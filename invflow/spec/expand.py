@@ -150,12 +150,16 @@ class _Expander:
             expected = 'a stem is a net made of parts, {"type": "stack", "parts": [...]}'
             self.problems.note(("stem",), f"{expected}, got {shortened(stem)}")
             return []
+        for key, message, at in key_faults(stem, ("parts",), "a stem"):
+            self.problems.note(("stem", key), message, at)
         found: list[Any] = []
         self._layer({**stem, "type": "joint"}, ("stem",), ("layers",), _Scope(), found)
-        if not isinstance(layers, list):
-            return layers
-        for i, child in enumerate(layers):
-            self._layer(child, ("layers", i), ("layers",), _Scope(), found)
+        referred = _refers(layers)
+        listed = self._lookup(layers, ("layers",), _Scope()) if referred else layers
+        if not isinstance(listed, list):
+            return listed
+        for i, child in enumerate(listed):
+            self._layer(child, ("layers",) if referred else ("layers", i), ("layers",), _Scope(), found)
         return found
 
     def _layer(self, raw: Any, at: JsonPath, out: JsonPath, scope: _Scope, layers: list[Any]) -> None:

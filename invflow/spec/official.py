@@ -32,6 +32,7 @@ Convert: TypeAlias = Callable[[Group, nn.Module, nn.Module], Group]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What `nn.DataParallel`, DDP and `torch.compile` put before every key."""
+_DIGITS = 10
 _ROOM = 1e-6
 """How far a bound is raised above the largest norm, relative to it: norms are found with that accuracy."""
 
@@ -61,12 +62,12 @@ class Rule(NamedTuple):
     """What one kind of official module becomes.
 
     Attributes:
-        marks: names of tensors that tell the kind.
+        theirs: the names of its tensors, no more and no fewer.
         ours: the names of ours.
         convert: the official tensors as ours.
     """
 
-    marks: Kind
+    theirs: Kind
     ours: Kind
     convert: Convert
 
@@ -77,7 +78,7 @@ class Layout(NamedTuple):
     Attributes:
         name: of the code.
         mark: a pattern of a key that only this code has.
-        rules: for the kinds of modules that are not stored as ours are; the first whose marks are there counts.
+        rules: for the kinds of modules that are not stored as ours are.
         left_out: patterns of keys that are not taken, each with the reason.
         first: parts of keys that come before others at their place.
         last: those that come behind the others; everything else is in the order of numbers.
@@ -99,7 +100,7 @@ class Layout(NamedTuple):
 
 
 def _number(part: str) -> int:
-    return int(part) if part.isdecimal() else -1
+    return int(part) if part.isdecimal() and len(part) < _DIGITS else -1
 
 
 # ------------------------------------------------------------- Conversions
@@ -188,12 +189,27 @@ def _nsf_conv(tensors: Group, module: nn.Module, holder: nn.Module) -> Group:
     return found
 
 
+def _nsf_halves(tensors: Group, module: nn.Module, holder: nn.Module) -> Group:
+    first, second = tensors["transform_features"], tensors["identity_features"]
+    if torch.cat([first, second]).tolist() != [*range(len(first) + len(second))]:
+        raise ValueError("another half of the channels is transformed than the spec's, the first")
+    return {}
+
+
+def _nsf_pixels(tensors: Group, module: nn.Module, holder: nn.Module) -> Group:
+    shift, scale = float(tensors["_shift"]), float(tensors["_scale"])
+    if shift != -0.5 or scale not in (1.0, 1 / 256):
+        raise ValueError(f"pixels are multiplied by {scale:g} and shifted by {shift:g}, the spec's of 8 bits by -0.5")
+    return {}
+
+
 _ACTNORM: Kind = frozenset({"log_scale", "shift", "initialized"})
 _AFFINE: Kind = frozenset({"weight", "bias"})
+_LU: Kind = frozenset({"lower_entries", "upper_entries", "unconstrained_upper_diag"})
 _IRESNET_RULES = (
-    Rule(frozenset({"weight_orig"}), _AFFINE, _iresnet_map),
-    Rule(frozenset({"_log_scale"}), _ACTNORM, _iresnet_norm),
-    Rule(frozenset({"prior_mu"}), frozenset({"mean", "log_scale"}), _iresnet_prior),
+    Rule(frozenset({"bias", "weight_orig", "weight_u", "weight_v", "weight_sigma"}), _AFFINE, _iresnet_map),
+    Rule(frozenset({"_log_scale", "_shift"}), _ACTNORM, _iresnet_norm),
+    Rule(frozenset({"prior_mu", "prior_logstd"}), frozenset({"mean", "log_scale"}), _iresnet_prior),
 )
 LAYOUTS = (
     Layout("pytorch-i-revnet", r"stack\.\d+\.bottleneck_block\.\d+\.weight", last=("bn1", "linear")),
@@ -214,9 +230,10 @@ LAYOUTS = (
         "residual-flows",
         r"transforms\.\d+\.chain\.\d+\.nnet\..*",
         (
-            Rule(frozenset({"u"}), _AFFINE, _flow_map),
+            Rule(_AFFINE | {"initialized", "spatial_dims", "scale", "u", "v"}, _AFFINE, _flow_map),
+            Rule(_AFFINE | {"scale", "u", "v"}, _AFFINE, _flow_map),
             Rule(frozenset({"beta"}), frozenset({"beta"}), _flow_slope),
-            Rule(frozenset({"weight", "initialized"}), _ACTNORM, _flow_norm),
+            Rule(_AFFINE | {"initialized"}, _ACTNORM, _flow_norm),
         ),
         {r".*\.(geom_p|lamb|last_n_samples|last_firmom|last_secmom)": "settings and records of an estimator"},
     ),
@@ -224,16 +241,13 @@ LAYOUTS = (
         "nsf",
         r"_transform\..*\.unconstrained_upper_diag",
         (
-            Rule(frozenset({"log_scale"}), _ACTNORM, _nsf_norm),
+            Rule(frozenset({"log_scale", "shift"}), _ACTNORM, _nsf_norm),
             Rule(frozenset({"_permutation"}), frozenset({"order"}), lambda t, m, h: {"order": t["_permutation"]}),
-            Rule(frozenset({"unconstrained_upper_diag"}), frozenset({"factors", "bias"}), _nsf_linear),
-            Rule(frozenset({"running_mean"}), frozenset(), _unchanged),
+            Rule(_LU | {"bias"}, frozenset({"factors", "bias"}), _nsf_linear),
             Rule(_AFFINE, _AFFINE, _nsf_conv),
+            Rule(frozenset({"identity_features", "transform_features"}), frozenset(), _nsf_halves),
+            Rule(frozenset({"_shift", "_scale"}), frozenset(), _nsf_pixels),
         ),
-        {
-            r".*\.(identity_features|transform_features)": "the halves of a coupling, which the spec has",
-            r"_transform\._transforms\.\d+\._(shift|scale)": "the scaling of pixels, which the spec has",
-        },
         first=("initial_layer",),
         last=("final_layer",),
     ),
@@ -246,8 +260,8 @@ LAYOUTS = (
 def import_weights(source: SpecSource, file: str | Path) -> Imported:
     """Builds the model of a spec and gives it the weights of an official checkpoint.
 
-    Modules of each kind are paired in the order in which they compute; each pair must have the same shapes, and every
-    key of the file is taken, or named in the result. What follows from the weights, such as singular vectors, is
+    Modules of each kind are paired in the order in which they compute; each pair must have the same shapes. Every
+    key of the file is taken, compared with what the spec says, or named in the result. What follows from the weights, such as singular vectors, is
     computed again. If official norms had not converged and exceed the spec's `bound`, the bound is raised, so that the
     map stays the official one; the result says so, or that it cannot be.
 
@@ -276,7 +290,7 @@ def import_weights(source: SpecSource, file: str | Path) -> Imported:
     found = Imported(_filled(spec, path, layout, kept), document, layout.name, len(kept), left)
     excess = _excess(found.model)
     if excess > 1:
-        _keep_the_map(found, excess * (1 + _ROOM))
+        _keep_the_map(found, spec.expanded, excess * (1 + _ROOM))
     return found
 
 
@@ -295,10 +309,12 @@ def _paired(path: Path, layout: Layout, groups: Mapping[str, Group], model: nn.M
     """The keys of the model, with the tensors of the file."""
     theirs: dict[Kind, list[tuple[str, Group, Convert]]] = {}
     for name, tensors in groups.items():
-        rule = next((one for one in layout.rules if one.marks <= tensors.keys()), None)
-        same = rule is None or not rule.ours
-        kind, convert = (frozenset(tensors), _unchanged) if same else (rule.ours, rule.convert)  # type: ignore[union-attr]
-        theirs.setdefault(kind, []).append((name, tensors, convert))
+        rule = next((one for one in layout.rules if one.theirs == tensors.keys()), None)
+        kind, convert = (frozenset(tensors), _unchanged) if rule is None else (rule.ours, rule.convert)
+        if kind:
+            theirs.setdefault(kind, []).append((name, tensors, convert))
+        else:  # what the spec has, and the file only repeats
+            _converted(path, name, convert, tensors, model, model)
     ours: dict[Kind, list[tuple[str, nn.Module]]] = {}
     stored = model.state_dict()
     for name, module in model.named_modules():
@@ -319,11 +335,21 @@ def _paired(path: Path, layout: Layout, groups: Mapping[str, Group], model: nn.M
     }
     for kind, pairs in ours.items():
         for (name, tensors, convert), (own_name, module) in zip(theirs[kind], pairs, strict=True):
-            made, wanted = convert(tensors, module, holders.get(module, model)), _own(module)
-            if _shapes(made) != _shapes(wanted):
+            made, wanted = _converted(path, name, convert, tensors, module, holders.get(module, model)), _own(module)
+            if _shapes(made) != _shapes(wanted) or not all(
+                made[key].is_floating_point() for key, one in wanted.items() if isinstance(one, nn.Parameter)
+            ):
                 which = f"{name}, {_shapes(made)}, meets {own_name}, {_shapes(wanted)}"
                 raise CheckpointError(f"{path}: another network than the spec's: {which}")
             yield from ((f"{own_name}.{key}", tensor) for key, tensor in made.items())
+
+
+def _converted(path: Path, name: str, convert: Convert, tensors: Group, module: nn.Module, holder: nn.Module) -> Group:
+    try:
+        return convert(tensors, module, holder)
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:  # of shapes that do not fit each other
+        why = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: another network than the spec's: {name}: {why}") from None
 
 
 def _own(module: nn.Module) -> Group:
@@ -350,7 +376,7 @@ def _groups(state: Mapping[str, Tensor]) -> dict[str, Group]:
 
 
 def _without_wrapper(state: Mapping[str, Tensor]) -> Group:
-    for wrapper in _WRAPPERS:
+    for wrapper in _WRAPPERS * 2:  # of both, in any order
         if state and all(key.startswith(wrapper) for key in state):
             state = {key.removeprefix(wrapper): tensor for key, tensor in state.items()}
     return dict(state)
@@ -363,7 +389,7 @@ def _excess(model: nn.Module) -> float:
     return max((float(one.norm()) / one.bound for one in maps), default=0.0)
 
 
-def _keep_the_map(found: Imported, factor: float) -> None:
+def _keep_the_map(found: Imported, expanded: Mapping[str, Any], factor: float) -> None:
     """Raises the bounds of norms by a factor if all residual blocks still contract: else their maps are scaled down."""
     nets = [one for one in found.model.modules() if isinstance(one, LipschitzNet)]
     contract = all(net.lipschitz_bound() * factor ** len(net.maps) < 1 for net in nets)
@@ -373,7 +399,8 @@ def _keep_the_map(found: Imported, factor: float) -> None:
             "norms had not converged, and blocks of such norms may have no inverse"
         )
         return
-    raised = _raised(found.document, factor)
+    kept = {key: value for key, value in expanded.items() if key in found.document}
+    raised = _raised(kept, factor)
     model, weights = build_model(raised), found.model.state_dict()
     model.load_state_dict(weights)
     found.model, found.document = model.eval(), raised

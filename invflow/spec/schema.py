@@ -80,7 +80,10 @@ def json_schema(*, plug_ins: bool = False) -> Schema:
         fields[name] = {"description": fields[name]["description"], "anyOf": [_ref(of), {"type": "null"}]}
     fields["stem"] = {
         "description": "a net before the layers, made of parts; what lies below it has no inverse",
-        "allOf": [_ref("net"), {"properties": {"type": {"const": "stack"}}}],
+        "type": "object",
+        "properties": {"type": {"const": "stack"}, "parts": _ref("parts"), "note": _NOTE},
+        "required": ["type"],
+        "additionalProperties": False,
     }
     fields["vars"] = {"type": "object", "description": 'constants, referred to as {"$var": "name"}'}
     fields["layers"] = _referable(_ref("layers"), fields["layers"])

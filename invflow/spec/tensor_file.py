@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeGuard
@@ -45,12 +46,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: expected a state_dict, or a dict with one as 'state_dict'; a pickled model is not loaded, as it "
             "may run code: save model.state_dict()"
         )
+    for key, tensor in found.items():
+        _require_plain(path, key, tensor)
     if isinstance(average, _Empty):  # of an object that holds the tensors
         average = getattr(average, "state", None)
-    if isinstance(average, dict):
-        average = average.get("shadow_params", average)
-    if not average:
+    if not isinstance(average, dict):  # a rate, for example
         return found
+    average = average.get("shadow_params", average)
+    for key, tensor in average.items() if _is_state_dict(average) else ():
+        _require_plain(path, key, tensor)
     if not _is_state_dict(average) or not average.keys() <= found.keys():
         raise CheckpointError(f"{path}: the average of the weights, 'ema', has other keys than its state_dict")
     return {**found, **average}
@@ -61,12 +65,23 @@ def _is_state_dict(found: Any) -> TypeGuard[dict[str, Tensor]]:
     return bool(items) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items)
 
 
+def _require_plain(path: Path, key: str, tensor: Tensor) -> None:
+    """Refuses tensors that are no numbers in memory, and views whose size is not that of the file."""
+    plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_complex() and tensor.is_cpu
+    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{path}: {key} is no plain tensor of numbers: save it as one, in float32")
+
+
 def _read(path: Path) -> Any:
     """What a file holds, with an empty object for each one of a class that PyTorch does not know to be harmless."""
     names: list[str] = []
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise CheckpointError(f"{path}: compressed, which torch.save never writes, and may be of any size")
         while True:
             try:
                 with safe_globals([(type("_Empty", (_Empty,), {}), name) for name in names]):
@@ -78,6 +93,8 @@ def _read(path: Path) -> Any:
                 names.append(unknown[1])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except CheckpointError:
+        raise
     except UnpicklingError:
         raise CheckpointError(
             f"{path}: holds more than tensors, which cannot be read without running code of it: load it where you can "

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,17 @@ class TestIRevNet:
         assert torch.equal(loaded(x), expected(x))
         assert json.loads((tmp_path / "out" / "spec.json").read_text())["name"] == "irevnet-cifar10"
 
+    def test_nothing_is_written_over(self, irevnet, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "weights-0123456789abcdef.safetensors").write_bytes(b"mine")
+        (tmp_path / "spec.json").write_text(json.dumps(irevnet))
+        torch.save(official_irevnet(irevnet)[0], tmp_path / "official.pth")
+        arguments = ["import-weights", str(tmp_path / "spec.json"), str(tmp_path / "official.pth")]
+        told = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+        assert isinstance(told.exception, CheckpointError)
+        assert "exists already; name another folder with --out" in str(told.exception)
+        assert len([*(tmp_path / "out").iterdir()]) == 1
+
     @pytest.mark.parametrize(
         ("change", "line"),
         [
@@ -176,6 +188,15 @@ class TestFiles:
         for name in ("model.pth", "inside.pth"):
             with pytest.raises(CheckpointError, match=r"a pickled model is not loaded.*save model.state_dict\(\)"):
                 import_weights(irevnet, tmp_path / name)
+
+    def test_a_compressed_file_may_be_of_any_size(self, irevnet, tmp_path):
+        torch.save({"a.weight": torch.zeros(10**6)}, tmp_path / "plain.pth")
+        packed = zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED)
+        with zipfile.ZipFile(tmp_path / "plain.pth") as plain, packed as small:
+            for entry in plain.infolist():
+                small.writestr(entry.filename, plain.read(entry))
+        with pytest.raises(CheckpointError, match=r"small.pth: compressed"):
+            import_weights(irevnet, tmp_path / "small.pth")
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04cut short", b"\x80\x02."])
     @pytest.mark.parametrize("name", ["some.pth", "some.safetensors"])
@@ -253,6 +274,29 @@ class TestIResNet:
         assert torch.equal(norms[1].shift, state["stack.0.stack.1.actnorm._shift"].flatten())
         assert not found.model.bijection.awaits_data
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("weight_u", None),
+            ("bias", None),
+            ("gamma", torch.ones(4)),
+            ("weight_v", torch.ones(3)),
+            ("weight_orig", torch.ones(4)),
+            ("weight_orig", torch.zeros(1, 1, 1, 1).expand(10**8, 3, 1, 1)),
+            ("bias", torch.ones(4, dtype=torch.complex64)),
+            ("bias", torch.ones(4, dtype=torch.int64)),
+            ("bias", torch.ones(4).to_sparse()),
+        ],
+    )
+    def test_what_a_module_cannot_be_made_of(self, tmp_path, name, value):
+        spec = document("iresnet_density_cifar10", **DENSITY)
+        state, _ = self.official(spec)
+        key = f"stack.0.stack.0.bottleneck_block.0.{name}"
+        state = {k: v for k, v in {**state, key: value}.items() if v is not None}
+        torch.save(state, tmp_path / "density.pth")
+        with pytest.raises(CheckpointError, match=r"another network than|no plain tensor|no file of tensors"):
+            import_weights(spec, tmp_path / "density.pth")
+
     def test_norms_that_had_not_converged_raise_the_bounds(self, tmp_path):
         spec = document("iresnet_density_cifar10", **DENSITY)
         state, expected = self.official(spec, factor=0.98)  # the official estimate is too small
@@ -263,6 +307,14 @@ class TestIResNet:
         maps = [one for block in found.model.modules() if isinstance(block, Residual) for one in block.net.maps]
         for one, weight in zip(maps, expected, strict=True):
             assert torch.allclose(one.normalized_weight(), weight, rtol=0, atol=EXACT)
+        assert invflow.build_model(found.document).bijection[3].net.maps[0].bound > 0.9
+
+    def test_a_bound_may_be_a_variable(self, tmp_path):
+        net = '{"type": "lipschitz_conv", "hidden": [4, 5], "bound": {"$var": "b"}}'
+        text = {**DENSITY["text"], '{"$var": "net"}': net, '"vars": {': '"vars": {"b": 0.9, '}
+        spec = document("iresnet_density_cifar10", text=text, shape=[3, 8, 8])
+        torch.save(self.official(spec, factor=0.98)[0], tmp_path / "density.pth")
+        found = import_weights(spec, tmp_path / "density.pth")
         assert invflow.build_model(found.document).bijection[3].net.maps[0].bound > 0.9
 
     def test_norms_far_too_large_are_scaled_down_and_the_result_says_so(self, tmp_path):
@@ -303,6 +355,9 @@ class TestResidualFlow:
                         state[f"{key}.nnet.{2 * j}.beta"] = torch.full((1,), 0.1 * (i + j))
                     named = {"weight": 0.01 * wave(one.weight.shape, i), "bias": wave(one.bias.shape, j)}
                     named |= {"u": torch.zeros(one.weight.shape[0]), "v": torch.zeros(one.weight.shape[1])}
+                    named["scale"] = torch.tensor(0.5)
+                    if one.weight.dim() == 4:
+                        named |= {"initialized": torch.tensor(1), "spatial_dims": torch.ones(2)}
                     if one.weight.dim() == 4 and one.weight.shape[-1] > 1:
                         named |= {"u": torch.zeros(one.out_shape).flatten(), "v": torch.zeros(one.in_shape).flatten()}
                     state |= {f"{key}.nnet.{2 * j + 1}.{name}": value for name, value in named.items()}
@@ -384,7 +439,7 @@ class TestSplineFlow:
             state |= {f"{place}.bias": wave((12,), i), f"{place}.lower_entries": wave((66,), i)}
             state |= {f"{place}.upper_entries": wave((66,), i + 5), f"{place}.unconstrained_upper_diag": wave((12,), i)}
             state[f"{place}.permutation._permutation"] = torch.arange(12).roll(i + 1)
-        state |= {f"{start}.3.identity_features": torch.arange(6), f"{start}.3.transform_features": torch.arange(6)}
+        state |= {f"{start}.3.identity_features": torch.arange(6, 12), f"{start}.3.transform_features": torch.arange(6)}
         net = f"{start}.3.transform_net"
         state |= {f"{net}.initial_layer.{key}": wave(value.shape, 4) for key, value in first.state_dict().items()}
         for i, one in enumerate(inner):
@@ -411,3 +466,11 @@ class TestSplineFlow:
                 wanted = official[channel * numbers + number] - (slope_1 if number >= 8 else 0.0)
                 assert float(mine.bias.detach()[number * channels + channel]) == pytest.approx(float(wanted), abs=EXACT)
         assert torch.equal(mine.weight[channels], state[f"{net}.final_layer.weight"][1])
+        halves, scale = f"{start}.3.transform_features", "_transform._transforms.0._scale"
+        for key, value, line in (
+            (halves, torch.arange(6, 12), "than the spec's"),
+            (scale, torch.tensor(0.01), "by 0.01"),
+        ):
+            torch.save({**state, key: value}, tmp_path / "other.pt")
+            with pytest.raises(CheckpointError, match=line):
+                import_weights(spec, tmp_path / "other.pt")
