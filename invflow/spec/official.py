@@ -260,10 +260,10 @@ LAYOUTS = (
 def import_weights(source: SpecSource, file: str | Path) -> Imported:
     """Builds the model of a spec and gives it the weights of an official checkpoint.
 
-    Modules of each kind are paired in the order in which they compute; each pair must have the same shapes. Every
-    key of the file is taken, compared with what the spec says, or named in the result. What follows from the weights, such as singular vectors, is
-    computed again. If official norms had not converged and exceed the spec's `bound`, the bound is raised, so that the
-    map stays the official one; the result says so, or that it cannot be.
+    Modules of each kind are paired in the order in which they compute; each pair must have the same shapes. Every key
+    of the file is taken, compared with what the spec says, or named in the result. What follows from the weights, such
+    as singular vectors, is computed again. If official norms had not converged and exceed the spec's `bound`, the bound
+    is raised, so that the map stays the official one; the result says so, or that it cannot be.
 
     The file is read as tensors: objects of other classes are replaced by empty ones, no code of theirs runs, and a file
     that holds a pickled model instead of its state_dict is refused.
