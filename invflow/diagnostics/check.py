@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def _affordable(chain: Sequential, x: State, context: Context) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # a third of a second
 
     few = in_dtype(chain, *_first(FEWEST, x, context), torch.float32)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again, of all samples
         round_trip(*few)
     operations: int = counter.get_total_flops()
     return max(FEWEST, min(batch_size(x), FEWEST * OPERATIONS // max(1, operations)))
