@@ -76,6 +76,10 @@ def _read(path: Path) -> Any:
     """What a file holds, with an empty object for each one of a class that PyTorch does not know to be harmless."""
     names: list[str] = []
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         if zipfile.is_zipfile(path):
@@ -91,13 +95,11 @@ def _read(path: Path) -> Any:
                 if unknown is None or len(names) == _MOST_CLASSES:
                     raise
                 names.append(unknown[1])
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except CheckpointError:
         raise
     except UnpicklingError:
         raise CheckpointError(
-            f"{path}: holds more than tensors, which cannot be read without running code of it: load it where you can "
+            f"{path}: no file of tensors alone, or none that is read without running code of it: load it where you can "
             "trust it, and save a dict of tensors: its 'state_dict', and an average of weights as 'ema'"
         ) from None
     except Exception as error:  # an altered file may end anywhere in the reader

@@ -42,6 +42,13 @@ class TestFiles:
             with pytest.raises(CheckpointError, match=r"a pickled model is not loaded.*save model.state_dict\(\)"):
                 import_weights(SPEC, tmp_path / name)
 
+    @pytest.mark.parametrize("kept", [10, 5000, 300_000])
+    def test_a_truncated_file(self, tmp_path, kept):
+        torch.save({"a.weight": torch.zeros(10**5)}, tmp_path / "whole.pth")
+        (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:kept])
+        with pytest.raises(CheckpointError, match=r"cut.pth: no file of tensors"):
+            import_weights(SPEC, tmp_path / "cut.pth")
+
     def test_a_compressed_file_may_be_of_any_size(self, tmp_path):
         torch.save({"a.weight": torch.zeros(10**6)}, tmp_path / "plain.pth")
         packed = zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED)
