@@ -28,6 +28,9 @@ LARGEST_JACOBIAN = 1024
 ROWS_AT_ONCE = 256
 """The largest number of rows of a Jacobian that are computed at once: each takes the memory of a sample in training."""
 
+ROWS_OF_A_GRAPH = 16
+"""The largest number of gradients of one graph."""
+
 
 def difference(a: State, b: State) -> float:
     """The largest |a - b| over all tensors of two states; NaN if they hold NaN, or infinities that do not cancel."""
@@ -78,10 +81,25 @@ def gradients(total: Tensor, variables: Sequence[Tensor]) -> list[Tensor]:
 def joint_jacobian(function: Callable[[State], State], x: State) -> Tensor:
     """The dense Jacobian of a map of a whole batch, for modes in which samples mix."""
     shape = shape_of(x)
-    rows: Tensor = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
-        lambda flat: flatten(function(unflatten(flat, shape))).flatten(), flatten(x)
-    )
-    return rows.flatten(1)
+    return slopes_of(lambda flat: flatten(function(unflatten(flat, shape))).flatten(), flatten(x)).flatten(1)
+
+
+def slopes_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradient of each of the numbers that a function returns in a vector, one after the other.
+
+    The graph is made anew for every few of them, with the same random numbers: PyTorch's checkpoint keeps in it what it
+    computes again.
+    """
+    draws, found = torch.get_rng_state(), list[Tensor]()
+    while True:
+        torch.set_rng_state(draws)
+        with torch.enable_grad():
+            variable = at.detach().clone().requires_grad_()
+            numbers = function(variable)
+        for number in numbers[len(found) : len(found) + ROWS_OF_A_GRAPH]:
+            found += gradients(number, [variable])
+        if len(found) == len(numbers):
+            return torch.stack(found) if found else at.new_zeros(0, *at.shape)
 
 
 def with_context(function: Callable[..., Any], context: Context) -> Callable[[State], Any]:

@@ -25,7 +25,8 @@ def test_a_chain_tells_the_shapes_of_its_states(case):
     chain = case.chain()
     trial = Subject(chain, case.shape, case.context_shape).trial(Setting())
     assert chain.shapes(case.shape) == [shape_of(state) for state in trial.bijection.trace(trial.x, trial.context)]
-    assert chain.input_shape(chain.output_shape(case.shape)) == case.shape
+    if chain.invertible:
+        assert chain.input_shape(chain.output_shape(case.shape)) == case.shape
 
 
 @pytest.mark.parametrize("tag", TAGS)

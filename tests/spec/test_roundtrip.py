@@ -20,7 +20,7 @@ from invflow.fields import REQUIRED
 from invflow.log_det import Estimator
 from invflow.nets import MLP
 from invflow.numerics import Numerics
-from invflow.registry import REGISTRIES, bijections, nets
+from invflow.registry import REGISTRIES, bijections, nets, parts
 from invflow.spec.nodes import _UNDECISIVE
 from invflow.spec.training import Training
 from invflow.state import leaves, make_state
@@ -87,14 +87,15 @@ def test_the_hash_ignores_how_the_document_is_written(case, times, rng):
     assert hash_of(json.loads(text)) == expected
 
 
-def with_defaults(value):
+def with_defaults(value, registries=(bijections, nets)):
     """The document with every default of a plain field written out."""
     if isinstance(value, list):
-        return [with_defaults(item) for item in value]
+        return [with_defaults(item, registries) for item in value]
     if not isinstance(value, dict):
         return value
-    written = {key: with_defaults(item) for key, item in value.items()}
-    for registry in (bijections, nets):
+    # A part may have the name of a net: what a tag stands for depends on where it is.
+    written = {key: with_defaults(item, (parts,) if key == "parts" else registries) for key, item in value.items()}
+    for registry in registries:
         if written.get("type") in registry.registered():
             fields = registry.fields(registry.find(written["type"])).fields
             defaults = {n: f.default for n, f in fields.items() if f.kind == "value" and not f.required}

@@ -13,8 +13,7 @@ from torch import Tensor
 from ...bijection import Bijection
 from ...context import each_entry
 from ...diagnostics.rounding import condition_number, in_double, trace
-from ...measures import derivatives, difference, jacobian, joint_jacobian, magnitude, with_context
-from ...measures import gradients as slopes
+from ...measures import derivatives, difference, jacobian, joint_jacobian, magnitude, slopes_of, with_context
 from ...state import (
     Shape,
     State,
@@ -268,13 +267,16 @@ def log_det_everywhere(trial: Trial) -> float:
     step = batch_size(trial.x) // count | 1  # odd: it leaves out no sort of sample
     context = each_entry(lambda entry: entry[::step], trial.context)
     trial = dataclasses.replace(trial, x=map_state(lambda leaf: leaf[::step], trial.x), context=context)
-    flat = flatten(trial.x).clone().requires_grad_()
-    y, forward = trial.bijection.forward_and_log_det(unflatten(flat, trial.shape), context)
-    rows = [slopes(column.sum(), [flat])[0] for column in flatten(y).unbind(1)]  # samples do not mix in eval mode
-    expected = torch.linalg.slogdet(torch.stack(rows, 1)).logabsdet
-    _, backward = trial.bijection.inverse_and_log_det(map_state(torch.Tensor.detach, y), context)
+    # Samples do not mix in eval mode. Log-determinants take more than states, and would take gigabytes with a graph.
+    flat, call = flatten(trial.x), with_context(trial.bijection, context)
+    sums = slopes_of(lambda at: flatten(call(unflatten(at, trial.shape))).sum(0), flat)
+    expected = torch.linalg.slogdet(sums.movedim(0, 1)).logabsdet
+    with torch.no_grad():
+        _, forward = trial.bijection.forward_and_log_det(trial.x, context)
+        y = trial.bijection(trial.x, context)
+        _, backward = trial.bijection.inverse_and_log_det(y, context)
     found = 0.0
-    both = (forward.detach(),) if trial.bijection.may_be_flat else (forward.detach(), -backward.detach())
+    both = (forward,) if trial.bijection.may_be_flat else (forward, -backward)
     for log_det in both:  # a flat map returns another x, whose log-determinant is another
         for i in _worst(_apart(trial, log_det, expected)):
             one = _at_sample(trial, i)
