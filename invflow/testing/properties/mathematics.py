@@ -263,7 +263,7 @@ def inverse_log_det(trial: Trial) -> float:
 )
 def log_det_everywhere(trial: Trial) -> float:
     """Log-determinants of both directions are those of the dense Jacobian for inputs without a gap."""
-    count = max(32, _JACOBIAN_NUMBERS // max(1, flat_size(trial.shape)) ** 2)
+    count = max(16, _JACOBIAN_NUMBERS // max(1, flat_size(trial.shape)) ** 2)
     step = batch_size(trial.x) // count | 1  # odd: it leaves out no sort of sample
     context = each_entry(lambda entry: entry[::step], trial.context)
     trial = dataclasses.replace(trial, x=map_state(lambda leaf: leaf[::step], trial.x), context=context)
