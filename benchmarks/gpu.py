@@ -233,7 +233,10 @@ def training(report: Report) -> None:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             run = runs.train(
-                invflow.load_spec(SPECS / f"{name}.json"), Path(folder) / "run", device=DEVICE, progress=False
+                invflow.load_spec(SPECS / f"{name}.json"),
+                Path(folder) / "run",
+                overrides={"accelerator": DEVICE},
+                progress=False,
             )
             seconds = time.perf_counter() - started
             values = run.metrics[-1]

@@ -102,7 +102,7 @@ def ratios(spec: Spec) -> list[float]:
     turns = Turns(spec)
     begin = patch.object(ModelTraining, "on_train_epoch_start", lambda training: turns(training))  # noqa: PLW0108  (a method must be a function)
     with tempfile.TemporaryDirectory() as folder, begin:
-        runs.train(spec, Path(folder) / "run", device="cpu", progress=False)
+        runs.train(spec, Path(folder) / "run", overrides={"accelerator": "cpu"}, progress=False)
     return turns.ratios
 
 

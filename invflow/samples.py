@@ -105,6 +105,11 @@ def one_hot(batch: Batch, classes: int, entry: str = "") -> Batch:
     return batch._replace(context=named({**others, entry: found}))
 
 
+def of_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The same samples with values and contexts of a dtype."""
+    return batch._replace(values=batch.values.to(dtype), context=each_entry(lambda one: one.to(dtype), batch.context))
+
+
 class Samples(Dataset[Batch], ABC):
     """Samples that are taken by their positions, a batch at a time.
 
@@ -146,6 +151,10 @@ class Samples(Dataset[Batch], ABC):
     def own_batches(self) -> Iterable[Batch] | None:
         """All samples in batches and an order of their own; None if they are taken by their positions."""
         return None
+
+    def of_dtype(self, dtype: torch.dtype) -> Samples:
+        """The same samples, with values and contexts of a dtype."""
+        return _OfDtype(self, dtype)
 
     def with_labels_as_context(self, classes: int, entry: str = "") -> Samples:
         """The same samples, with their classes as context, or as an entry of it."""
@@ -240,6 +249,17 @@ class Changed(Samples):
         return self._samples.order(generator)
 
 
+class _OfDtype(Changed):
+    """Samples whose numbers, classes left out, are of another dtype."""
+
+    def __init__(self, samples: Samples, dtype: torch.dtype) -> None:
+        super().__init__(samples)
+        self._dtype = dtype
+
+    def change(self, batch: Batch) -> Batch:
+        return of_dtype(batch, self._dtype)
+
+
 class _LabelsAsContext(Changed):
     """Samples whose context, or an entry of it, is their class, ``(batch, classes)``, with a one at its place."""
 
@@ -313,6 +333,12 @@ class DataSet:
             raise DataError(f'{self.name} has no labels to be the context, as "context": "labels" asks')
 
         return self.changed(lambda samples: samples.with_labels_as_context(self.classes, entry))
+
+    def of_dtype(self, dtype: torch.dtype | None) -> DataSet:
+        """The same samples with values and contexts of a dtype; None for any."""
+        if dtype is None or dtype == self._one.values.dtype:
+            return self
+        return self.changed(lambda samples: samples.of_dtype(dtype))
 
     def changed(self, change: Callable[[Samples], Samples]) -> DataSet:
         """The same data set with each of its parts changed."""

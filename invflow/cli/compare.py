@@ -42,9 +42,16 @@ def compare(
 
     loaded = [(str(path), load_spec(path)) for path in specs]
     folder = to or new_folder("compare")
-    overrides = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "train_size": train_size}
+    overrides = {
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "train_size": train_size,
+        "accelerator": device,
+    }
     with stdout_for_the_answer(as_json):
-        options: dict[str, Any] = {"data_root": data_root, "download": download, "device": device}
+        options: dict[str, Any] = {"data_root": data_root, "download": download}
         found = run_all(loaded, seeds, folder, overrides=overrides, announce=err.print, **options)
     plot, score, rows = folder / "comparison.png", found.score, found.rows
     bars = [{"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)} for row in rows]

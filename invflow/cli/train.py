@@ -18,7 +18,6 @@ from .options import (
     BatchSize,
     DataName,
     DataRoot,
-    Device,
     Download,
     Epochs,
     LearningRate,
@@ -44,7 +43,22 @@ def train(
         str | None, typer.Option(metavar="STEPS|MINUTESm", help="Save that often, ends of epochs too; default: 5m.")
     ] = None,
     data: DataName = None,
-    device: Device = "auto",
+    device: Annotated[
+        str | None, typer.Option("--device", "--accelerator", help="Where to train: auto, cpu, cuda, cuda:1 or mps.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(help="Processes on each machine, each with its own device.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines, each of which starts this command.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="ddp shares the work, fsdp the weights too.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32, 64 or bf16-mixed.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Take each batch in so many parts.")] = None,
+    clip_gradient: Annotated[float | None, typer.Option(help="Override the largest norm of the gradients.")] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(metavar="PATIENCE", help="End after so many evaluations without improvement.")
+    ] = None,
+    find_lr: Annotated[bool, typer.Option("--find-lr", help="Find the learning rate by a short trial.")] = False,
+    compile_it: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Use deterministic algorithms alone.")] = False,
+    profile: Annotated[str | None, typer.Option(help="Measure the time: simple, advanced or pytorch.")] = None,
     data_root: DataRoot = None,
     download: Download = False,
     as_json: AsJson = False,
@@ -58,6 +72,7 @@ def train(
     from ..spec.record import RUN_FILE
     from ..training import run as runs
     from ..training.illustrate import illustrate
+    from ..training.processes import leads, one_tells
     from ..training.run_folder import folder_name, new_folder
 
     overrides = {
@@ -68,26 +83,37 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "train_size": train_size,
+        "precision": int(precision) if precision is not None and precision.isdecimal() else precision,
+        "accumulate": accumulate,
+        "clip_gradient": clip_gradient,
+        "early_stopping": None if early_stopping is None else {"patience": early_stopping},
+        "find_lr": find_lr or None,
+        "compile": compile_it or None,
+        "deterministic": deterministic or None,
+        "profile": profile,
     }
+    hardware = {"accelerator": device, "devices": devices, "nodes": nodes, "strategy": strategy}
     if (spec is None) == (resume is None):
         raise InvflowError("train expects a SPEC, or --resume RUN, and not both")
     if resume is not None and (to is not None or any(value is not None for value in overrides.values())):
         raise InvflowError("--resume keeps the options that the run was started with: no --out, --seed, --epochs, ...")
     folder = resume
-    options: dict[str, Any] = {"data_root": data_root, "download": download, "device": device}
+    options: dict[str, Any] = {"data_root": data_root, "download": download}
     if save_every is not None:
         options["save_every"] = save_every
-    with stdout_for_the_answer(as_json), _sigterm_raises():
+    with stdout_for_the_answer(as_json), _sigterm_raises(), one_tells():
         try:
             if resume is not None:
-                run = runs.resume(resume, **options)
+                run = runs.resume(resume, hardware=hardware, **options)
             elif spec is not None:
                 document = load_spec(spec)
                 folder = to or new_folder(folder_name(document))
-                run = runs.train(document, folder, overrides=overrides, **options)
-            found, pictures = illustrate(run, data_root, device)
+                run = runs.train(document, folder, overrides=overrides | hardware, **options)
+            if not leads():
+                return
+            found, pictures = illustrate(run, data_root, device or "auto")
         except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, SIGTERM, a full disk
-            if folder is not None and (folder / RUN_FILE).is_file():
+            if folder is not None and (folder / RUN_FILE).is_file() and leads():
                 more = [("--plugin", path) for path in plugin or ()]
                 more += [("--data-root", data_root)] if data_root is not None else []
                 again = ["invflow", "train", "--resume", folder, *(word for option in more for word in option)]

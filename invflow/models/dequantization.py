@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..bijection import Bijection
 from ..bijections.intervals import Sigmoid
+from ..draws import drawn
 from ..errors import InvflowError
 from .priors import normal_log_prob
 
@@ -34,7 +35,7 @@ def dequantize(pixels: Tensor, levels: int, generator: torch.Generator | None = 
         [0.0, 1.0, 3.0]
     """
     # u is a multiple of 2^-24, so (k + u) / levels may round up to the next cell, at most to 1. That is harmless.
-    noise = torch.rand(pixels.shape, dtype=pixels.dtype, device=pixels.device, generator=generator)
+    noise = drawn(torch.rand, tuple(pixels.shape), dtype=pixels.dtype, device=pixels.device, generator=generator)
     return (torch.round(pixels * levels) + noise) / levels
 
 
@@ -73,7 +74,7 @@ class Dequantizer(nn.Module):
     def forward(self, pixels: Tensor, levels: int) -> tuple[Tensor, Tensor]:
         """``((k + u) / levels, log q(u | k))``, the second in nats, ``(batch,)``."""
         whole = torch.round(pixels * levels)
-        noise = torch.randn_like(pixels)
+        noise = drawn(torch.randn, tuple(pixels.shape), dtype=pixels.dtype, device=pixels.device)
         v, log_det = self.bijection.forward_and_log_det(noise, whole / levels)
         u, of_sigmoid = Sigmoid().forward_and_log_det(v)
         zero = noise.new_zeros(())

@@ -209,6 +209,30 @@ class Average(Options):
     decay: Fraction = Field(default=0.999, gt=0, lt=1, description="the share of the average that a step keeps")
 
 
+class EarlyStopping(Options):
+    """The training ends when the score of the validation samples improves no longer.
+
+    Without a validation part, the training loss is watched; the test samples never are.
+    """
+
+    patience: NonNegativeInt = Field(default=10, description="evaluations in a row that may pass without improvement")
+    threshold: NonNegativeFloat = Field(default=0.0, description="the least improvement that counts")
+
+
+class Hardware(Options):
+    """Where a model is trained: a run that was interrupted may go on elsewhere."""
+
+    accelerator: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps"
+    )
+    devices: PositiveInt = Field(default=1, description="processes on each machine, each with a device of its own")
+    nodes: PositiveInt = Field(default=1, description="machines, whose launcher starts the processes")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="what several processes share: ddp, the work; fsdp, the weights too, sharded layer by layer",
+    )
+
+
 Optimizer: TypeAlias = Annotated[SGD | Adam | AdamW | Adamax | RMSprop, Field(discriminator="type")]
 Schedule: TypeAlias = Annotated[OneCycle | Cosine | MultiStep | Plateau, Field(discriminator="type")]
 
@@ -221,7 +245,7 @@ class Training(Options):
     """How a model is trained."""
 
     data: Data = Field(default=Data(), description="the data set")
-    batch_size: PositiveInt = Field(default=64, description="samples per step")
+    batch_size: PositiveInt = Field(default=64, description="samples per step, of all devices together")
     steps: PositiveInt | None = Field(default=None, description="steps of the optimiser, in place of epochs")
     epochs: PositiveInt | None = Field(
         default_factory=lambda known: EPOCHS if known.get("steps") is None else None,
@@ -245,6 +269,25 @@ class Training(Options):
     midpoints: Midpoints | None = Field(
         default=None, description="draw points half-way between two classes towards their images; null: do not"
     )
+    accumulate: PositiveInt = Field(
+        default=1, description="parts in which a batch is taken, one after another, to make one step with less memory"
+    )
+    precision: Literal[32, 64, "bf16-mixed"] | None = Field(
+        default=None,
+        description="of weights and computation, or of products alone (bf16-mixed); null: that of the weights",
+    )
+    compile: bool = Field(default=False, description="compile the model: slow to begin, then faster")
+    deterministic: bool = Field(
+        default=False, description="use deterministic algorithms alone, also on CUDA, where they are slower"
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="end when the score no longer improves; null: after all epochs or steps"
+    )
+    find_lr: bool = Field(default=False, description="choose the learning rate by a short trial before the training")
+    profile: Literal["simple", "advanced", "pytorch"] | None = Field(
+        default=None, description="measure where the time goes, and write it to the run's logs; null: do not"
+    )
+    hardware: Hardware = Field(default=Hardware(), description="where the model is trained")
     label_smoothing: Fraction = Field(default=0.0, lt=1, description="probability spread over the other classes")
     evaluate_every: PositiveInt = Field(default=1, description="epochs between two evaluations on the test samples")
     draw_every: PositiveInt | None = Field(

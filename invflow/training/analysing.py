@@ -24,7 +24,7 @@ from ..measures import LARGEST_JACOBIAN
 from ..models import Classifier
 from ..samples import Batch, DataSet, InMemory, Samples, Subset
 from ..sequential import Sequential
-from .data import test_loader
+from .data import ordered_loader
 from .tasks import Task, evaluating
 
 DEPTHS = 12
@@ -131,7 +131,7 @@ def _drawn(samples: Samples, count: int, seed: int) -> Samples:
 def _for_chain(task: Task[Any], samples: Samples, device: torch.device) -> list[Batch]:
     """Batches as the chain takes them, on a device."""
     found = []
-    for batch in test_loader(samples):
+    for batch, *_ in ordered_loader(samples):
         there = batch._replace(values=task.centered(batch.values)).to(device)
         found.append(there._replace(context=task.model.for_layers(there.context)))
     return found

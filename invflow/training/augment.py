@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
+from ..draws import drawn
 from ..spec.training import Augmentation, Elastic, RandomAffine, Stroke
 
 _STROKE_BLUR = 0.85  # pixels: the weights of three pixels are about 1/4, 1/2, 1/4
@@ -35,7 +36,7 @@ class Augment(nn.Module):
         grid = nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
         if self.options.elastic is not None:
             grid = grid + _displacements(self.options.elastic, count, height, width)
-        changed = nn.functional.grid_sample(images, grid.to(images.device), align_corners=False)
+        changed = nn.functional.grid_sample(images, grid.to(images), align_corners=False)
         return changed if self.options.stroke is None else _restroked(changed, self.options.stroke)
 
 
@@ -43,7 +44,7 @@ def _affine_maps(options: RandomAffine, count: int) -> Tensor:
     """Maps of the square [-1, 1]^2 from pixels to the places that they are sampled from, ``(count, 2, 3)``."""
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count) * (high - low) + low
+        return drawn(torch.rand, (count,)) * (high - low) + low
 
     angle = uniform(-options.degrees, options.degrees) * (math.pi / 180)
     slant = torch.tan(uniform(-options.shear, options.shear) * (math.pi / 180))
@@ -62,15 +63,15 @@ def _matrices(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 def _restroked(images: Tensor, options: Stroke) -> Tensor:
     """``clamp((blur(x) - grey) * contrast + 1/2, 0, 1)`` for some of the images: a darker grey thickens the strokes."""
     one_each = (len(images), 1, 1, 1)
-    grey = 0.5 + options.shift * (2 * torch.rand(one_each).to(images.device) - 1)
+    grey = 0.5 + options.shift * (2 * drawn(torch.rand, one_each).to(images.device) - 1)
     blurred = functional.gaussian_blur(images, [3, 3], [_STROKE_BLUR, _STROKE_BLUR])
     restroked = ((blurred - grey) * options.contrast + 0.5).clamp(0, 1)
-    return torch.where(torch.rand(one_each).to(images.device) < options.probability, restroked, images)
+    return torch.where(drawn(torch.rand, one_each).to(images.device) < options.probability, restroked, images)
 
 
 def _displacements(options: Elastic, count: int, height: int, width: int) -> Tensor:
     """The displacement of each pixel on [-1, 1]^2: smoothed uniform noise, ``(count, height, width, 2)``."""
-    noise = torch.rand(count, 2, height, width) * 2 - 1
+    noise = drawn(torch.rand, (count, 2, height, width)) * 2 - 1
     reach = min(math.ceil(4 * options.sigma), height - 1, width - 1)  # the reflected border must fit into the image
     length = 2 * reach + 1
     # First the rows, then the columns: the Gaussian is separable, and 2 x 41 weights are fewer than 41 x 41.

@@ -82,7 +82,7 @@ def compare(
         folder: the run folders are ``folder/<spec's name>-<position>/seed-<seed>``.
         overrides: as in `train`.
         announce: called with a line before and after each training.
-        **options: as in `train`: data_root, download, device, progress.
+        **options: as in `train`: data_root, download, progress.
 
     Raises:
         InvflowError: the specs do not have the same main score, some are classifiers and some flows, or they are not
@@ -120,7 +120,7 @@ def compare(
                 row.scores.setdefault(f"test_{score.name}", []).append(math.nan)
                 row.diverged += 1
                 continue
-            result = task_of_run(run, data_root, options.get("device", "auto")).evaluate()
+            result = task_of_run(run, data_root, run.training.hardware.accelerator).evaluate()
             run.update(**result.scores)
             for key, value in result.scores.items():
                 row.scores.setdefault(key, []).append(value)

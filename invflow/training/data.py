@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from ..registry import UnknownTag, data
-from ..samples import Batch, DataSet, Samples
+from ..samples import Batch, DataSet, Samples, as_batch
 from ..source import Request
 from ..spec.training import Data
 
@@ -50,21 +50,89 @@ def load_data(
     return found
 
 
+class Share(NamedTuple):
+    """What one process takes of a batch at once.
+
+    Attributes:
+        batch: its samples; of a batch with too few for every share the first one, in place of none.
+        number: how many of them count.
+        start: the place of the first in the whole batch.
+        of: the number of samples in the whole batch.
+        place: its number among the shares of the batch.
+    """
+
+    batch: Batch
+    number: int
+    start: int
+    of: int
+    place: int
+
+    @classmethod
+    def whole(cls, batch: Batch) -> Share:
+        """All of a batch."""
+        return cls(batch, len(batch.values), 0, len(batch.values), 0)
+
+    @property
+    def of_several(self) -> bool:
+        """Whether it is not the whole batch."""
+        return self.number < self.of
+
+
+class Sharing(NamedTuple):
+    """How batches are shared: each is cut into ``processes * parts``, of which every process takes ``parts`` in turn.
+
+    Attributes:
+        rank: the number of this process.
+        processes: how many there are.
+        parts: into which each process's share is cut.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    parts: int = 1
+
+    def rows(self, count: int) -> list[tuple[int, int, int]]:
+        """The shares that this process takes of a batch of so many samples: index, start and number of each.
+
+        Examples:
+            >>> Sharing(rank=1, processes=2, parts=2).rows(7)
+            [(1, 2, 2), (3, 6, 1)]
+        """
+        every = self.processes * self.parts
+        bounds = [count * index // every for index in range(every + 1)]
+        ceiling = [count - bound for bound in reversed(bounds)]  # the larger ones first
+        mine = range(self.rank, every, self.processes)
+        return [(index, ceiling[index], ceiling[index + 1] - ceiling[index]) for index in mine]
+
+
+ALONE = Sharing()
+
+
 def seed_at(seed: int, position: int) -> int:
     """A separate seed for each epoch or step of a training with this seed."""
     return (seed * 1_000_003 + position) % 2**63
 
 
-def train_loader(samples: Samples, batch_size: int, seed: int, skip: int = 0) -> Iterable[Batch]:
-    """Batches of training samples, in an order that depends on the seed only, without the first ``skip`` of them."""
+def train_loader(
+    samples: Samples, batch_size: int, seed: int, skip: int = 0, sharing: Sharing = ALONE
+) -> Iterable[Share]:
+    """The shares of batches of training samples, in an order that depends on the seed only.
+
+    Args:
+        samples: the samples.
+        batch_size: the number of samples in a batch.
+        seed: of the order.
+        skip: the number of batches to leave out at the beginning.
+        sharing: how they are shared.
+    """
     own = samples.own_batches()
     if own is not None:
-        return _Seeded(own, seed, skip)
+        return _OfWhole(_Seeded(own, seed, skip), sharing)
     order = samples.order(torch.Generator().manual_seed(seed))
     batches = torch.split(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm has no statistics of one sample
         batches = (*batches[:-2], torch.cat(batches[-2:]))
-    return _loader(samples, batches[skip:])
+    return _loader(samples, batches[skip:], sharing)
 
 
 def batches_of(samples: Samples, batch_size: int) -> int | None:
@@ -75,24 +143,60 @@ def batches_of(samples: Samples, batch_size: int) -> int | None:
         return None
 
 
-def test_loader(samples: Samples) -> Iterable[Batch]:
-    """Batches of test samples, in their own order; large ones come in smaller batches."""
+def ordered_loader(samples: Samples, sharing: Sharing = ALONE) -> Iterable[Share]:
+    """The shares of batches of test samples, in their own order; large ones come in smaller batches."""
     own = samples.own_batches()
     if own is not None:
-        return own
+        return _OfWhole(own, sharing)
     fitting = MOST_NUMBERS // samples.first(1).values.numel()
-    return _loader(samples, torch.split(torch.arange(len(samples)), max(1, min(TEST_BATCH, fitting))))
+    return _loader(samples, torch.split(torch.arange(len(samples)), max(1, min(TEST_BATCH, fitting))), sharing)
 
 
-def _loader(samples: Samples, batches: tuple[Tensor, ...]) -> Iterable[Batch]:
-    workers = min(_MOST_WORKERS, _cpus(), len(batches)) if samples.slow else 0
-    return _Loader(samples, batches, workers) if workers > 1 else _Batches(samples, batches)
+def _loader(samples: Samples, batches: Sequence[Tensor], sharing: Sharing) -> Iterable[Share]:
+    shares = [(batch, share) for batch in batches for share in sharing.rows(len(batch))]
+    positions = [batch[start : start + number] if number else batch[:1] for batch, (_, start, number) in shares]
+    workers = min(_MOST_WORKERS, _cpus(), len(positions)) if samples.slow else 0
+    taken = _Loader(samples, positions, workers) if workers > 1 else _Batches(samples, positions)
+    return _Shares(taken, [(number, start, len(batch), index) for batch, (index, start, number) in shares])
+
+
+class _Shares:
+    """Batches with what they are of whole ones."""
+
+    def __init__(self, batches: _Batches | _Loader, places: list[tuple[int, int, int, int]]) -> None:
+        self._batches = batches
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Share]:
+        for batch, (number, start, of, index) in zip(self._batches, self._places, strict=True):
+            yield Share(batch, number, start if number else 0, of, index)
+
+
+class _OfWhole:
+    """The shares of batches that every process loads whole, because nobody knows what is in them."""
+
+    def __init__(self, batches: Iterable[Batch], sharing: Sharing) -> None:
+        self._batches = batches
+        self._sharing = sharing
+
+    def __len__(self) -> int:
+        return len(self._batches) * self._sharing.parts  # type: ignore[arg-type]  # TypeError: nobody knows
+
+    def __iter__(self) -> Iterator[Share]:
+        for batch in map(as_batch, self._batches):
+            of = len(batch.values)
+            for index, start, number in self._sharing.rows(of):
+                at, rows = (start, number) if number else (0, 1)
+                yield Share(batch.rows(slice(at, at + rows)), number, at, of, index)
 
 
 class _Batches:
     """Batches of samples, by their positions. PyTorch's loader takes 0.1 ms longer for each."""
 
-    def __init__(self, samples: Samples, batches: tuple[Tensor, ...]) -> None:
+    def __init__(self, samples: Samples, batches: Sequence[Tensor]) -> None:
         self._samples = samples
         self._batches = batches
 
@@ -139,7 +243,7 @@ class _Loader(DataLoader[Batch]):
         DataError: on iteration, a file cannot be read.
     """
 
-    def __init__(self, samples: Samples, batches: tuple[Tensor, ...], workers: int) -> None:
+    def __init__(self, samples: Samples, batches: Sequence[Tensor], workers: int) -> None:
         super().__init__(
             _Told(samples),
             sampler=batches,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .._torch import unwrapped
 from ..context import Context, each_entry, entries
 from ..errors import DataError
 from ..models import Flow, bits_per_dimension, dequantize
@@ -102,9 +103,10 @@ class Density(Task[Flow]):
             return
         if discrete:
             high -= 1 / levels  # the last pixel, which is not dequantised
-        some = torch.tensor([0.0, 1 / levels, high])
+        first = self.data.train.first(1)
+        some = torch.tensor([0.0, 1 / levels, high], dtype=first.values.dtype)
         constant = some.view(-1, *[1] * len(self.data.shape)).expand(-1, *self.data.shape)
-        if (self.log_prob(constant, self.data.train.first(1).context) == -math.inf).any():
+        if (self.log_prob(constant, first.context) == -math.inf).any():
             if discrete:
                 why = f"{self.data.name} has pixels from 0 to {high} in steps of 1/{levels}, and the prior gives them 0"
                 raise spec.error(("prior",), f"{why}; fit its levels and its bounds")
@@ -126,7 +128,8 @@ class Density(Task[Flow]):
         return (inputs * levels).floor() / levels
 
     def of_inputs(self, model: nn.Module, batch: Batch) -> Any:
-        dequantizer = model.dequantizer if isinstance(model, Flow) else None
+        flow = unwrapped(model)  # compiled, it has no attributes
+        dequantizer = flow.dequantizer if isinstance(flow, Flow) else None
         if dequantizer is None:
             return super().of_inputs(model, batch)
         if self.data.levels is None:

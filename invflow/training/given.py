@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from ..context import each_entry, entries
 from ..errors import DataError
-from ..samples import BYTES, Batch, DataSet, InMemory, Samples, as_batch, joined, one_hot
+from ..samples import BYTES, Batch, DataSet, InMemory, Samples, as_batch, joined, of_dtype, one_hot
 from ..source import Request, Source
 
 Given: TypeAlias = Any
@@ -69,6 +69,9 @@ class OfLoader(Samples):
         if not found:
             raise DataError("expected a DataLoader with at least one batch, got one without")
         return joined(found).rows(slice(count))
+
+    def of_dtype(self, dtype: torch.dtype) -> Samples:
+        return OfLoader(self._loader, *self._changes, partial(of_dtype, dtype=dtype))
 
     def with_labels_as_context(self, classes: int, entry: str = "") -> Samples:
         return OfLoader(self._loader, *self._changes, partial(one_hot, classes=classes, entry=entry))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,15 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..draws import rows_of
 from ..errors import DivergedError, InvflowError
 from ..samples import Batch, as_batch
 from ..spec.training import Cosine, MultiStep, OneCycle, Optimizer, Plateau, Training
 from .augment import Augment
-from .data import batches_of, seed_at, train_loader
+from .data import Share, Sharing, batches_of, seed_at, train_loader
 from .divergence import broken_weight, culprit
 from .midpoints import MidpointLoss
+from .processes import shard
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -49,7 +53,7 @@ class Averages:
         >>> averages = Averages()
         >>> averages.add({"loss": torch.tensor(1.0)}, 3)
         >>> averages.add({"loss": torch.tensor(5.0)}, 1)
-        >>> averages.take()
+        >>> averages.means()
         {'loss': 2.0}
     """
 
@@ -60,13 +64,18 @@ class Averages:
         """Add the mean values of a batch."""
         self.samples += samples
         for name, mean in means.items():
-            self.sums[name] = self.sums.get(name, 0.0) + samples * mean.item()
+            self.sums[name] = self.sums.get(name, 0.0) + (samples * mean.item() if samples else 0.0)
 
-    def take(self) -> dict[str, float]:
-        """Return the averages and begin again."""
-        found = {name: total / self.samples for name, total in self.sums.items()}
-        self.samples, self.sums = 0, {}
-        return found
+    def of_all(self, reduce: Callable[[Tensor], Tensor]) -> Averages:
+        """The averages over the samples of all processes, given the sum of a tensor over them."""
+        names = sorted(self.sums)
+        mine = torch.tensor([float(self.samples), *(self.sums[name] for name in names)], dtype=torch.float64)
+        samples, *sums = reduce(mine).tolist()
+        return Averages(int(samples), dict(zip(names, sums, strict=True)))
+
+    def means(self) -> dict[str, float]:
+        """The averages."""
+        return {name: total / self.samples for name, total in self.sums.items()}
 
 
 class ModelTraining(lightning.LightningModule):
@@ -80,8 +89,11 @@ class ModelTraining(lightning.LightningModule):
 
     Attributes:
         batches_done: the number of batches of this epoch that were trained on.
+        sharing: how processes, and the parts of a step, share batches.
         values: the averages of this epoch, by their names in logs.
         in_run: whether a run logs them, which takes less time than Lightning's `log`.
+        shards: whether each of several processes has only a part of the weights.
+        on_trial: whether a learning rate is being found, so that a loss that is not finite ends nothing.
     """
 
     def __init__(self, task: Task[Any], options: Training) -> None:
@@ -90,9 +102,12 @@ class ModelTraining(lightning.LightningModule):
         self.model = task.model
         self.options = options
         self.augment = Augment(options.data.augmentation) if options.data.augmentation else nn.Identity()
-        self.batches_done = 0
+        self.batches_done = self._parts_done = 0
+        self.sharing = Sharing(parts=options.accumulate)
         self.values: dict[str, float] = {}
         self.in_run = False
+        self.shards = self.on_trial = False
+        self.__dict__["_compiled"] = None  # no module of its own: weights keep their names
         self.midpoints: MidpointLoss | None = None
         self._midpoints_begin = 0.0
         if options.midpoints is not None:
@@ -101,6 +116,7 @@ class ModelTraining(lightning.LightningModule):
         if options.average is not None:
             average: Any = get_ema_multi_avg_fn
             self.averaged = AveragedModel(task.model, multi_avg_fn=average(options.average.decay))
+            self.averaged.requires_grad_(False)  # or several processes would wait for its gradients
         self._averages = {"train": Averages(), task.data.judge[0]: Averages()}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -115,9 +131,18 @@ class ModelTraining(lightning.LightningModule):
         """The model that is evaluated and saved: the one that is trained, or its moving average."""
         return self.model if self.averaged is None else self.averaged.module
 
-    def model_in(self, stage: str) -> nn.Module:
+    @property
+    def between_steps(self) -> bool:
+        """Whether no part of a step is done alone."""
+        return self._parts_done == 0
+
+    def model_in(self, stage: str) -> Any:
         """The model that is measured in a stage, "train" or another."""
-        return self.model if stage == "train" else self.result
+        if stage != "train":
+            return self.result
+        if self.options.compile and self._compiled is None:
+            self.__dict__["_compiled"] = torch.compile(self.model)
+        return self._compiled or self.model
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -144,6 +169,15 @@ class ModelTraining(lightning.LightningModule):
             batch: samples of the data set; augmented in training.
         """
 
+    def configure_model(self) -> None:
+        """Shard the weights, if several processes share them; the task's model stays whole, for the end of a run."""
+        if self.shards and self.model is self.task.model:
+            self.model = copy.deepcopy(self.model)
+            assert self.device_mesh is not None  # a strategy that shards has made it
+            mesh = self.device_mesh["data_parallel"]
+            for model in (self.model, *([] if self.averaged is None else [self.averaged.module])):
+                shard(model, mesh)
+
     # The seed and the epoch or step determine the order of the samples and every random number: augmentation, noise,
     # dropout, probes of log-determinants. A resumed training therefore repeats what an uninterrupted one would do. (The
     # trainer requests a new loader every epoch.)
@@ -151,25 +185,26 @@ class ModelTraining(lightning.LightningModule):
     def begin_in_epoch(self, batches_done: int, averages: Mapping[str, Any]) -> None:
         """Begin after some batches of an epoch, with what `averages_so_far` returned there."""
         self.batches_done = batches_done
-        self._averages["train"] = Averages(**averages)
+        if self.sharing.rank == 0:  # they are of all processes
+            self._averages["train"] = Averages(**averages)
 
     def averages_so_far(self) -> dict[str, Any]:
-        """The averages over the training samples of this epoch so far, as plain data."""
-        return asdict(self._averages["train"])
+        """The averages over the training samples of this epoch so far, of all processes, as plain data."""
+        return asdict(self._of_all(self._averages["train"]))
 
-    def train_dataloader(self) -> Iterable[Batch]:
+    def train_dataloader(self) -> Iterable[Share]:
         seed = seed_at(self.options.seed, self.current_epoch)
-        return train_loader(self.task.data.train, self.options.batch_size, seed, self.batches_done)
+        return train_loader(self.task.data.train, self.options.batch_size, seed, self.batches_done, self.sharing)
 
-    def on_before_batch_transfer(self, batch: Any, _: int) -> Batch:
-        return as_batch(batch)
+    def on_before_batch_transfer(self, batch: Any, _: int) -> Share:
+        return batch if isinstance(batch, Share) else Share.whole(as_batch(batch))
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
-        return batch.to(device)
+    def transfer_batch_to_device(self, share: Share, device: torch.device, _: int) -> Share:
+        return share._replace(batch=share.batch.to(device))
 
-    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+    def on_train_batch_start(self, share: Share, index: int) -> None:
         if index == 0 and self.global_step == 0 and self.task.awaits_data:  # under a trainer that is not a run's
-            self.task.initialize(batch)
+            self.task.initialize(share.batch)
 
     def on_train_start(self) -> None:
         if self.options.midpoints is not None:  # from the first step on, if nobody knows how many there will be
@@ -178,17 +213,38 @@ class ModelTraining(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.values = {}
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        augmented = self._augmented(batch)
-        loss = self._measure("train", augmented)
-        if self.midpoints is not None and self.global_step >= self._midpoints_begin:
-            loss = loss + self.midpoints(augmented)
-        if not math.isfinite(self._averages["train"].sums["loss"]):
-            again = self._augmented(batch)  # and then the model's own noise
-            found = culprit(self.task.model, self.task.inputs(again.values), again.context)
-            self.refuse(f"the loss is {loss.item()}, and the first output that is not finite is that of {found}")
-        self.batches_done += 1
-        return loss
+    def training_step(self, share: Share, _: int) -> Tensor:
+        with self._draws(share):
+            augmented = share.batch._replace(values=self.augment(share.batch.values))
+            loss = self._measure("train", augmented, share.number)
+            if self.midpoints is not None and self.global_step >= self._midpoints_begin:
+                loss = loss + self.midpoints(augmented)
+        self._require_finite_loss(share, loss)
+        self._parts_done = (self._parts_done + 1) % self.sharing.parts
+        if self.between_steps:
+            self.batches_done += 1
+        if not share.of_several:
+            return loss
+        # The mean over the processes and the parts of a step is the mean over the samples of the whole batch.
+        return loss * (share.number * self.sharing.processes * self.sharing.parts / share.of)
+
+    def _require_finite_loss(self, share: Share, loss: Tensor) -> None:
+        """Raise DivergedError in every process if the loss of one is not finite."""
+        if self.on_trial:
+            return
+        finite = math.isfinite(loss.item() if share.of_several else self._averages["train"].sums["loss"])
+        if self.in_run and self.sharing.processes > 1:
+            if not self.trainer.strategy.reduce_boolean_decision(not finite, all=False):
+                return
+        elif finite:
+            return
+        why = f"the loss is {loss.item()}"
+        if self.sharing.processes == 1:
+            with self._draws(share):
+                values = self.task.inputs(self.augment(share.batch.values))  # and then the model's own noise
+                found = culprit(self.task.model, values, share.batch.context)
+            why += f", and the first output that is not finite is that of {found}"
+        self.refuse(why if not finite else "the loss of another process is not finite")
 
     # Lightning asks for it in each step, and finding it takes a while.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
@@ -196,28 +252,28 @@ class ModelTraining(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.batches_done = 0
         self._report("train")
-        watched = self._watched()[0]
+        watched = self.watched[0]
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau) and watched in self.values:
-                mine = torch.tensor(self.values[watched], device=self.device)
-                config.scheduler.step(float(self.trainer.strategy.reduce(mine, reduce_op="mean")))
+                config.scheduler.step(self.values[watched])
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        with evaluation_draws(index):
-            self._measure(self.task.data.judge[0], batch)
+    def validation_step(self, share: Share, index: int) -> None:
+        with evaluation_draws(index), _draws_of(share, index):
+            self._measure(self.task.data.judge[0], share.batch, share.number)
 
     def on_validation_epoch_end(self) -> None:
         self._report(self.task.data.judge[0])
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.options.optimizer, self.model)
-        name, higher_is_better = self._watched()
+        name, higher_is_better = self.watched
         schedules = make_schedules(self.options, optimizer, self._planned_steps(), higher_is_better)
         return [optimizer], [{**schedule, "monitor": name} for schedule in schedules]
 
-    def _watched(self) -> tuple[str, bool]:
-        """What a plateau watches, never the test samples: its name in `values`, and whether higher is better."""
-        if self.task.data.validation is None or not self.trainer.enable_validation:
+    @property
+    def watched(self) -> tuple[str, bool]:
+        """What tells improvement, never on test samples: its name in `values`, and whether higher is better."""
+        if self.task.data.validation is None or not (self.in_run or self.trainer.enable_validation):
             return "train_loss", False
         return f"val_{self.task.score.name}", self.task.score.higher_is_better
 
@@ -240,22 +296,38 @@ class ModelTraining(lightning.LightningModule):
         if broken is not None:
             self.refuse(f"{broken} is not finite")
 
-    def _augmented(self, batch: Batch) -> Batch:
-        """The batch as this step of the training takes it."""
-        _seed_draws(seed_at(self.options.seed, self.global_step))
-        return batch._replace(values=self.augment(batch.values))
+    def _draws(self, share: Share) -> AbstractContextManager[None]:
+        """Inside, random numbers are those of this step: of samples those of the whole batch, others of this share."""
+        seed = seed_at(self.options.seed, self.global_step)
+        _seed_draws(seed_at(seed, share.place) if share.place else seed)
+        return _draws_of(share, seed)
 
-    def _measure(self, stage: str, batch: Batch) -> Tensor:
+    def _measure(self, stage: str, batch: Batch, number: int) -> Tensor:
         loss, more = self.measure(stage, batch)
-        self._averages[stage].add({"loss": loss, **more}, len(batch.values))
+        self._averages[stage].add({"loss": loss, **more}, number)
         return loss
+
+    def _of_all(self, averages: Averages) -> Averages:
+        """The averages over the samples of all processes."""
+        if self.trainer.world_size == 1:
+            return averages
+        strategy, device = self.trainer.strategy, self.device
+        return averages.of_all(lambda mine: strategy.reduce(mine.to(device), reduce_op="sum"))
 
     def _report(self, stage: str) -> None:
         """Note the averages of an epoch. Lightning's own would be lost if the epoch is interrupted."""
-        found = {f"{stage}_{name}": value for name, value in self._averages[stage].take().items()}
+        found = {f"{stage}_{name}": value for name, value in self._of_all(self._averages[stage]).means().items()}
+        self._averages[stage] = Averages()
         self.values.update(found)
         if not self.in_run:
             self.log_dict(found, prog_bar=True)
+        elif self.options.early_stopping is not None and self.watched[0] in found:
+            self.log(self.watched[0], found[self.watched[0]])  # where Lightning's callback looks
+
+
+def _draws_of(share: Share, seed: int) -> AbstractContextManager[None]:
+    """Inside, samples have the random numbers that a batch of which they are a share would draw for them."""
+    return rows_of(share.start, share.of, seed) if share.of_several else contextlib.nullcontext()
 
 
 def _seed_draws(seed: int) -> None:

@@ -22,7 +22,7 @@ from ..sequential import Sequential
 from ..source import Request
 from ..spec import load_spec, to_spec
 from ..spec.document import Spec, SpecSource
-from ..spec.training import Data, Training
+from ..spec.training import Data, Hardware, Training
 from ..state import common_dtype, is_tensor_shape
 from . import run as runs
 from .analysing import analyse as analyse_task
@@ -48,7 +48,7 @@ def fit(
     levels: int | None = None,
     resume: bool = False,
     data_root: str | Path | None = None,
-    device: str = "auto",
+    device: str | None = None,
     save_every: int | str = SAVE_EVERY,
     progress: bool = True,
     **training: Any,
@@ -72,10 +72,11 @@ def fit(
             256 for bytes, and none for other numbers.
         resume: whether to go on with the run in the folder, with the same model and the same data.
         data_root: the folder of data that are named.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps; None for the accelerator that the training block names.
         save_every: as in `invflow.train`.
         progress: whether to show a progress bar.
-        **training: entries of the training block: epochs or steps, batch_size, seed, lr, optimizer, schedule, ...
+        **training: entries of the training block: epochs or steps, batch_size, seed, lr, optimizer, schedule, devices,
+            strategy, precision, accumulate, compile, ... Of several devices, each has a process that runs this program.
 
     Raises:
         DataError: the data are missing, damaged, or of an unknown kind.
@@ -111,11 +112,13 @@ def fit(
     if given is not None:
         spec = load_spec(to_spec(given, None if given.bijection.declared_shape else found.shape))
     assert spec is not None
+    training = {"accelerator": device, **training}
     spec = runs.overridden(spec, {"data": named, **training})
     place = Path(folder) if folder is not None else new_folder(folder_name(spec))
-    options: dict[str, Any] = {"data": found, "model": given, "device": device, "progress": progress}
+    options: dict[str, Any] = {"data": found, "model": given, "progress": progress}
     if resume:
-        return runs.resume(place, save_every=save_every, **options)
+        hardware = {name: training[name] for name in Hardware.model_fields if name in training}
+        return runs.resume(place, save_every=save_every, hardware=hardware, **options)
     return runs.train(spec, place, save_every=save_every or SAVE_EVERY, **options)
 
 
@@ -248,12 +251,13 @@ def train(spec: SpecSource, folder: str | Path | None = None, **options: Any) ->
         **options: data_root, download, save_every, device, progress, and entries of the training block as overrides.
     """
     document = load_spec(spec)
-    names = ("data_root", "download", "save_every", "device", "progress")
+    names = ("data_root", "download", "save_every", "progress")
     given = {name: options.pop(name) for name in names if name in options}
     if given.get("data_root") is not None:
         given["data_root"] = Path(given["data_root"])
     place = Path(folder) if folder is not None else new_folder(folder_name(document))
-    return runs.train(document, place, overrides=options, **given)
+    overrides = {"accelerator" if name == "device" else name: value for name, value in options.items()}
+    return runs.train(document, place, overrides=overrides, **given)
 
 
 def round_trip(model: Model | Bijection, x: Any, context: Context = None) -> roundtrip.RoundTrip:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Fabric
+from pydantic import ValidationError
 
 from ..data.given import NAME as GIVEN
 from ..errors import DivergedError, InvflowError, RunError
+from ..fields import describe
 from ..models import Classifier, Flow, Hybrid
 from ..models.freezing import freeze
 from ..numerics import Exact
@@ -19,19 +23,25 @@ from ..spec.build import build_model
 from ..spec.checkpoint import SPEC_FILE, write_checkpoint
 from ..spec.diff import diff_specs
 from ..spec.document import Spec
-from ..spec.training import Training
-from ..state import is_tensor_shape
+from ..spec.training import Hardware, Training
+from ..state import common_dtype, is_tensor_shape
 from .classification import Classification
 from .data import batches_of, load_data
 from .density import Density
 from .fit import fit
 from .hybrid import HybridTask
+from .learning_rate import find_lr
 from .midpoints import unfit_for_midpoints
+from .processes import Processes, accelerator, processes_of
 from .run_folder import Run, begin, misfit, owned, require_empty
 from .saving import SAVE_EVERY, Interval
 from .tasks import CPU, FREEZING_SAMPLES, Task
 
 FLOAT = "float"
+DTYPES: Mapping[Any, torch.dtype] = {32: torch.float32, 64: torch.float64}
+"""Of weights, by the precision of a training."""
+WITHIN = {"lr": "optimizer", "train_size": "data", **dict.fromkeys(Hardware.model_fields, "hardware")}
+"""The blocks of the training block whose entries options override by name."""
 
 
 def train(
@@ -44,7 +54,6 @@ def train(
     download: bool = False,
     overrides: dict[str, Any] | None = None,
     save_every: int | str = SAVE_EVERY,
-    device: str = "auto",
     progress: bool = True,
 ) -> Run:
     """Train the classifier or the flow that a spec describes.
@@ -56,13 +65,13 @@ def train(
         model: the model, which the spec describes, with the weights to begin with; None for random weights.
         data_root: see `load_data`.
         download: see `load_data`.
-        overrides: entries that override those of the training block: seed, epochs, steps, batch_size, lr, train_size.
+        overrides: entries that override those of the training block; see `overridden`.
         save_every: how often to save the state in the middle of an epoch: steps, such as 200, or minutes, such as "5m".
             The ends of epochs are saved too, at most one a second.
-        device: auto, cpu, cuda, cuda:1, mps.
         progress: whether to show a progress bar.
 
-    SIGTERM and Ctrl-C act after the next step, when the state is saved; a second one acts at once.
+    Each of several processes calls it with the same arguments, and one of them writes the run. SIGTERM and Ctrl-C act
+    after the next step, when the state is saved; a second one acts at once.
 
     Raises:
         RunError: the folder is not empty, another process trains there, or it was removed meanwhile.
@@ -72,24 +81,34 @@ def train(
         InvflowError: this machine does not have the device, or ``save_every`` is no interval.
         OSError: a file cannot be written; what was saved before stays valid.
     """
-    accelerator, interval = _accelerator(device), Interval.parse(save_every)
-    require_empty(folder)
+    interval = Interval.parse(save_every)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     spec = overridden(spec, overrides)
+    processes = processes_of((spec.training or Training()).hardware)
+    if processes.leads:
+        require_empty(folder)
     data = check_trainable(spec, data_root, data=data, download=download).data
     to_freeze: dict[str, Any] = {}
     if spec.top.numerics.integer_nets:
         to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
     task = _initialized(spec, data, model)
-    with owned(folder):
-        started: dict[str, Any] = {"name": spec.name, "status": "training", "overrides": overrides}
+    found_lr: dict[str, Any] = {}
+    options = spec.training or Training()
+    if options.find_lr:
+        found_lr = {"found_lr": find_lr(task, options)}
+        spec = overridden(spec, {"lr": found_lr["found_lr"]})
+    with owned(folder) if processes.leads else contextlib.nullcontext():
+        if not processes.leads:
+            return _trained(Run(folder, spec, {**to_freeze}), task, interval, processes, progress)
+        started: dict[str, Any] = {"name": spec.name, "status": "training", "overrides": overrides, **found_lr}
         started |= {"epochs_done": 0, "steps_done": 0}
         if spec.folder is not None:  # to which the paths of files are relative
             started["data_folder"] = str(spec.folder.resolve())
-        options = (spec.training or Training()).model_dump(mode="json")
-        started |= {"training": options, "save_every": str(save_every), "versions": versions(), **to_freeze}
+        started |= {"training": (spec.training or Training()).model_dump(mode="json")}
+        started |= {"hardware": processes.hardware.model_dump(mode="json")}
+        started |= {"save_every": str(save_every), "versions": versions(), **to_freeze}
         run = begin(folder, spec.document, task.model, started)
-        return _trained(run, task, interval, accelerator, progress)
+        return _trained(run, task, interval, processes, progress)
 
 
 def resume(
@@ -100,13 +119,14 @@ def resume(
     data_root: Path | None = None,
     download: bool = False,
     save_every: int | str | None = None,
-    device: str = "auto",
+    hardware: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
     """Resume a run that was interrupted, from where it was saved last.
 
-    On the CPU, the result is the same as without the interruption, to the bit. A finished run is returned unchanged.
-    The arguments are those of `train`; by default, ``save_every`` is what it was.
+    On the CPU, with as many processes as before, the result is the same as without the interruption, to the bit. A
+    finished run is returned unchanged. The arguments are those of `train`; by default, ``save_every`` is what it was,
+    and so are the entries of the training block's ``hardware``, which ``hardware`` overrides.
 
     Raises:
         RunError: the folder holds no run, its state cannot be read, its training options were changed, another process
@@ -116,11 +136,11 @@ def resume(
         InvflowError: this machine does not have the device, or ``save_every`` is no interval.
         OSError: as `train` does.
     """
-    accelerator = _accelerator(device)
-    recorded = Run.open(folder).record  # before a folder without a run is changed
-    every = recorded.get("save_every", SAVE_EVERY) if save_every is None else save_every
+    before = Run.open(folder)  # before a folder without a run is changed
+    every = before.record.get("save_every", SAVE_EVERY) if save_every is None else save_every
     interval = Interval.parse(every)
-    with owned(folder):
+    processes = processes_of(_elsewhere(before, hardware))
+    with owned(folder) if processes.leads else contextlib.nullcontext():
         run = Run.open(folder)  # as the owner before left it
         if not run.record:
             raise RunError(f"{folder}: a model that a program saved: there is no training to resume")
@@ -131,12 +151,22 @@ def resume(
         if "frozen_from" in run.record:
             raise RunError(f"{folder}: frozen from {run.record['frozen_from']}; resume that run, then freeze it again")
         _require_unedited(run)
-        run.update(save_every=str(every))
+        if processes.leads:
+            run.update(save_every=str(every), hardware=processes.hardware.model_dump(mode="json"))
         if "freeze" in run.record:  # the interruption may have come after the exact model was written
             run = Run(folder, run.spec.replace(numerics=None), run.record)
         options: dict[str, Any] = {"data": data, "folder": run.data_folder, "download": download}
         task = _initialized(run.spec, check_trainable(run.spec, data_root, **options).data, model)
-        return _trained(run, task, interval, accelerator, progress)
+        return _trained(run, task, interval, processes, progress)
+
+
+def _elsewhere(run: Run, hardware: dict[str, Any] | None) -> Hardware:
+    """Where a run goes on: where it was trained before, unless entries say otherwise."""
+    known = {name: value for name, value in (hardware or {}).items() if value is not None}
+    try:
+        return Hardware.model_validate({**run.record.get("hardware", run.training.hardware.model_dump()), **known})
+    except ValidationError as error:
+        raise InvflowError(f"hardware: {describe(error.errors(include_url=False)[0])}") from None
 
 
 def _require_unedited(run: Run) -> None:
@@ -148,17 +178,24 @@ def _require_unedited(run: Run) -> None:
         raise RunError(f"{run.folder / SPEC_FILE}: {edited}; undo that, or train the spec into another folder")
 
 
-def _trained(run: Run, task: Task[Any], interval: Interval, accelerator: dict[str, Any], progress: bool) -> Run:
+def _trained(run: Run, task: Task[Any], interval: Interval, processes: Processes, progress: bool) -> Run:
     """The run, trained to its end, and frozen if its numerics are exact."""
-    seconds = fit(run, task, interval, accelerator, progress)
+    seconds = fit(run, task, interval, processes, progress)
+    with processes.in_turn(run.folder) as folder:
+        if processes.leads:
+            _finish(run, task, seconds)
+    return run if processes.leads else Run.open(folder)
+
+
+def _finish(run: Run, task: Task[Any], seconds: float) -> None:
+    """Write what a run has at its end: the exact model, if its numerics are exact, and how it went."""
     if "freeze" in run.record:
         write_checkpoint(run.spec.document, task.model.state_dict(), run.folder / FLOAT)
-        run = Run(run.folder, run.spec.replace(numerics=run.record["freeze"]), run.record)
+        document = run.spec.replace(numerics=run.record["freeze"]).document
         seen = task.data.train.first(FREEZING_SAMPLES)
         exact = freeze(task.model, seen.values, Exact.model_validate(run.record["freeze"]), seen.context)
-        write_checkpoint(run.spec.document, exact.state_dict(), run.folder)
+        write_checkpoint(document, exact.state_dict(), run.folder)
     run.update(status="finished", seconds=seconds, parameters=task.parameters())
-    return run
 
 
 def check_trainable(
@@ -206,14 +243,14 @@ def check_trainable(
 
 
 def overridden(spec: Spec, overrides: dict[str, Any]) -> Spec:
-    """The spec with overrides in its training block; ``lr`` is the optimiser's, ``train_size`` the data's."""
+    """The spec with overrides in its training block, or in the blocks in it: `WITHIN` names those of each."""
     known = {name: value for name, value in overrides.items() if value is not None}
     lengths = {"steps", "epochs"}  # of which one overrides the other
     left_out = lengths if known.keys() & lengths else set()
     training = {name: value for name, value in (spec.expanded.get("training") or {}).items() if name not in left_out}
     defaults = Training().model_dump(mode="json", exclude_none=True)
     for name, value in known.items():
-        block = {"lr": "optimizer", "train_size": "data"}.get(name)
+        block = WITHIN.get(name)
         training |= {name: value} if block is None else {block: {**training.get(block, defaults[block]), name: value}}
     return spec.replace(training=training) if known else spec
 
@@ -257,9 +294,10 @@ def _initialized(spec: Spec, data: DataSet, model: Classifier | Flow | None) -> 
     """The task of training a spec's model, by default with random weights; the first batch initializes its layers."""
     options = spec.training or Training()
     torch.manual_seed(options.seed)
-    task = task_of(build_model(spec) if model is None else model, data)
+    model = build_model(spec) if model is None else model
+    task = task_of(model.to(DTYPES.get(options.precision)), data)
     task.check_range(spec)
-    some = data.train.first(options.batch_size)
+    some = task.data.train.first(options.batch_size)
     task.initialize(some)
     return task
 
@@ -272,22 +310,13 @@ def device_of(name: str) -> torch.device:
     Raises:
         InvflowError: this machine does not have the device.
     """
-    device: torch.device = Fabric(**_accelerator(name)).device
+    device: torch.device = Fabric(**accelerator(name)).device
     return CPU if name == "auto" and device.type == "mps" else device
 
 
-def _accelerator(device: str) -> dict[str, Any]:
-    """Lightning's arguments for a device. Raises InvflowError if this machine does not have it."""
-    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    there += ["mps"] * torch.backends.mps.is_available()
-    if device not in ("auto", *there, *("cuda" for name in there if name == "cuda:0")):
-        raise InvflowError(f"device {device!r} is not available; expected auto or one of: {', '.join(there)}")
-    kind, _, index = device.partition(":")
-    return {"accelerator": kind, "devices": [int(index)] if index else 1}
-
-
 def task_of(model: Classifier | Flow, data: DataSet, device: torch.device = CPU) -> Task[Any]:
-    """The task of training or evaluating this model on these data."""
+    """The task of training or evaluating this model on these data, which it takes in the dtype of its weights."""
+    data = data.of_dtype(common_dtype(model))
     if isinstance(model, Hybrid):
         return HybridTask(model, data, device)
     return Density(model, data, device) if isinstance(model, Flow) else Classification(model, data, device)

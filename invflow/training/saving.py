@@ -32,6 +32,7 @@ from ..spec.checkpoint import write_checkpoint
 from ..spec.record import RUN_FILE
 from .drawing import draw_so_far
 from .module import ModelTraining
+from .processes import load_optimizer, whole
 from .run_folder import PICTURES
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Saving(Checkpoint):
     Args:
         run: the run.
         score: of its kind of model.
+        leads: whether this process writes; others only gather with it what is written.
         interval: how often to save in the middle of an epoch. The ends of epochs are saved too, at most one a second.
         signals: that end the training after it was saved.
 
@@ -128,17 +130,21 @@ class Saving(Checkpoint):
         RunError: the state of the run cannot be read.
     """
 
-    def __init__(self, run: Run, score: Score, interval: Interval, signals: HeldSignals) -> None:
+    def __init__(self, run: Run, score: Score, interval: Interval, signals: HeldSignals, leads: bool = True) -> None:
         self._run = run
+        self._leads = leads
         self._score = score
         self._interval = interval
         self._signals = signals
         self._path = run.folder / LAST
         self._state = _read(self._path)
-        self._folder = run.folder.stat()
         self._before = float(self._state["seconds"]) if self._state else 0.0
         self._started = self._saved = time.monotonic()
         self._epoch_saved = -math.inf
+        self._rows: list[dict[str, float]] = []
+        if not leads:
+            return
+        self._folder = run.folder.stat()
         for path in (self._path, run.folder / METRICS, run.folder / RUN_FILE):
             remove_partial(path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,8 +186,11 @@ class Saving(Checkpoint):
         if self._state is None:
             return
         try:
+            trainer.should_stop |= self._state["stops"]
+            for callback, state in zip(trainer.early_stopping_callbacks, self._state["stopping"], strict=True):
+                callback.load_state_dict(state)
             for optimizer, state in zip(trainer.optimizers, self._state["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
+                load_optimizer(optimizer, state)
             for config, state in zip(trainer.lr_scheduler_configs, self._state["schedules"], strict=True):
                 config.scheduler.load_state_dict(state)
         except Exception as error:
@@ -201,15 +210,24 @@ class Saving(Checkpoint):
             trainer.should_stop, trainer.check_val_every_n_epoch = True, 1
         if trainer.is_last_batch or trainer.should_stop:
             return  # the evaluation comes before the end of the epoch, where the state is saved
-        if self._signals.received is not None or self._interval.over(trainer.global_step, self._saved):
+        if not module.between_steps:  # gradients of a part of a step would be lost
+            return
+        if self._due(trainer, self._interval.over(trainer.global_step, self._saved)):
             self._save(trainer, module, trainer.current_epoch)
+
+    def _due(self, trainer: lightning.Trainer, over: bool) -> bool:
+        """Whether to save now, because it is time, or a signal came, in any process."""
+        due = over or self._signals.received is not None
+        return due if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Write the weights to the run folder, and to ``best/`` if they are the best so far."""
         module.require_finite()
-        self.require_folder()
         run, epoch, name = self._run, trainer.current_epoch, f"{module.task.data.judge[0]}_{self._score.name}"
-        document, weights = run.spec.document, module.result.state_dict()
+        document, weights = run.spec.document, whole(module.result.state_dict())
+        if not self._leads:
+            return
+        self.require_folder()
         value = round(module.values[name], 6)  # further digits of a float32 are noise
         best: float | None = run.record.get(f"best_{name}")
         write_checkpoint(document, weights, run.folder)
@@ -226,15 +244,19 @@ class Saving(Checkpoint):
         every = self._run.training.draw_every
         if every is not None and (epoch + 1) % every == 0:  # before the state, as the metrics are
             module.require_finite()
-            self.require_folder()
-            draw_so_far(self._run, module, epoch + 1)
-        ends = self._signals.received is not None or epoch + 1 == trainer.max_epochs or trainer.should_stop
+            weights = whole(module.result.state_dict())
+            if self._leads:
+                self.require_folder()
+                draw_so_far(self._run, module, weights, epoch + 1)
         now = time.monotonic()
-        if ends or self._interval.over(step, self._saved) or now - self._epoch_saved >= _SECONDS_APART:
+        over = self._interval.over(step, self._saved) or now - self._epoch_saved >= _SECONDS_APART
+        if self._due(trainer, over or epoch + 1 == trainer.max_epochs or trainer.should_stop):
             self._epoch_saved = now
             self._save(trainer, module, epoch + 1)
 
     def on_exception(self, *_: Any) -> None:
+        if not self._leads:
+            return
         with contextlib.suppress(OSError, RunError):  # what went wrong is told already
             self.require_folder()
             self._write_rows()
@@ -242,26 +264,29 @@ class Saving(Checkpoint):
     def _save(self, trainer: lightning.Trainer, module: ModelTraining, epoch: int) -> None:
         """Write the metrics and the state, in the given epoch; then stop if a signal told so."""
         module.require_finite()
-        self.require_folder()
-        self._write_rows()  # before the state: a row too many is dropped, one that is missing never comes again
         chains = [(name, part) for name, part in module.model.named_modules() if isinstance(part, Sequential)]
         state = {
             "epoch": epoch,
             "batches": module.batches_done,
             "averages": module.averages_so_far(),
             "seconds": self.seconds,
-            "model": module.model.state_dict(),
-            "average": None if module.averaged is None else module.averaged.state_dict(),
+            "model": whole(module.model.state_dict()),
+            "average": None if module.averaged is None else whole(module.averaged.state_dict()),
             "anchors": {name: sorted(chain.reconstruction.anchors) for name, chain in chains},
-            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
             "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "loops": trainer.fit_loop.state_dict(),
+            "stopping": [callback.state_dict() for callback in trainer.early_stopping_callbacks],
+            "stops": trainer.should_stop,
         }
-        content = io.BytesIO()
-        torch.save(state, content)
-        write_atomically(self._path, content.getvalue())
+        if self._leads:
+            self.require_folder()
+            self._write_rows()  # before the state: a row too many is dropped, one that is missing never comes again
+            content = io.BytesIO()
+            torch.save(state, content)
+            write_atomically(self._path, content.getvalue())
         self._saved = time.monotonic()
-        if self._signals.received is not None:
+        if self._due(trainer, False):
             raise Stopped
 
     def _write_rows(self) -> None:

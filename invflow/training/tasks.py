@@ -16,7 +16,7 @@ from ..diagnostics.roundtrip import RoundTrip, round_trips
 from ..models import Classifier, Flow
 from ..samples import Batch, DataSet
 from ..spec.document import Spec
-from .data import test_loader
+from .data import ordered_loader
 from .module import ModelTraining, evaluation_draws
 
 if TYPE_CHECKING:  # matplotlib is imported only to draw
@@ -177,7 +177,7 @@ class Task(ABC, Generic[M]):
         """The model's outputs for all test samples, in eval mode, and their labels, if there are some."""
         found, labels = [], []
         with evaluating(self.model, self.device):
-            for index, batch in enumerate(test_loader(self.data.test)):
+            for index, (batch, *_) in enumerate(ordered_loader(self.data.test)):
                 with evaluation_draws(index):
                     found.append(self.of_model(batch).cpu())
                 labels.append(batch.labels)

@@ -16,7 +16,7 @@ from invflow.errors import DataError
 from invflow.spec.training import Data
 from invflow.training import data as loading
 from invflow.training.data import load_data
-from invflow.training.data import test_loader as loader_of
+from invflow.training.data import ordered_loader as loader_of
 from tests.data_sets.files import loaded, picture, pictures, refused
 
 
