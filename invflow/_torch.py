@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
 import operator
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
@@ -150,6 +151,75 @@ def has_hooks(tensor: Tensor) -> bool:
 def storage_of(tensor: Tensor) -> int:
     """An identity of the tensor's storage; meta tensors have no public address."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def is_shard(weight: Any) -> bool:
+    """Whether this process holds only a part of the weight: it is a DTensor."""
+    loaded = sys.modules.get("torch.distributed.tensor")  # to import it would take a second
+    return loaded is not None and isinstance(weight, loaded.DTensor)
+
+
+def in_shards(module: nn.Module) -> bool:
+    """Whether `fully_shard` manages the module's own weights, gathered at present or not. No public call tells."""
+    return getattr(module, "_is_fsdp_managed_module", False)
+
+
+def any_sharded(modules: Iterable[nn.Module]) -> bool:
+    """Whether `fully_shard` was called on one of the modules."""
+    loaded = _sharding()
+    return loaded is not None and any(isinstance(module, loaded.FSDPModule) for module in modules)
+
+
+def made_by_sharding(cls: type) -> bool:
+    """Whether `fully_shard` made the class: FSDP's is the first of its bases, that of the module the second."""
+    loaded = _sharding()
+    return loaded is not None and issubclass(cls.__bases__[0], loaded.FSDPModule)
+
+
+def _sharding() -> Any:
+    """The module with `fully_shard`, if it is loaded: to import it takes a second."""
+    return sys.modules.get("torch.distributed.fsdp")
+
+
+class Gathered(nn.Module):
+    """A module whose weights `fully_shard` gathers for each of its `calls`, not only for a call of the module itself.
+
+    `fully_shard` replaces the class of a module by one that it derives from it: there the calls become others.
+    """
+
+    calls: ClassVar[tuple[str, ...]] = ()
+    """The methods that need weights and are called from outside, those of the base classes left out."""
+    _is_gathered: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if made_by_sharding(cls):
+            for name in ("__call__", *(name for base in cls.__mro__ for name in vars(base).get("calls", ()))):
+                setattr(cls, name, _gathering(cls, name))
+
+
+def _gathering(cls: Any, name: str) -> Callable[..., Any]:
+    """A call of a sharded module, between the hooks that gather its weights and take them away again.
+
+    A call that this one makes of the same module runs without them, or the weights would be taken away in its middle.
+    """
+    plain = cls.forward if name == "__call__" else getattr(cls, name)
+
+    @functools.wraps(plain)
+    def called(self: Any, *args: Any, **options: Any) -> Any:
+        if self._is_gathered:
+            return plain(self, *args, **options)
+        self._is_gathered = True
+        try:
+            if name == "__call__":
+                return nn.Module.__call__(self, *args, **options)
+            self._hooked = functools.partial(plain, self)
+            torch.distributed.fsdp.register_fsdp_forward_method(self, "_hooked")
+            return self._hooked(*args, **options)
+        finally:
+            self._is_gathered = False
+
+    return called
 
 
 class Converted(nn.Module):

@@ -11,7 +11,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._torch import Constants, Converted, DispatchMode, Filled, constant_to_compiler, constants, weights
+from ._torch import (
+    Constants,
+    Converted,
+    DispatchMode,
+    Filled,
+    Gathered,
+    constant_to_compiler,
+    constants,
+    made_by_sharding,
+    weights,
+)
 from .arguments import one_line
 from .context import Context, ContextShape, Names, make_context
 from .errors import InvflowError, NumericsError, ShapeError
@@ -52,7 +62,7 @@ def _require_whole(module: nn.Module, keys: Any) -> None:
         )
 
 
-class Handled(Filled):
+class Handled(Gathered, Filled):
     """A module that is never silently half loaded.
 
     After `load_state_dict`, `assign=True` and `strict=False` included, all of its tensors are on the meta device or
@@ -83,6 +93,8 @@ class Bijection(Handled, ABC):
     """
 
     # ---------------------------------------------------------------- The map
+
+    calls: ClassVar[tuple[str, ...]] = ("inverse", "forward_and_log_det", "inverse_and_log_det")
 
     @abstractmethod
     def forward(self, x: Any, context: Any = None) -> Any:
@@ -294,6 +306,8 @@ class Bijection(Handled, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if made_by_sharding(cls):
+            return  # it is the same map
         cls.tag = cls.__name__
         own = vars(cls)
         if "volume_preserving" not in own and not own.keys().isdisjoint(_LOG_DETS):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._torch import is_hooked
+from ._torch import is_hooked, made_by_sharding
 from .bijection import Bijection
 from .context import Context, seen
 from .errors import NumericsError, ShapeError
@@ -62,7 +62,7 @@ class Wired(Bijection):
         super().__init_subclass__(**options)
         own = vars(cls)
         overridden = own.keys() & {"forward", "inverse", "forward_and_log_det", "inverse_and_log_det"}
-        if overridden and "_is_its_wires" not in own:
+        if overridden and "_is_its_wires" not in own and not made_by_sharding(cls):
             cls._is_its_wires = False  # it may do more than its layers do
 
     # --------------------------------------------------------------- The wires

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from .._torch import transforms_active, version
+from .._torch import in_shards, transforms_active, version
 from ..context import Context
 from ..errors import InvflowError, NumericsError, ShapeError
 from ..part import Made, Part
@@ -84,6 +84,8 @@ class _FromData(ScaleAndShift):
         self.output_shape(shape_of(x))
         if not self.awaits_data:
             return
+        if in_shards(self):  # what is written into gathered weights is lost with them
+            raise InvflowError(f"{self.tag} is sharded already; initialize the chain, then call fully_shard")
         if not x.shape[0]:
             raise ShapeError(f"{self.tag} expects a batch of at least one sample to initialize from, got none")
         values = x.movedim(1, 0).flatten(1).cpu().double()  # a device may have no float64

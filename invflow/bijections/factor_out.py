@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -57,6 +57,7 @@ class FactorOut(Bijection):
     ]
     cheap_inverse = True
     limit = NONE
+    calls: ClassVar[tuple[str, ...]] = ("told",)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from .._torch import made_by_sharding
 from ..errors import InvflowError, ShapeError
 from ..nets.activations import Activation
 from ..nets.contract import awaiting
@@ -35,7 +36,8 @@ class Head(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.linear_in_features = vars(cls).get("linear_in_features", False)
+        if not made_by_sharding(cls):
+            cls.linear_in_features = vars(cls).get("linear_in_features", False)
 
 
 @register_head("linear")

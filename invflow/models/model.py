@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -67,6 +67,8 @@ def _tags(layers: Iterable[Bijection]) -> str:
 class _Model(Handled):
     """A trunk with one module on top, and perhaps a net for its context."""
 
+    calls: ClassVar[tuple[str, ...]] = ("inverse", "for_layers")
+
     def __init__(self, bijection: Sequential, context_net: ContextNet | None) -> None:
         super().__init__()
         self.bijection = bijection
@@ -123,6 +125,8 @@ class Classifier(_Model):
         >>> model(torch.zeros(2, 4)).shape
         torch.Size([2, 3])
     """
+
+    calls: ClassVar[tuple[str, ...]] = ("features", "scores", "logits")
 
     def __init__(self, bijection: Sequential, head: nn.Module, context_net: ContextNet | None = None) -> None:
         super().__init__(bijection, context_net)
@@ -181,6 +185,8 @@ class Flow(_Model):
         >>> flow.sample(5, torch.eye(4)).shape  # for each of four rows of context
         torch.Size([5, 4, 2])
     """
+
+    calls: ClassVar[tuple[str, ...]] = ("log_prob", "features_and_log_prob", "sample", "sample_with_log_prob", "latent")
 
     def __init__(
         self,
@@ -349,6 +355,7 @@ class Flow(_Model):
                 *_, done, goes_on = z
                 told = step.layer.told(goes_on, given_to(step, given))
                 found.append(self.prior.log_prob_given(done, *told))
+        self._require_levels(len(found))
         return z, sum(found, self._prior_log_prob(others(z, self.levels), context))
 
     def _with_levels(self, drawn: Any, context: Context, temperature: float) -> State:
@@ -367,7 +374,16 @@ class Flow(_Model):
                 found.insert(0, done)  # type: ignore[arg-type]
                 state = (*before, done, goes_on)
             state = step.before(state, given)
+        self._require_levels(len(found))
         return (*found, *rest)
+
+    def _require_levels(self, found: int) -> None:
+        """Refuses a chain in which hooks, such as those of sharding, hide a layer that the constructor found."""
+        if found != self.levels:
+            raise InvflowError(
+                f"a flow on a grid expects {self.levels} factor_out with a net in its chain, and can reach {found}: "
+                "put no hook on, and do not shard, a layer that holds one; do so with the factor_out itself"
+            )
 
     def _prior_log_prob(self, z: State, context: Context) -> Tensor:
         return self.prior.log_prob(z, *self._for_prior(context))

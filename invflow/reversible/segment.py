@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._torch import collectives, reparametrized, run_backward
 from ..context import Context, each_entry, entries, with_entries
+from ..errors import InvflowError
 from ..numerics.conditioners import same_batch
 from ..state import State, arranged, leaves, map_state, part_of, with_part, zero_log_det
 from ..steps import Step
@@ -41,6 +42,9 @@ class Segment:
         x: the state that goes in.
         log_det: whether the log-determinant is asked for.
         fingerprint: what the monitor keeps of the states; None if it is off.
+
+    Raises:
+        InvflowError: a step's layer, or a module within it, is sharded by itself.
     """
 
     def __init__(self, steps: list[Step], x: State, log_det: bool, fingerprint: Fingerprint | None) -> None:
@@ -54,6 +58,12 @@ class Segment:
         self.surroundings = [Surroundings(step.layer, self.device) for step in steps]
         # Each once; by identity, because hashing a tensor is slow.
         self.weights = list({id(weight): weight for one in self.surroundings for weight in one.weights}.values())
+        for step, one in zip(steps, self.surroundings, strict=True):
+            if one.holds_sharded:
+                raise InvflowError(
+                    f"{step.name}, {step.layer.tag}: reversible training cannot gather the weights of a sharded layer "
+                    'in backward; set backprop to "checkpoint", or shard the whole chain and not its layers'
+                )
         self.fingerprint = None if self.compiled else fingerprint  # a compiled graph cannot warn
         self.repairs = self.fingerprint is not None and self.fingerprint.repairs
         self.talked: list[Any] = []

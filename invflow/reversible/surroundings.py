@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._torch import Slots, buffers, constant_to_compiler, has_hooks, parameters, submodules
+from .._torch import Slots, any_sharded, buffers, constant_to_compiler, has_hooks, is_shard, parameters, submodules
 
 Generators: TypeAlias = list[Tensor]
 Values: TypeAlias = list[tuple[Slots, str, Tensor | None]]
@@ -42,6 +42,7 @@ class Surroundings:
 
     Attributes:
         weights: the parameters that are trained, each once.
+        holds_sharded: whether the module, or one inside it, is sharded by itself.
         drawn: the generators' states before the evaluation; None if it drew no numbers.
         stand_ins: the tensors that a replay finds in place of weights, by the weights' ids.
     """
@@ -65,11 +66,13 @@ class Surroundings:
                     parts.append(child)
             if slots := parameters(part):
                 weights = list(slots.values())
-                self._weights.append((slots, weights))
+                if not any(map(is_shard, weights)):  # or the hooks of `fully_shard` fill the slots
+                    self._weights.append((slots, weights))
                 for weight in weights:
                     if weight is not None and weight.requires_grad and id(weight) not in seen:
                         seen.add(id(weight))
                         self.weights.append(weight)
+        self.holds_sharded = any_sharded(module.modules() if compiling else parts)
         self._parts = parts
         self._modes = [part.training for part in parts]
 
