@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .._torch import is_shard
 from ..draws import rows_of
 from ..errors import DivergedError, InvflowError
 from ..samples import Batch, as_batch
@@ -351,7 +352,8 @@ def make_optimizer(options: Optimizer, model: nn.Module) -> torch.optim.Optimize
     """The optimiser that a spec names, over the model's parameters, which one kernel updates if PyTorch has one."""
     fused = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     others = {"adamax": torch.optim.Adamax, "rmsprop": torch.optim.RMSprop}
-    choices = options.model_dump(exclude={"type"}) | ({"fused": True} if options.type in fused else {})
+    one_kernel = options.type in fused and not any(map(is_shard, model.parameters()))
+    choices = options.model_dump(exclude={"type"}) | ({"fused": True} if one_kernel else {})
     made: torch.optim.Optimizer = (fused | others)[options.type](model.parameters(), **choices)
     return made
 

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from rich.console import Console
 from torch import Tensor
 
+from .._torch import is_shard
 from ..errors import InvflowError, RunError
 from ..models import Classifier, Flow
 from ..spec.training import Hardware
@@ -170,7 +171,8 @@ def shard(model: Classifier | Flow, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for layer in dict.fromkeys(model.bijection):
-        fully_shard(layer, mesh=mesh)
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
@@ -181,18 +183,18 @@ def whole(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(whole(value) for value in state)
     if isinstance(state, Tensor):
-        return (state.full_tensor() if hasattr(state, "full_tensor") else state).cpu()
+        return (state.full_tensor() if is_shard(state) else state).cpu()  # type: ignore[attr-defined]
     return state
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load what `whole` made of an optimiser's state dict; of tensors like sharded weights, each takes its part."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
-    def part(weight: Tensor, value: Any) -> Any:
-        if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
+    def part(weight: Any, value: Any) -> Any:
+        if is_shard(weight) and isinstance(value, Tensor) and value.shape == weight.shape:
             return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
         return value
 
