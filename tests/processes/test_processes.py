@@ -14,6 +14,8 @@ from . import trainings
 
 SAME = 1e-8
 """Of a weight after 20 steps in float64, as promised; what differs is the order of sums."""
+METRICS = 1e-6
+"""An accuracy is a mean in float32."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_weights_and_metrics_are_those_of_one_process(alone, together, name):
     assert apart(alone / name, together / name) < SAME
     here, there = (invflow.open_run(place / name) for place in (alone, together))
     for one, other in zip(here.metrics, there.metrics, strict=True):
-        assert one == pytest.approx(other, abs=SAME)
+        assert one == pytest.approx(other, abs=METRICS)
     assert here.record["steps_done"] == there.record["steps_done"] == trainings.STEPS
     assert there.record["hardware"]["devices"] in {2, 4}
 
