@@ -20,6 +20,7 @@ from . import (
     check,
     compare,
     diff,
+    doctor,
     evaluate,
     freeze,
     import_weights,
@@ -48,6 +49,7 @@ MODULES = (
     interpolate,
     sample,
     import_weights,
+    doctor,
 )
 VERBS: tuple[Callable[..., None], ...] = tuple(vars(module)[module.__name__.split(".")[-1]] for module in MODULES)
 """The verbs in the order of ``invflow --help``, each the function that has its module's name.

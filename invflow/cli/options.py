@@ -31,6 +31,8 @@ Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", callback=_load_plugins, is_eager=True, help=_PLUGIN),
 ]
+PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help=_PLUGIN)]
+"""The same without loading them."""
 DataName = Annotated[
     str | None,
     typer.Option("--data", metavar="NAME", help="A data set's name, or its JSON, in the place of the spec's."),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +21,7 @@ _DIGITS_LEVELS = 16
 _DIGITS_HIGH = 17 / 16  # one value more than levels: 0 to 16 sixteenths
 _LEVELS = 256  # a power of two: pixels lie on a grid that floats represent exactly
 _TEN = tuple("0123456789")
+MISSING = "missing"
 
 
 @register_data("digits")
@@ -35,7 +38,7 @@ class Digits(Source):
         return request.data_set(*parts, levels=_DIGITS_LEVELS, high=_DIGITS_HIGH, class_names=_TEN)
 
 
-class _Torchvision(Source):
+class Torchvision(Source):
     """A data set of torchvision, in the data root, with the split of its authors."""
 
     class_names: ClassVar[tuple[str, ...]] = _TEN
@@ -45,6 +48,28 @@ class _Torchvision(Source):
     @abstractmethod
     def part(self, root: Path, train: bool, download: bool) -> InMemory:
         """The training or the test images, as torchvision reads them."""
+
+    @classmethod
+    @abstractmethod
+    def files(cls) -> Mapping[str, str | None]:
+        """Its files below the data root and their MD5 checksums; None for an IDX file, whose header says its size."""
+
+    @classmethod
+    def faults(cls, root: Path) -> dict[str, str]:
+        """Says for each file that training could not read what is wrong with it, without loading the images."""
+        from torchvision.datasets.utils import check_integrity  # slow to import
+
+        found = {}
+        for name, md5 in cls.files().items():
+            path = root / name
+            try:
+                if not path.is_file():
+                    found[name] = MISSING
+                elif not (_is_as_long_as_it_says(path) if md5 is None else check_integrity(path, md5)):
+                    found[name] = "damaged"
+            except OSError as error:
+                found[name] = f"unreadable: {error.strerror}"
+        return found
 
     def load(self, request: Request) -> DataSet:
         root = request.data_root
@@ -63,7 +88,7 @@ class _Torchvision(Source):
 
 
 @register_data("mnist")
-class MNIST(_Torchvision):
+class MNIST(Torchvision):
     """Handwritten digits, 60,000 and 10,000 grey images of 28x28."""
 
     folder = "MNIST/raw"
@@ -73,6 +98,12 @@ class MNIST(_Torchvision):
 
         found = getattr(datasets, type(self).__name__)(root, train=train, download=download)
         return InMemory(found.data.unsqueeze(1), found.targets, levels=_LEVELS)
+
+    @classmethod
+    def files(cls) -> Mapping[str, str | None]:
+        from torchvision import datasets
+
+        return {f"{cls.folder}/{Path(name).stem}": None for name, _ in getattr(datasets, cls.__name__).resources}
 
 
 @register_data("fashion_mnist")
@@ -92,7 +123,7 @@ class KMNIST(MNIST):
 
 
 @register_data("cifar10")
-class CIFAR10(_Torchvision):
+class CIFAR10(Torchvision):
     """Photographs of 10 classes, 50,000 and 10,000 colour images of 32x32."""
 
     folder = "cifar-10-batches-py"
@@ -117,6 +148,14 @@ class CIFAR10(_Torchvision):
         images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
         return InMemory(images, torch.tensor(found.targets), levels=_LEVELS)
 
+    @classmethod
+    def files(cls) -> Mapping[str, str | None]:
+        from torchvision import datasets
+
+        read = getattr(datasets, cls.__name__)
+        listed = [*read.train_list, *read.test_list, (read.meta["filename"], read.meta["md5"])]
+        return {f"{cls.folder}/{name}": md5 for name, md5 in listed}
+
 
 @register_data("cifar100")
 class CIFAR100(CIFAR10):
@@ -127,7 +166,7 @@ class CIFAR100(CIFAR10):
 
 
 @register_data("svhn")
-class SVHN(_Torchvision):
+class SVHN(Torchvision):
     """House numbers, 73,257 and 26,032 colour images of 32x32."""
 
     folder = "train_32x32.mat and test_32x32.mat"
@@ -137,3 +176,19 @@ class SVHN(_Torchvision):
 
         found = datasets.SVHN(root, split="train" if train else "test", download=download)
         return InMemory(torch.from_numpy(found.data), torch.from_numpy(found.labels), levels=_LEVELS)
+
+    @classmethod
+    def files(cls) -> Mapping[str, str | None]:
+        from torchvision import datasets
+
+        return {name: md5 for _, name, md5 in map(datasets.SVHN.split_list.get, ("train", "test"))}
+
+
+def _is_as_long_as_it_says(path: Path) -> bool:
+    """Whether an IDX file of bytes has the size of its header: how many dimensions, then four bytes for each extent."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+        if len(magic) < 4 or magic[:3] != b"\0\0\x08":
+            return False
+        extents = [int.from_bytes(file.read(4)) for _ in range(magic[3])]
+    return path.stat().st_size == 4 + 4 * len(extents) + math.prod(extents)
