@@ -9,6 +9,8 @@ import pytest
 
 LATE = (
     "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
     "hypothesis",
     "matplotlib",
     "lightning",

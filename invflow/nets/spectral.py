@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._torch import transforms_active
+from .._torch import is_shard, transforms_active
 from ..errors import ShapeError
 from ..numerics.backend import own_precision
 from ..numerics.integer import CONVOLUTIONS, Convolution
@@ -123,7 +123,8 @@ class _Spectral(nn.Module, ABC):
     def train(self, mode: bool = True) -> Any:
         """Set the mode, and update the singular vectors, so that evaluation does not iterate at every call."""
         super().train(mode)
-        self._pair(keep=True)
+        if not is_shard(self.weight):  # or the next call finds them, which has the whole of it
+            self._pair(keep=True)
         return self
 
     @torch.no_grad()
