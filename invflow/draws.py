@@ -64,9 +64,10 @@ def drawn(
         device: likewise.
         generator: of the numbers.
     """
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    given = {"dtype": dtype, "device": device, "generator": generator}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     rows = _ROWS.get()
     if rows is None or generator is not None:
-        return draw(shape, generator=generator, **options)
+        return draw(shape, **options)
     whole = draw((rows.of, *shape[1:]), generator=rows.generator(device or torch.device("cpu")), **options)
     return whole[rows.start : rows.start + shape[0]]

@@ -106,8 +106,7 @@ def test_auto_prefers_the_cpu_to_a_device_without_float64(monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     assert runs.device_of("auto").type == "cpu"
     assert runs.device_of("mps").type == "mps"
-    task = task_of(None, None, runs.device_of("mps"))
-    assert task.float64_device.type == "cpu"
+    assert Classification(None, None, runs.device_of("mps")).float64_device.type == "cpu"
 
 
 @pytest.mark.parametrize(("verb", "kind"), VERBS)

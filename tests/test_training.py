@@ -81,13 +81,13 @@ class TestData:
 
         def orders(seed):
             loaders = [train_loader(images, 4, seed_at(seed, epoch)) for epoch in range(3)]
-            return [torch.cat([batch.labels for batch in loader]).tolist() for loader in loaders]
+            return [torch.cat([share.batch.labels for share in loader]).tolist() for loader in loaders]
 
         assert orders(0) == orders(0) != orders(1)
         assert len({tuple(order) for order in orders(0)}) == 3
         assert all(sorted(order) == list(range(10)) for order in orders(0))
-        assert [len(batch.values) for batch in train_loader(images, 4, 0)] == [4, 4, 2]
-        assert [len(labels) for _, labels, _ in train_loader(images, 9, 0)] == [10], "a batch of one has no statistics"
+        assert [share.number for share in train_loader(images, 4, 0)] == [4, 4, 2]
+        assert [share.number for share in train_loader(images, 9, 0)] == [10], "a batch of one has no statistics"
 
 
 class TestAugmentation:

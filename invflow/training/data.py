@@ -164,14 +164,14 @@ class _Shares:
     """Batches with what they are of whole ones."""
 
     def __init__(self, batches: _Batches | _Loader, places: list[tuple[int, int, int, int]]) -> None:
-        self._batches = batches
+        self.batches = batches
         self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __iter__(self) -> Iterator[Share]:
-        for batch, (number, start, of, index) in zip(self._batches, self._places, strict=True):
+        for batch, (number, start, of, index) in zip(self.batches, self._places, strict=True):
             yield Share(batch, number, start if number else 0, of, index)
 
 

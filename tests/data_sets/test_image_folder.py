@@ -218,12 +218,12 @@ class TestWorkers:
 
     def test_batches_do_not_depend_on_the_processes(self, data, cpus):
         loader = loading.train_loader(data.train, 4, seed=5)
-        assert getattr(loader, "num_workers", 0) == {1: 0, 2: 2}[cpus]
+        assert getattr(loader.batches, "num_workers", 0) == {1: 0, 2: 2}[cpus]
         order = data.train.order(torch.Generator().manual_seed(5))
         wanted = [data.train.take(some) for some in torch.split(order, 4)]
         for _ in range(2):
-            for found, expected in zip(loader, wanted, strict=True):
-                assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+            for share, expected in zip(loader, wanted, strict=True):
+                assert all(torch.equal(one, other) for one, other in zip(share.batch, expected, strict=True))
 
     def test_an_error_is_one_line_and_no_process_stays(self, data, cpus, tmp_path):
         (tmp_path / "photos" / "cat" / "0003.png").write_bytes(b"no more")
@@ -243,9 +243,9 @@ class TestWorkers:
 
     def test_large_test_samples_come_in_smaller_batches(self, data, monkeypatch):
         monkeypatch.setattr(loading, "MOST_NUMBERS", 2 * 3 * 8 * 8)
-        assert [len(batch.values) for batch in loader_of(data.test)] == [2, 2]
+        assert [share.number for share in loader_of(data.test)] == [2, 2]
         monkeypatch.setattr(loading, "MOST_NUMBERS", 1)
-        assert [len(batch.values) for batch in loader_of(data.test)] == [1] * 4
+        assert [share.number for share in loader_of(data.test)] == [1] * 4
 
     def test_tensors_need_no_processes(self):
-        assert not hasattr(loader_of(load_data(Data()).train), "num_workers")
+        assert not hasattr(loader_of(load_data(Data()).train).batches, "num_workers")
