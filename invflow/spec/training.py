@@ -222,9 +222,7 @@ class EarlyStopping(Options):
 class Hardware(Options):
     """Where a model is trained: a run that was interrupted may go on elsewhere."""
 
-    accelerator: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1 or mps"
-    )
+    accelerator: str = Field(default="auto", max_length=20, description="auto, cpu, cuda, cuda:1 or mps")
     devices: PositiveInt = Field(default=1, description="processes on each machine, each with a device of its own")
     nodes: PositiveInt = Field(default=1, description="machines, whose launcher starts the processes")
     strategy: Literal["ddp", "fsdp"] = Field(
