@@ -116,7 +116,8 @@ def _profiler(name: str | None, logs: Path) -> Profiler:
     if name is None:
         return _NoProfiler()
     logs.mkdir(parents=True, exist_ok=True)
-    return kinds[name](dirpath=logs, filename="profile")
+    options: dict[str, Any] = {"acc_events": True} if name == "pytorch" else {}
+    return kinds[name](dirpath=logs, filename="profile", **options)
 
 
 class _NoProfiler(PassThroughProfiler):

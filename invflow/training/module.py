@@ -141,9 +141,11 @@ class ModelTraining(lightning.LightningModule):
         """The model that is measured in a stage, "train" or another."""
         if stage != "train":
             return self.result
-        if self.options.compile and self._compiled is None:
+        if not self.options.compile:
+            return self.model
+        if self._compiled is None:
             self.__dict__["_compiled"] = torch.compile(self.model)
-        return self._compiled or self.model
+        return self._compiled
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
