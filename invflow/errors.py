@@ -44,6 +44,10 @@ class DivergedError(RunError):
     """A training run whose loss or weights are no longer finite."""
 
 
+class LocalStatisticsWarning(UserWarning):
+    """Several processes train a model with batch norm where PyTorch cannot put their statistics together."""
+
+
 class UnfinishedWarning(UserWarning):
     """A model is read from a run that diverged or was interrupted."""
 

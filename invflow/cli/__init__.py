@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from .. import __version__
 from ..bijections.implicit import NotConverged
-from ..errors import InvflowError, UnfinishedWarning
+from ..errors import InvflowError, LocalStatisticsWarning, UnfinishedWarning
 from . import (
     analyse,
     check,
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _warn(show: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """Print a warning of this library as one line, without its place in the code."""
-    if issubclass(category, NotConverged | UnfinishedWarning):
+    if issubclass(category, NotConverged | UnfinishedWarning | LocalStatisticsWarning):
         _complain(str(message))
     else:
         show(message, category, *rest, **more)

@@ -67,7 +67,7 @@ def fit(run: Run, task: Task[Any], interval: Interval, processes: Processes, pro
                 accumulate_grad_batches=options.accumulate,
                 precision="bf16-mixed" if options.precision == "bf16-mixed" else "32-true",  # as weights are
                 deterministic=options.deterministic,
-                **processes.arguments(),
+                **processes.arguments(task.model),
                 logger=TensorBoardLogger(logs, name="tensorboard") if processes.leads else False,
                 callbacks=callbacks,
                 enable_progress_bar=progress,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
+import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.tuner.tuning import Tuner
 
 from ..errors import InvflowError
@@ -16,20 +21,25 @@ from .processes import accelerator
 from .tasks import Task
 
 TRIAL_STEPS = 100
+SMOOTHED = 10
+"""The number of steps whose mean loss counts."""
+LEAST = 1e-6
 
 
 def find_lr(task: Task[Any], options: Training) -> float:
-    """The learning rate at which the loss of a copy of the model falls fastest, as Lightning's finder suggests it.
+    """A tenth of the rate up to which the loss of a copy of the model falls, in a trial by Lightning's finder.
 
-    The rate rises from step to step, from 1e-8 to 1, until the loss grows. Each of several processes does the same.
+    The rate rises from step to step, from 1e-6 to 1, until the loss grows. (Where it falls fastest, which Lightning
+    would suggest, is a matter of chance: the batches of a trial differ more than its small steps change.) Each of
+    several processes makes the same trial.
 
     Raises:
-        InvflowError: the loss does not fall at any rate.
+        InvflowError: the loss is not finite, or falls at no rate.
     """
     trial = copy.copy(task)
     trial.model = copy.deepcopy(task.model)
     module = trial.training(trial, options.model_copy(update={"schedule": None, "warmup": None, "average": None}))
-    module.on_trial = True
+    module.trial = []
     hardware = options.hardware
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         trainer = lightning.Trainer(
@@ -44,8 +54,14 @@ def find_lr(task: Task[Any], options: Training) -> float:
             enable_model_summary=False,
             enable_checkpointing=False,
         )
-        found = Tuner(trainer).lr_find(module, num_training=TRIAL_STEPS, update_attr=False)
-    rate = None if found is None else found.suggestion()
-    if rate is None:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):  # a bar of tqdm's
+            found = Tuner(trainer).lr_find(module, min_lr=LEAST, num_training=TRIAL_STEPS, update_attr=False)
+    assert found is not None  # it is None in Lightning's fast_dev_run alone
+    losses = torch.tensor([module.trial]).nan_to_num(nan=math.inf)  # Lightning's means of them begin too low
+    if losses.shape[1] < SMOOTHED:
+        raise InvflowError("find_lr expects a loss that is finite for some steps; give a learning rate with --lr")
+    means = torch.nn.functional.avg_pool1d(losses, SMOOTHED)[0]
+    best = int(means.argmin())
+    if best == 0 or not math.isfinite(means[best]):
         raise InvflowError("find_lr found no learning rate at which the loss falls; give one with --lr")
-    return float(f"{rate:.3g}")
+    return float(f"{LEAST ** (1 - (best + 0.5) * SMOOTHED / TRIAL_STEPS) / 10:.3g}")

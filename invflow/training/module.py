@@ -94,7 +94,7 @@ class ModelTraining(lightning.LightningModule):
         values: the averages of this epoch, by their names in logs.
         in_run: whether a run logs them, which takes less time than Lightning's `log`.
         shards: whether each of several processes has only a part of the weights.
-        on_trial: whether a learning rate is being found, so that a loss that is not finite ends nothing.
+        trial: the losses of a trial of learning rates, which ends at none that is not finite; None if it is no trial.
     """
 
     def __init__(self, task: Task[Any], options: Training) -> None:
@@ -107,7 +107,8 @@ class ModelTraining(lightning.LightningModule):
         self.sharing = Sharing(parts=options.accumulate)
         self.values: dict[str, float] = {}
         self.in_run = False
-        self.shards = self.on_trial = False
+        self.shards = False
+        self.trial: list[float] | None = None
         self.__dict__["_compiled"] = None  # no module of its own: weights keep their names
         self.midpoints: MidpointLoss | None = None
         self._midpoints_begin = 0.0
@@ -233,7 +234,8 @@ class ModelTraining(lightning.LightningModule):
 
     def _require_finite_loss(self, share: Share, loss: Tensor) -> None:
         """Raise DivergedError in every process if the loss of one is not finite."""
-        if self.on_trial:
+        if self.trial is not None:
+            self.trial.append(loss.item())
             return
         finite = math.isfinite(loss.item() if share.of_several else self._averages["train"].sums["loss"])
         if self.in_run and self.sharing.processes > 1:

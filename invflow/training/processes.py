@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from lightning import Fabric
 from lightning.fabric.utilities import rank_zero
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._torch import is_shard
-from ..errors import InvflowError, RunError
+from ..errors import InvflowError, LocalStatisticsWarning, RunError
 from ..models import Classifier, Flow
 from ..spec.training import Hardware
 from .data import Sharing
@@ -85,9 +87,12 @@ class Processes:
         """How they share batches, each of whose shares is taken in so many parts."""
         return Sharing(self.rank, self.count, parts)
 
-    def arguments(self) -> dict[str, Any]:
-        """Lightning's arguments for them."""
-        return {**accelerator(self.hardware.accelerator, self.hardware.devices), **self._several()}
+    def arguments(self, model: nn.Module) -> dict[str, Any]:
+        """Lightning's arguments for them to train a model.
+
+        Warns of a model whose batch norm cannot take the statistics of a whole batch.
+        """
+        return {**accelerator(self.hardware.accelerator, self.hardware.devices), **self._several(model)}
 
     @contextlib.contextmanager
     def guarded(self, folder: Path) -> Iterator[None]:
@@ -114,13 +119,22 @@ class Processes:
             yield names[0]
             torch.distributed.barrier()
 
-    def _several(self) -> dict[str, Any]:
+    def _several(self, model: nn.Module) -> dict[str, Any]:
         if self.count == 1:
             return {}
+        on_cuda = torch.cuda.is_available() and self.hardware.accelerator not in ("cpu", "mps")
+        if self.leads and not on_cuda and any(isinstance(part, _BatchNorm) for part in model.modules()):
+            warnings.warn(
+                f"batch norm takes the statistics of each process's own share: PyTorch puts those of {self.count} "
+                f"processes together on CUDA alone",
+                LocalStatisticsWarning,
+                stacklevel=2,
+            )
         strategy: Strategy = DDPStrategy()
         if self.shards:
             strategy = ModelParallelStrategy(data_parallel_size=self.count, tensor_parallel_size=1)
-        return {"strategy": strategy, "num_nodes": self.hardware.nodes, "use_distributed_sampler": False}
+        shared = {"num_nodes": self.hardware.nodes, "sync_batchnorm": on_cuda, "use_distributed_sampler": False}
+        return {"strategy": strategy, **shared}
 
 
 def processes_of(hardware: Hardware) -> Processes:
