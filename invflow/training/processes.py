@@ -181,12 +181,16 @@ def _are(count: int) -> str:
 
 
 def shard(model: Classifier | Flow, mesh: DeviceMesh) -> None:
-    """Shard the weights of a model over processes: those of each layer of its chain together, and then the rest."""
+    """Shard the weights of a model over processes: those of each layer of its chain together, and then the rest.
+
+    A chain whose backward runs its layers backwards needs the weights of all of them there: it is sharded as a whole.
+    """
     from torch.distributed.fsdp import fully_shard
 
-    for layer in dict.fromkeys(model.bijection):
-        if any(True for _ in layer.parameters()):
-            fully_shard(layer, mesh=mesh)
+    chain = model.bijection
+    for part in [chain] if chain.backprop == "reversible" else dict.fromkeys(chain):
+        if any(True for _ in part.parameters()):
+            fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 

@@ -89,7 +89,7 @@ SPECS = {
     "parts": flow_of_images(accumulate=2),
     "classifier": classifier(),
 }
-SHARDED = {name: SPECS[name] for name in ("stored", "checkpoint", "classifier")}
+SHARDED = {name: SPECS[name] for name in ("stored", "reversible", "checkpoint", "classifier")}
 
 
 def train(name, folder, **hardware):
