@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Fabric
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import rank_zero
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from rich.console import Console
@@ -38,6 +40,10 @@ _LOST_WORDS = r"Connection (closed|reset)|Broken pipe|Connect timeout|Timed out"
 """In what gloo says of a process that has ended."""
 
 
+_LATER = 5.0
+"""The seconds after which a process ends, so that the one that leads has told: launchers end all with the first."""
+
+
 def _rank() -> int:
     return int(vars(rank_zero.rank_zero_only)["rank"])
 
@@ -56,6 +62,7 @@ def one_tells() -> Iterator[None]:
     except InvflowError:
         if leads() or (_rank() == 1 and os.getppid() != parent):
             raise
+        time.sleep(_LATER)
         raise SystemExit(1) from None
 
 
@@ -146,18 +153,31 @@ def processes_of(hardware: Hardware) -> Processes:
     known = accelerator(hardware.accelerator, hardware.devices)
     count = hardware.devices * hardware.nodes
     if count == 1:
+        _require_number(_started(), hardware)
         return Processes(0, 1, hardware)
     if Console().is_jupyter:
         raise InvflowError(
             "several processes need a program to start again, which a notebook is not; use invflow train"
         )
     fabric = Fabric(**known, num_nodes=hardware.nodes, strategy="ddp")
-    if fabric.world_size != count:
-        raise InvflowError(
-            f"the launcher started {fabric.world_size} processes, but --devices {hardware.devices} times --nodes "
-            f"{hardware.nodes} are {count}"
-        )
+    _require_number(fabric.world_size, hardware)
     return Processes(fabric.global_rank, count, hardware)
+
+
+def _started() -> int:
+    """The number of processes that a launcher has started, of which this is one."""
+    started = SLURMEnvironment().world_size() if SLURMEnvironment.detect() else 1
+    return int(os.environ.get("WORLD_SIZE", started))
+
+
+def _require_number(started: int, hardware: Hardware) -> None:
+    """Raise InvflowError if a launcher has started other processes than those that are to train together."""
+    count = hardware.devices * hardware.nodes
+    if started != count:
+        raise InvflowError(
+            f"a launcher has started {started} processes, but --devices {hardware.devices} times --nodes "
+            f"{hardware.nodes} {'is' if count == 1 else 'are'} {count}"
+        )
 
 
 def accelerator(device: str, devices: int = 1) -> dict[str, Any]:
