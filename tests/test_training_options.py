@@ -101,3 +101,24 @@ def test_a_trial_finds_a_learning_rate(tmp_path, points):
 def test_a_profile_is_in_the_logs(tmp_path, points, profile):
     run = fitted(tmp_path / "run", points, profile=profile)
     assert list((run.folder / "logs").glob("*profile*"))
+
+
+def test_shares_of_batch_norm_have_two_samples(tmp_path):
+    spec = trainings.classifier(batch_size=33, accumulate=2)  # the last batch of 100 has one sample, and joins another
+    spec["layers"][2]["net"] = {**trainings.CONV, "norm": "batch"}
+    assert fitted(tmp_path / "run", spec).record["status"] == "finished"
+    spec["training"]["batch_size"] = 49
+    with pytest.raises(invflow.InvflowError, match="a batch of 2 samples leaves less than 2 for each of 2 shares"):
+        fitted(tmp_path / "other", spec)
+
+
+def test_a_batch_of_one_sample_in_parts(tmp_path, points):
+    """The gradient is that of the sample, also if it is the only one."""
+    points["training"] |= {"average": None, "steps": 3}
+    x = torch.randn(5, 2, dtype=torch.float64)
+    loader = torch.utils.data.DataLoader(x, batch_size=4)
+    runs = [
+        invflow.fit(points, loader, tmp_path / str(parts), test=x, accumulate=parts, progress=False) for parts in (1, 3)
+    ]
+    for name, weight in weights(runs[0]).items():
+        assert torch.allclose(weight.double(), weights(runs[1])[name].double(), rtol=0, atol=1e-12)

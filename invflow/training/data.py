@@ -129,10 +129,20 @@ def train_loader(
     if own is not None:
         return _OfWhole(_Seeded(own, seed, skip), sharing)
     order = samples.order(torch.Generator().manual_seed(seed))
+    return _loader(samples, _split(order, batch_size)[skip:], sharing)
+
+
+def _split(order: Tensor, batch_size: int) -> Sequence[Tensor]:
+    """The positions of each batch."""
     batches = torch.split(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm has no statistics of one sample
-        batches = (*batches[:-2], torch.cat(batches[-2:]))
-    return _loader(samples, batches[skip:], sharing)
+        return (*batches[:-2], torch.cat(batches[-2:]))
+    return batches
+
+
+def smallest_batch(samples: Samples, batch_size: int) -> int | None:
+    """The number of samples in the smallest training batch; None if the samples come in batches of their own."""
+    return min(map(len, _split(torch.arange(len(samples)), batch_size))) if samples.own_batches() is None else None
 
 
 def batches_of(samples: Samples, batch_size: int) -> int | None:
@@ -146,8 +156,8 @@ def batches_of(samples: Samples, batch_size: int) -> int | None:
 def ordered_loader(samples: Samples, sharing: Sharing = ALONE) -> Iterable[Share]:
     """The shares of batches of test samples, in their own order; large ones come in smaller batches."""
     own = samples.own_batches()
-    if own is not None:
-        return _OfWhole(own, sharing)
+    if own is not None:  # a loader may shuffle, and in each process alike
+        return _OfWhole(own if sharing.processes == 1 else _Seeded(own, 0, 0), sharing)
     fitting = MOST_NUMBERS // samples.first(1).values.numel()
     return _loader(samples, torch.split(torch.arange(len(samples)), max(1, min(TEST_BATCH, fitting))), sharing)
 

@@ -24,7 +24,7 @@ from lightning.pytorch.profilers import (
 )
 from rich.console import Console
 
-from ..errors import DivergedError
+from ..errors import DivergedError, InvflowError
 from ..spec.training import Training
 from .data import batches_of, ordered_loader
 from .module import ModelTraining
@@ -54,6 +54,7 @@ def fit(run: Run, task: Task[Any], interval: Interval, processes: Processes, pro
     options, module = run.training, task.training(task, run.training)
     module.in_run, module.sharing, module.shards = True, processes.sharing(options.accumulate), processes.shards
     progress = progress and processes.leads
+    processes.require_statistics(task, options)
     with HeldSignals() as signals:
         saving = Saving(run, task.score, interval, signals, processes.leads)
         logs = run.folder / "logs"
@@ -66,7 +67,7 @@ def fit(run: Run, task: Task[Any], interval: Interval, processes: Processes, pro
                 inference_mode=False,  # a log-determinant may take derivatives of its own
                 accumulate_grad_batches=options.accumulate,
                 precision="bf16-mixed" if options.precision == "bf16-mixed" else "32-true",  # as weights are
-                deterministic=options.deterministic,
+                deterministic=options.deterministic or None,  # False would switch off what a program has chosen
                 **processes.arguments(task.model),
                 logger=TensorBoardLogger(logs, name="tensorboard") if processes.leads else False,
                 callbacks=callbacks,
@@ -88,11 +89,19 @@ def fit(run: Run, task: Task[Any], interval: Interval, processes: Processes, pro
             except SystemExit as ended:  # Lightning turns Ctrl-C into SystemExit
                 interrupt = ended.__context__
                 raise interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt from None
-            except RuntimeError:  # a process that loads data obeys a signal, which its group was sent, at once
-                if signals.received is None:
+            except RuntimeError as error:
+                if options.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    why = next(iter(str(error).splitlines()), "")
+                    raise InvflowError(
+                        f"{run.folder}: the model does not compile: {why}; see 'invflow doctor'"
+                    ) from error
+                if (
+                    signals.received is None
+                ):  # a process that loads data obeys a signal, which its group was sent, at once
                     raise
             except OSError:
-                saving.require_folder()  # if it is gone, that is what to say
+                if processes.leads:
+                    saving.require_folder()  # if it is gone, that is what to say
                 raise
             except DivergedError as error:
                 if processes.leads:
@@ -131,7 +140,7 @@ class _NoProfiler(PassThroughProfiler):
 
 class _Stopping(EarlyStopping):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self.monitor in pl_module.values:  # not every epoch is evaluated
+        if f"{pl_module.task.data.judge[0]}_loss" in pl_module.values:  # not every epoch is evaluated
             super().on_train_epoch_end(trainer, pl_module)
 
 

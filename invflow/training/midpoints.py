@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..context import entries, with_entries
 from ..errors import InvflowError
+from ..models import Classifier, Flow
 from ..numerics.modes import FLOAT
 from ..samples import Batch
 from ..spec.training import Midpoints
@@ -51,16 +52,16 @@ class MidpointLoss:
         assert some.labels is not None
         self._targets, self._classes = task.centered(some.values).flatten(1), some.labels
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """The loss of a batch; 0 if it has no two samples of different classes."""
-        labels, chain = batch.labels, self._task.model.bijection
+    def __call__(self, batch: Batch, model: Classifier | Flow) -> Tensor:
+        """The loss of a model for a batch; 0 if this has no two samples of different classes."""
+        labels, chain = batch.labels, model.bijection
         assert labels is not None
         partner = torch.randperm(len(labels), device=labels.device)
         first = (labels != labels[partner]).nonzero()[: self._options.pairs, 0]
         if not len(first):
             return batch.values.new_zeros(())
         ends = [batch.rows(first), batch.rows(partner[first])]
-        contexts = [self._task.model.for_layers(one.context) for one in ends]
+        contexts = [model.for_layers(one.context) for one in ends]
         z = [chain(self._task.inputs(one.values), context) for one, context in zip(ends, contexts, strict=True)]
         between = zip(*map(entries, contexts), strict=True)
         context = with_entries(contexts[0], [torch.lerp(a, b, 0.5) for a, b in between])

@@ -177,6 +177,8 @@ class ModelTraining(lightning.LightningModule):
         """Shard the weights, if several processes share them; the task's model stays whole, for the end of a run."""
         if self.shards and self.model is self.task.model:
             self.model = copy.deepcopy(self.model)
+            if self.device.type == "cuda":  # as Lightning does itself for ddp
+                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
             assert self.device_mesh is not None  # a strategy that shards has made it
             mesh = self.device_mesh["data_parallel"]
             for model in (self.model, *([] if self.averaged is None else [self.averaged.module])):
@@ -222,12 +224,12 @@ class ModelTraining(lightning.LightningModule):
             augmented = share.batch._replace(values=self.augment(share.batch.values))
             loss = self._measure("train", augmented, share.number)
             if self.midpoints is not None and self.global_step >= self._midpoints_begin:
-                loss = loss + self.midpoints(augmented)
+                loss = loss + self.midpoints(augmented, self.model)
         self._require_finite_loss(share, loss)
         self._parts_done = (self._parts_done + 1) % self.sharing.parts
         if self.between_steps:
             self.batches_done += 1
-        if not share.of_several:
+        if self.sharing.processes * self.sharing.parts == 1:
             return loss
         # The mean over the processes and the parts of a step is the mean over the samples of the whole batch.
         return loss * (share.number * self.sharing.processes * self.sharing.parts / share.of)
@@ -270,6 +272,11 @@ class ModelTraining(lightning.LightningModule):
         self._report(self.task.data.judge[0])
 
     def configure_optimizers(self) -> Any:
+        if self.options.find_lr and self.sharing.processes > 1:
+            found = self.options.optimizer.model_copy(
+                update={"lr": self.trainer.strategy.broadcast(self.options.optimizer.lr)}
+            )
+            self.options = self.options.model_copy(update={"optimizer": found})
         optimizer = make_optimizer(self.options.optimizer, self.model)
         name, higher_is_better = self.watched
         schedules = make_schedules(self.options, optimizer, self._planned_steps(), higher_is_better)
@@ -297,7 +304,7 @@ class ModelTraining(lightning.LightningModule):
 
     def require_finite(self) -> None:
         """Raise DivergedError if a weight is not finite."""
-        broken = broken_weight(self.task.model)
+        broken = broken_weight(self.model)
         if broken is not None:
             self.refuse(f"{broken} is not finite")
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Fabric
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import rank_zero
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from rich.console import Console
@@ -24,11 +23,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .._torch import is_shard
 from ..errors import InvflowError, LocalStatisticsWarning, RunError
 from ..models import Classifier, Flow
-from ..spec.training import Hardware
-from .data import Sharing
+from ..spec.training import Hardware, Training
+from .data import Sharing, smallest_batch
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+    from .tasks import Task
 
 
 class LostProcess(RunError):
@@ -46,6 +47,10 @@ _LATER = 5.0
 
 def _rank() -> int:
     return int(vars(rank_zero.rank_zero_only)["rank"])
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(part, _BatchNorm) for part in model.modules())
 
 
 def leads() -> bool:
@@ -126,11 +131,23 @@ class Processes:
             yield names[0]
             torch.distributed.barrier()
 
+    def require_statistics(self, task: Task[Any], options: Training) -> None:
+        """Raise InvflowError if batch norm would get a share of one sample, of which there are no statistics."""
+        shares = self.count * options.accumulate
+        if shares == 1 or not _has_batch_norm(task.model):
+            return
+        size = smallest_batch(task.data.train, options.batch_size)
+        if size is not None and size < 2 * shares:
+            raise InvflowError(
+                f"a batch of {size} samples leaves less than 2 for each of {shares} shares, and batch norm has no "
+                f"statistics of one; take another batch_size, or fewer shares"
+            )
+
     def _several(self, model: nn.Module) -> dict[str, Any]:
         if self.count == 1:
             return {}
         on_cuda = torch.cuda.is_available() and self.hardware.accelerator not in ("cpu", "mps")
-        if self.leads and not on_cuda and any(isinstance(part, _BatchNorm) for part in model.modules()):
+        if self.leads and not on_cuda and _has_batch_norm(model):
             warnings.warn(
                 f"batch norm takes the statistics of each process's own share: PyTorch puts those of {self.count} "
                 f"processes together on CUDA alone",
@@ -166,8 +183,7 @@ def processes_of(hardware: Hardware) -> Processes:
 
 def _started() -> int:
     """The number of processes that a launcher has started, of which this is one."""
-    started = SLURMEnvironment().world_size() if SLURMEnvironment.detect() else 1
-    return int(os.environ.get("WORLD_SIZE", started))
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
 
 
 def _require_number(started: int, hardware: Hardware) -> None:
@@ -180,15 +196,28 @@ def _require_number(started: int, hardware: Hardware) -> None:
         )
 
 
-def accelerator(device: str, devices: int = 1) -> dict[str, Any]:
-    """Lightning's arguments for a device. Raises InvflowError if this machine does not have it, or so many."""
+def accelerator(device: str, devices: int = 1, *, mine: bool = False) -> dict[str, Any]:
+    """Lightning's arguments for a device, or for several alike.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1 or mps.
+        devices: their number.
+        mine: whether to take, of several, the one of this process.
+
+    Raises:
+        InvflowError: this machine does not have it, or not as many.
+    """
     cuda = torch.cuda.device_count()
     there = ["cpu", *(f"cuda:{index}" for index in range(cuda)), *["mps"] * torch.backends.mps.is_available()]
     if device not in ("auto", *there, *["cuda"] * bool(cuda)):
         raise InvflowError(f"device {device!r} is not available; expected auto or one of: {', '.join(there)}")
     kind, _, index = device.partition(":")
+    if mine and cuda and kind in ("auto", "cuda") and not index:
+        kind, index = "cuda", os.environ.get("LOCAL_RANK", "0")
     if devices > 1:
-        found = {"cuda": cuda, "mps": 1, "auto": cuda or devices}.get(kind, devices)
+        if kind == "auto":  # of which Lightning would choose mps, where there is but one
+            kind = "cuda" if cuda else "cpu"
+        found = {"cuda": cuda, "mps": 1}.get(kind, devices)
         if index or devices > found:
             raise InvflowError(
                 f"--devices {devices} expects as many of {device}, and there {_are(1 if index else found)}"
@@ -237,4 +266,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         return value
 
     parts = {i: {name: part(weights[i], value) for name, value in one.items()} for i, one in state["state"].items()}
-    optimizer.load_state_dict({**state, "state": parts})
+    # Which kernel updates them is a matter of where they are.
+    groups = [
+        {**group, "fused": here.get("fused")} if "fused" in group else group
+        for group, here in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "state": parts, "param_groups": groups})

@@ -92,6 +92,9 @@ def train(
     if spec.top.numerics.integer_nets:
         to_freeze, spec = {"freeze": spec.top.numerics.model_dump(mode="json")}, spec.replace(numerics=None)
     task = _initialized(spec, data, model)
+    if processes.shards and any(weight.dim() == 0 for weight in task.model.parameters()):
+        why = "PyTorch shards no weight that is a single number, which a layer has; take ddp"
+        raise spec.error(("training", "hardware", "strategy"), why)
     found_lr: dict[str, Any] = {}
     options = spec.training or Training()
     if options.find_lr:
