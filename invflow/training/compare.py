@@ -93,9 +93,7 @@ def compare(
     changed = [overridden(spec, overrides) for _, spec in specs]
     for spec in changed:
         if spec.training is not None and spec.training.hardware.devices * spec.training.hardware.nodes > 1:
-            raise spec.error(
-                ("training", "hardware"), "compare trains in a single process; leave devices and nodes out"
-            )
+            raise spec.error(("training", "hardware"), "compare trains in one process; leave devices and nodes out")
     tasks = [check_trainable(spec, data_root, download=download) for spec in changed]
     score = tasks[0].score
     for (name, _), task in zip(specs, tasks, strict=True):

@@ -92,12 +92,9 @@ def fit(run: Run, task: Task[Any], interval: Interval, processes: Processes, pro
             except RuntimeError as error:
                 if options.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                     why = next(iter(str(error).splitlines()), "")
-                    raise InvflowError(
-                        f"{run.folder}: the model does not compile: {why}; see 'invflow doctor'"
-                    ) from error
-                if (
-                    signals.received is None
-                ):  # a process that loads data obeys a signal, which its group was sent, at once
+                    told = f"{run.folder}: the model does not compile: {why}; see 'invflow doctor'"
+                    raise InvflowError(told) from error
+                if signals.received is None:  # a process that loads data obeys a signal to its group at once
                     raise
             except OSError:
                 if processes.leads:
