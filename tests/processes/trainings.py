@@ -89,6 +89,8 @@ SPECS = {
     "parts": flow_of_images(accumulate=2),
     "classifier": classifier(),
 }
+BY_MANY = ("reversible", "images")
+"""Which of them more than two processes do too."""
 SHARDED = {name: SPECS[name] for name in ("stored", "reversible", "checkpoint", "classifier")}
 
 
@@ -100,7 +102,7 @@ def train(name, folder, **hardware):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     place, devices = Path(sys.argv[1]), int(sys.argv[2])
-    for name in SPECS:
+    for name in SPECS if devices == 2 else BY_MANY:
         run = train(name, place / name, devices=devices)
         assert run.record["status"] == "finished"  # in every process
     if devices == 2:
