@@ -168,7 +168,7 @@ class TestMidpoints:
         loss = MidpointLoss(task, Midpoints(weight=0.5, width=0.3))
         batch = Batch(values[:2], torch.tensor([0, 1]))
         torch.manual_seed(0)
-        found = {round(float(loss(batch)), 12) for _ in range(20)}
+        found = {round(float(loss(batch, task.model)), 12) for _ in range(20)}
         nearness = sum(math.exp(-d / (2 * 0.3**2)) for d in (1.0, 1.0, 9.0))
         assert found <= {0.0, round(-0.5 * math.log(nearness), 12)}  # 0 where the two fell on themselves
         assert len(found) == 2
@@ -183,7 +183,7 @@ class TestMidpoints:
 
         def value():
             torch.manual_seed(1)
-            return loss(Batch(values, labels))
+            return loss(Batch(values, labels), task.model)
 
         (slope,) = torch.autograd.grad(value(), weight)
         step = torch.zeros_like(weight)
@@ -214,8 +214,9 @@ class TestMidpoints:
         """Of many samples, sorted by class, some of each class are targets."""
         monkeypatch.setattr("invflow.training.midpoints.MOST_TARGETS", 10)
         values, labels = torch.randn(40, 2, dtype=torch.float64), torch.arange(40) // 20
-        loss = MidpointLoss(a_task(invflow.Sequential(), values, labels), Midpoints())
-        assert torch.isfinite(loss(Batch(values, labels)))
+        task = a_task(invflow.Sequential(), values, labels)
+        loss = MidpointLoss(task, Midpoints())
+        assert torch.isfinite(loss(Batch(values, labels), task.model))
 
     def test_without_training_samples(self):
         with pytest.raises(InvflowError, match=r"train with invflow\.fit"):
