@@ -86,7 +86,7 @@ SPECS = {
     "reversible": {**flow_of_points(), "backprop": "reversible"},
     "checkpoint": {**flow_of_points(), "backprop": "checkpoint"},
     "images": flow_of_images(),
-    "parts": flow_of_images(accumulate=2),
+    "parts": flow_of_images(accumulate=4),
     "classifier": classifier(),
 }
 BY_MANY = ("reversible", "images")
