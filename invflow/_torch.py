@@ -182,19 +182,19 @@ def _sharding() -> Any:
 
 
 class Gathered(nn.Module):
-    """A module whose weights `fully_shard` gathers for each of its `calls`, not only for a call of the module itself.
+    """A module whose weights `fully_shard` gathers for each of its `gathered_calls`, not only for a call of itself.
 
     `fully_shard` replaces the class of a module by one that it derives from it: there the calls become others.
     """
 
-    calls: ClassVar[tuple[str, ...]] = ()
+    gathered_calls: ClassVar[tuple[str, ...]] = ()
     """The methods that need weights and are called from outside, those of the base classes left out."""
     _is_gathered: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if made_by_sharding(cls):
-            for name in ("__call__", *(name for base in cls.__mro__ for name in vars(base).get("calls", ()))):
+            for name in ("__call__", *(name for base in cls.__mro__ for name in vars(base).get("gathered_calls", ()))):
                 setattr(cls, name, _gathering(cls, name))
 
 

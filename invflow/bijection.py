@@ -94,7 +94,7 @@ class Bijection(Handled, ABC):
 
     # ---------------------------------------------------------------- The map
 
-    calls: ClassVar[tuple[str, ...]] = ("inverse", "forward_and_log_det", "inverse_and_log_det")
+    gathered_calls: ClassVar[tuple[str, ...]] = ("inverse", "forward_and_log_det", "inverse_and_log_det")
 
     @abstractmethod
     def forward(self, x: Any, context: Any = None) -> Any:

@@ -15,7 +15,7 @@ from invflow.cli import main
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("dev", max_examples=15, **COMMON)
 settings.register_profile("quick", max_examples=3, **COMMON)
-settings.register_profile("ci", max_examples=40, derandomize=True, **COMMON)
+settings.register_profile("ci", max_examples=15, derandomize=True, **COMMON)
 settings.register_profile("thorough", max_examples=300, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 

@@ -133,10 +133,14 @@ class TestWhatItSays:
         chain, x = chain_of(4), images()
         x[:, 3:] *= 10.0**-exponent
         right = gradients(chain, x, "stored")
-        with pytest.warns(ReconstructionWarning, match="before it are wrong, perhaps by about") as spoken:
+        with pytest.warns(ReconstructionWarning, match="before it are wrong, perhaps by") as spoken:
             wrong = gradients(chain, x, "reversible")
-        said = str(spoken[0].message).split("by about ")[1].split(" ")[0]
-        assert (wrong - right).norm() <= float(said) * right.norm()
+        message = str(spoken[0].message)
+        if "by any amount" in message:  # the variance is near that of rounding, which differs between processors
+            assert exponent == 5
+        else:
+            said = message.split("by about ")[1].split(" ", maxsplit=1)[0]
+            assert (wrong - right).norm() <= float(said) * right.norm()
 
     def test_a_channel_that_comes_back_with_more_than_rounding(self):
         layers = Unsound(), Psi(1), Linear1x1(shape=(16, 6, 6))

@@ -57,7 +57,7 @@ class FactorOut(Bijection):
     ]
     cheap_inverse = True
     limit = NONE
-    calls: ClassVar[tuple[str, ...]] = ("told",)
+    gathered_calls: ClassVar[tuple[str, ...]] = ("told",)
 
     def __init__(
         self,

@@ -71,6 +71,11 @@ class Householder(_Isometry):
     def inverse(self, y: Tensor, context: Context = None) -> Tensor:
         return self._reflected(y, backwards=True)
 
+    @property
+    def rounding_growth(self) -> float:
+        """The number of reflections, each of which rounds; those that are alike cancel, which S^-1 feels most."""
+        return float(len(self.vectors))
+
     def _reflected(self, x: Tensor, *, backwards: bool) -> Tensor:
         self.require(x)
         with own_precision(x):

@@ -359,7 +359,9 @@ def _by_distance(features: Tensor, asked: Tensor, known: Tensor, learned: Tensor
     some, classes = features[:PAIRED], asked[:PAIRED]
     sums, pairs = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for rows, labels in zip(torch.split(some, ROWS), torch.split(classes, ROWS), strict=True):
-        distances, same = torch.cdist(rows, some), labels[:, None] == classes
+        # By differences: by products, the distance of near samples would be that of their rounding.
+        distances = torch.cdist(rows, some, compute_mode="donot_use_mm_for_euclid_dist")
+        same = labels[:, None] == classes
         sums += torch.stack([(distances * same).sum(), (distances * ~same).sum()])
         pairs += torch.stack([same.sum(), (~same).sum()])
     pairs[0] -= len(some)  # of samples with themselves, whose distance is 0

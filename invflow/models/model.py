@@ -67,7 +67,7 @@ def _tags(layers: Iterable[Bijection]) -> str:
 class _Model(Handled):
     """A trunk with one module on top, and perhaps a net for its context."""
 
-    calls: ClassVar[tuple[str, ...]] = ("inverse", "for_layers")
+    gathered_calls: ClassVar[tuple[str, ...]] = ("inverse", "for_layers")
 
     def __init__(self, bijection: Sequential, context_net: ContextNet | None) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Classifier(_Model):
         torch.Size([2, 3])
     """
 
-    calls: ClassVar[tuple[str, ...]] = ("features", "scores", "logits")
+    gathered_calls: ClassVar[tuple[str, ...]] = ("features", "scores", "logits")
 
     def __init__(self, bijection: Sequential, head: nn.Module, context_net: ContextNet | None = None) -> None:
         super().__init__(bijection, context_net)
@@ -186,7 +186,13 @@ class Flow(_Model):
         torch.Size([5, 4, 2])
     """
 
-    calls: ClassVar[tuple[str, ...]] = ("log_prob", "features_and_log_prob", "sample", "sample_with_log_prob", "latent")
+    gathered_calls: ClassVar[tuple[str, ...]] = (
+        "log_prob",
+        "features_and_log_prob",
+        "sample",
+        "sample_with_log_prob",
+        "latent",
+    )
 
     def __init__(
         self,

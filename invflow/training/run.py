@@ -187,7 +187,7 @@ def _trained(run: Run, task: Task[Any], interval: Interval, processes: Processes
     with processes.in_turn(run.folder) as folder:
         if processes.leads:
             _finish(run, task, seconds)
-    return run if processes.leads else Run.open(folder)
+    return Run.open(folder)  # whose spec is that of the exact model, if there is one
 
 
 def _finish(run: Run, task: Task[Any], seconds: float) -> None:

@@ -78,6 +78,10 @@ def test_the_mutations_make_both_kinds(path):
     assert len(messages) > 30
 
 
+SECONDS = 30
+"""Of a processor a third as fast as the one on which the budget of a document takes its ten seconds."""
+
+
 def test_a_hostile_document_is_built_or_refused_before_it_costs_much():
     """In a process of its own, whose memory is measured, weights of large models excepted."""
     command = [sys.executable, "-m", "tests.spec.hostile", "0", str(HOSTILE)]
@@ -86,6 +90,6 @@ def test_a_hostile_document_is_built_or_refused_before_it_costs_much():
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == HOSTILE
     for one in found:
-        assert one["seconds"] < 10, one
+        assert one["seconds"] < SECONDS, one
         assert one["bytes"] < 2**31, one
     assert {"built", "counted"} < {one["outcome"] for one in found}
