@@ -52,9 +52,9 @@ format: $(READY)  ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## the schema and the pages, into site/
+docs: $(READY)  ## the schema and the pages, into site/ (begin at site/index.html)
 	$(BIN)/invflow schema > docs/spec.schema.json
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs site
 
 bench: $(READY)  ## speed against hand-written PyTorch and FrEIA
 	$(BIN)/python benchmarks/overhead.py

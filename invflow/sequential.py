@@ -47,6 +47,8 @@ _CONTEXT = "the context of the chain"
 class Sequential(Converted, Several):
     """A chain in data order: ``Sequential(a, b, c)(x) == c(b(a(x)))``; its log-determinant is the sum of theirs.
 
+    Use it for a part of a network that is trained, or rounded, in a way of its own.
+
     Chains nest and behave as sequences: ``len``, iteration, ``chain[2]``, ``chain[1:3]`` (a chain that shares its
     layers with this one), ``chain[::-1]`` (the inverse chain).
 

@@ -130,7 +130,7 @@ def test_installed_plug_ins(call, root, install):
 
 
 def test_extras_of_development_are_no_problem(call, root, monkeypatch):
-    without(monkeypatch, "mkdocs", "pyarrow")
+    without(monkeypatch, "sphinx", "pyarrow")
     status, out, _ = call("doctor", "--data-root", root)
     assert status == 0
     assert line(out, "docs").endswith("; fix: pip install 'invflow[docs]'")

@@ -117,6 +117,8 @@ class _FromData(ScaleAndShift):
 class ActNorm(_FromData):
     """``y = exp(log_scale) * x + shift`` per channel, set by `initialize` so that y has mean 0 and variance 1.
 
+    Use it between couplings of a deep flow, where batch norm would make samples depend on each other.
+
     It is the identity before `initialize`, and learned afterwards. The log-determinant is
     ``height * width * sum(log_scale)``.
 
@@ -139,6 +141,8 @@ class ActNorm(_FromData):
 @register("standardize")
 class Standardize(_FromData):
     """``y = (x - mean) / std`` per channel, with constants that come from data: nothing is learned.
+
+    Use it first in a chain, for columns or pixels in units of their own.
 
     The constants are given, or set once by `initialize`, which is how ActNorm sets its own; before that it is the
     identity. For a table, channels are its columns; of an image, all pixels of a channel have the same mean. The

@@ -82,6 +82,8 @@ class ScaleAndShift(OfChannels):
 class Affine(ScaleAndShift):
     """``y = exp(log_scale) * x + shift``, both learned, one pair per channel.
 
+    Use it for a scale and a shift that start as the identity; those of `actnorm` start from data.
+
     The log-determinant is ``height * width * sum(log_scale)``. It starts as the identity.
 
     Reference: Dinh, Krueger, Bengio: NICE, 2014, https://arxiv.org/abs/1410.8516, for the one without a shift

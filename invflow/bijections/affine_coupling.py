@@ -112,6 +112,8 @@ class Scaled(Univariate):
 class AffineCoupling(Scaled, Coupling):
     """``(a, b) -> (scale * b + t, a)``, where the scale is computed from r, and ``(r, t) = net(a)``.
 
+    Use it for densities: cheap both ways, and volumes change where the data need it.
+
     Its inverse is ``(u, v) -> (v, (u - t) / scale)``, its log-determinant ``sum(log(scale))``. The scale is positive
     and bounded:
 
@@ -178,6 +180,8 @@ class AffineCoupling(Scaled, Coupling):
 @register("gin_coupling")
 class GinCoupling(AffineCoupling):
     """``(a, b) -> (exp(s) * b + t, a)`` with log-scales s that add up to 0: it changes shapes, and keeps volumes.
+
+    Use it for densities whose volume must not change, so that latent dimensions can be ordered by their variance.
 
     ``s = z - mean(z)`` over the channels of b, at each position, with ``z = clamp * tanh(r / clamp)`` and
     ``(r, t) = net(a)``. Its inverse is ``(u, v) -> (v, exp(-s) * (u - t))``, its log-determinant exactly 0. If b has

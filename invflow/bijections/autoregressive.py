@@ -180,6 +180,8 @@ class AutoregressiveLayer(Conditioned, Bijection, Univariate):
 class Autoregressive(Scaled, AutoregressiveLayer):
     """``y_i = scale_i * x_i + t_i``, where scale and shift are computed from the features before i: a layer of MAF.
 
+    Use it for densities of tables: likelihoods are fast, and samples slow.
+
     The scale is the function of r that `AffineCoupling` has, and ``(r, t) = net(x)``, in which the numbers for feature
     i depend on x_0 to x_(i-1) alone, and on the context. The log-determinant is ``sum(log(scale))``, exact both ways.
 
@@ -248,6 +250,8 @@ before it alone, got Linear, whose output for feature 0 depends on feature 2 (co
 @register("spline_autoregressive")
 class SplineAutoregressive(Splined, AutoregressiveLayer):
     """``y_i = g_i(x_i)`` with a monotonic rational-quadratic spline g_i, given by a net of the features before i.
+
+    Use it as `autoregressive`, for conditional distributions with several modes.
 
     The splines are those of `SplineCoupling`: each maps ``[-bound, bound]`` onto itself and is the identity outside,
     and where the net returns zeros. The log-determinant is the sum of ``log g_i'``, exact both ways. As for

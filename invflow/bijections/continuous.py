@@ -80,6 +80,8 @@ _METHODS: Mapping[Method, _RungeKutta] = {
 class Continuous(Conditioned, Bijection):
     """``y = x(T)`` for the solution of ``dx/dt = net(x, t)`` that begins with ``x(0) = x``: a continuous flow, FFJORD.
 
+    Use it for smooth densities of few dimensions; it takes many evaluations of its net.
+
     The equation is solved in ``steps`` steps of equal length ``h = T / steps`` by an explicit Runge-Kutta method. The
     bijection is this discrete map ``F = F_N ... F_1``, not the solution that it approximates: forward, inverse and
     log-determinant are those of F, to rounding, however coarse the steps are.

@@ -30,6 +30,8 @@ _TAIL = 0.25
 class ConvExponential(PerPosition):
     """``y = exp(M) x = x + M x + M M x / 2! + ...``, where M is a learned convolution with zeros around the border.
 
+    Use it to let neighbouring positions mix in a linear layer, as a `linear_1x1` mixes channels.
+
     The inverse is ``exp(-M)``, the same series with another sign, so that it costs no more; the log-determinant is the
     trace of M: the sum of the kernel's diagonal at its centre, times the number of positions. For sequences, images
     and volumes. It starts as the identity.

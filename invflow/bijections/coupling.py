@@ -118,6 +118,9 @@ class Coupling(Conditioned, Bijection, Retraces, Univariate):
 class AdditiveCoupling(Coupling):
     """``(a, b) -> (net(a) + b, a)``; its inverse is ``(u, v) -> (v, u - net(v))``. Log-determinant 0.
 
+    Use it for classifiers, and wherever the inverse has to be exact: it is cheap both ways, and all numerics take
+    it.
+
     The halves change places, as in i-RevNet, so that a chain of couplings changes both; they may differ in size.
 
     In `grid` numerics ``net(a)`` is rounded to the grid and the sum is exact or refused (proof in

@@ -17,6 +17,8 @@ _COUPLED = [{"type": "split"}, {"type": "additive_coupling", "net": {"type": "ml
 class Each(Wrapper):
     """Applies one layer, its parameters shared, to every tensor of a tuple state: ``(a, b) -> (f(a), f(b))``.
 
+    Use it where all tensors of a tuple need the same treatment, such as the two halves of a split.
+
     The log-determinant is the sum over the tensors. The layer maps one tensor to one tensor.
 
     Args:

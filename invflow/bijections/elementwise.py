@@ -22,6 +22,8 @@ from .channels import OfChannels, spread
 class LeakyRelu(Bijection):
     """``y = x`` for positive x, else ``y = slope * x``, elementwise.
 
+    Use it between linear bijections, which would otherwise amount to one.
+
     The log-determinant is log(slope) times the number of those that are not positive; at 0, where there is no
     derivative, it is that of the left, as in PyTorch.
 
@@ -61,6 +63,8 @@ class LeakyRelu(Bijection):
 @register("scale")
 class Scale(Bijection):
     """``y = 2^exponent * x``, elementwise: exact, because only exponents change.
+
+    Use it to bring data to another range without a rounding, such as pixels of 0 to 255.
 
     A round trip returns every bit of a float, if y neither overflows nor is subnormal. It is no bijection of a grid,
     though: ``2 x`` leaves gaps, and ``x / 2`` is off the grid; so `grid` and `exact` numerics refuse it. The
@@ -113,6 +117,8 @@ _LARGEST_LOG = 2.0
 @register("sinh_arcsinh")
 class SinhArcsinh(OfChannels):
     """``y = sinh((arcsinh(x) + skewness) * tailweight)``, both learned, one pair per channel: other tails of a density.
+
+    Use it last in a flow of data with heavy or lopsided tails.
 
     A tailweight above 1 makes the tails of y heavier than those of x, one below 1 lighter, and a skewness moves their
     weight to one side. The inverse is of the same form, ``x = sinh(arcsinh(y) / tailweight - skewness)``. The

@@ -22,6 +22,8 @@ from .split import Sizes, Split
 class FactorOut(Bijection):
     """Splits the last tensor of a state: ``(..., t) -> (..., done, goes_on)``; a single tensor becomes a pair.
 
+    Use it in multi-scale flows, which are finished with a part of the numbers at each scale and so save time.
+
     Layers within an `on` then act on the last tensor, ``goes_on``, and so write each level of a multi-scale network. A
     pair comes back as a single tensor.
 

@@ -21,6 +21,8 @@ from .stripes import evens_and_odds, interleaved
 class Haar(Bijection):
     """Haar wavelets: the sums and differences of each block of 2 positions along every dimension, as channels.
 
+    Use it as `psi`, where averages and details of an image shall go separate ways.
+
     On images, ``(d, h, w)`` becomes ``(4 * d, h / 2, w / 2)``: of a block ``[[p, q], [r, s]]`` come four bands,
 
     - 0, the average, ``(p + q + r + s) / 2``,

@@ -21,6 +21,8 @@ from .split import Pair
 class Pad(Injection):
     """Zeros as further channels: ``x -> (x, 0)``; the inverse cuts them off. The injective padding of i-RevNet.
 
+    Use it before a classifier's first coupling, to give few channels more room.
+
     Exact for every dtype. It adds dimensions, so it has no log-determinant.
 
     Reference: Jacobsen, Smeulders, Oyallon: i-RevNet: Deep Invertible Networks, 2018, https://arxiv.org/abs/1802.07088
@@ -66,6 +68,8 @@ class Pad(Injection):
 @register("duplicate")
 class Duplicate(Injection):
     """The same tensor twice: ``x -> (x, x)``, the two streams from which a reversible vision transformer starts.
+
+    Use it where two streams begin with the same tokens.
 
     The left inverse returns the first of the two, and not their mean, which rounding or an overflow would change: so
     it is exact for every dtype. It adds dimensions, so it has no log-determinant.

@@ -24,6 +24,8 @@ _INSIDE = 0.5
 class Logit(Bijection):
     """``y = log(p / (1 - p))`` with ``p = alpha + (1 - 2 alpha) x``, elementwise: from pixels in [0, 1] to the reals.
 
+    Use it first in a flow of pixels, whose samples then stay in their range.
+
     The log-determinant is ``sum(log(1 - 2 alpha) - log(p) - log(1 - p))``. Densities of images are easier to fit in
     logits, because pixels crowd at both ends of their interval. Outside ``0 < p < 1`` y is NaN; with its
     log-determinant, which is -inf there, y is 0, so that the density of a chain is 0.
@@ -118,6 +120,8 @@ class _Onto(Bijection):
 class Sigmoid(_Onto):
     """``y = 1 / (1 + exp(-x))``, elementwise: from the reals to (0, 1). The inverse is ``x = log(y / (1 - y))``.
 
+    Use it last where the states must end in an interval, under a `uniform` prior for instance.
+
     The log-determinant is ``sum(-softplus(x) - softplus(-x))``. Far from 0, y rounds to an end of the interval, and is
     the number next to it: a round trip in float32 returns x up to about 16, and in float64 up to 36, and down to -87
     and -708. Outside of the interval the inverse is NaN, or infinite at its ends; with its log-determinant, which is
@@ -147,6 +151,8 @@ class Sigmoid(_Onto):
 class Tanh(_Onto):
     """``y = tanh(x)``, elementwise: from the reals to (-1, 1). The inverse is ``x = artanh(y)``.
 
+    Use it where the states must end between -1 and 1.
+
     The log-determinant is ``sum(2 (log(2) - |x| - softplus(-2 |x|)))``. Far from 0, y rounds to an end of the interval,
     and is the number next to it: a round trip in float32 returns x up to about 8, and in float64 up to 18. Outside of
     the interval the inverse is NaN, or infinite at its ends; with its log-determinant, which is -inf there, x is that
@@ -175,6 +181,8 @@ class Tanh(_Onto):
 @register("softplus")
 class Softplus(_Onto):
     """``y = log(1 + exp(x))``, elementwise: from the reals to the positive numbers.
+
+    Use it backwards, as `inverse`, to start from data that are positive.
 
     Its inverse is ``x = y + log(1 - exp(-y))``, its log-determinant ``sum(-softplus(-x))``. Far below 0, where y would
     round to 0, it is the smallest positive number that has all of its digits: a round trip in float32 returns x down to

@@ -32,6 +32,8 @@ def given_to(step: Step, context: Any) -> Any:
 class Inverse(Wrapper, Retraces):
     """The inverse of a bijection, as a bijection: ``y = layer.inverse(x)``. ``Inverse(Inverse(b))`` is ``b``.
 
+    Use it to exchange the fast and the slow direction of a layer, or to undo one, such as a `psi`.
+
     Args:
         layer: the bijection to run backwards.
 

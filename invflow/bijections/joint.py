@@ -21,6 +21,8 @@ from ..state import Shape, TensorShape, require_channels, require_state
 class Joint(Conditioned, Bijection):
     """A net made of parts, ``y = part_n(... part_1(x))``, that a state passes between two trunks. It has no inverse.
 
+    Use it for what a published network has between two trunks: pooling, or more channels.
+
     RevNets embed the image before the first of their stages, and pool and widen between them; reversible vision
     transformers embed patches. What lies below a joint cannot be recovered, and every call of an inverse refuses to
     pass it. What lies between two is a trunk of its own: it runs backwards, is checked, and trains in constant memory,

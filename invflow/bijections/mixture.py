@@ -89,6 +89,8 @@ class Mixture(NamedTuple):
 class MixtureCoupling(Coupling):
     """``(a, b) -> (exp(s) * L(b) + t, a)``, where L is the logit of the distribution function of a mixture.
 
+    Use it for densities with several modes, as Flow++ does for images; its inverse takes an iteration.
+
     The mixture is one of logistic distributions for each number of b: ``L = log(F / (1 - F))`` with
     ``F(b) = sum_k weight_k sigmoid((b - mean_k) / scale_k)``. Weights, means, scales, s and t are computed from
     ``net(a)``, with ``s = clamp * tanh(r / clamp)`` and the components' log-scales likewise bounded by 7. If the net

@@ -40,6 +40,9 @@ class _Isometry(OfChannels):
 class Householder(_Isometry):
     """``y = H_1 H_2 ... H_k x`` across the channels at every position, with learned reflections ``H = I - 2 u u'``.
 
+    Use it to turn the channels by a learned rotation or reflection, whose inverse costs no more and loses no
+    digits.
+
     Each u is a learned vector v divided by its length; one shorter than 1e-18 reflects nothing, ``H = I``. It applies
     the product to vectors, in ``O(k * channels)``: ``y = x - U' S^-1 U x``, with the u as rows of U and
     ``S = I / 2 + `` the part of ``U U'`` above its diagonal. The inverse is the transpose, the reflections in reversed
@@ -98,6 +101,8 @@ class Householder(_Isometry):
 @register("rotation")
 class Rotation(Constants, _Isometry):
     """``y = Q x`` across the channels at every position, with a random rotation Q that is never learned.
+
+    Use it between couplings to mix all channels, where nothing has to be learned.
 
     Q is drawn evenly from all rotations by the seed, the same on every machine: ``Q' Q = I`` and ``det Q = 1``. The
     inverse is ``Q'``, the log-determinant 0. It mixes channels as a `permute` does, but all with all.

@@ -36,6 +36,8 @@ Order: TypeAlias = Annotated[
 class Permute(Constants, Rearrangement):
     """Permutes the channels: ``y[:, i] = x[:, order[i]]``. Exact for every dtype, log-determinant 0.
 
+    Use it between couplings, so that other channels meet in each half.
+
     Args:
         order: the input channel of each output channel, a permutation of ``0 .. channels - 1``; or "reverse", the last
             channel first; or "swap", the second half first, which is the larger one of an odd count.

@@ -34,6 +34,8 @@ _ORDERS = tuple(map(_orders, range(4)))
 class Psi(Rearrangement):
     """Moves each block of neighbouring positions into the channels, of sequences, images and volumes.
 
+    Use it to make images smaller without losing a pixel, where another network would pool.
+
     On images, ``y[(i * bl + j) * d + c, r, s] = x[c, r * bl + i, s * bl + j]`` in the block layout of i-RevNet,
     ``y[c * bl**2 + i * bl + j, r, s]`` in the channel layout of `torch.nn.functional.pixel_unshuffle`; ``(d, h, w)``
     becomes ``(d * bl**2, h / bl, w / bl)``. Likewise ``(d, l)`` becomes ``(d * bl, l / bl)``, and a volume

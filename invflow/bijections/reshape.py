@@ -49,6 +49,8 @@ class _Reshaped(Rearrangement):
 class Flatten(_Reshaped):
     """Flattens a tensor into a vector: ``(c, h, w)`` becomes ``(c * h * w,)``, in row-major order.
 
+    Use it before layers that take vectors.
+
     Exact for every dtype, log-determinant 0. It keeps the shape that it was built for, so that its inverse can return
     to it.
 
@@ -70,6 +72,8 @@ class Flatten(_Reshaped):
 @register("reshape")
 class Reshape(_Reshaped):
     """Gives a tensor another shape, its numbers in the same row-major order. Exact for every dtype, log-determinant 0.
+
+    Use it to meet the shape that a layer takes.
 
     Args:
         to: the shape to give it, without the batch; one extent may be -1, which is inferred from the others.
@@ -104,6 +108,8 @@ class Reshape(_Reshaped):
 @register("transpose")
 class Transpose(Rearrangement):
     """Reorders the dimensions: with ``order`` [2, 3, 1], ``(c, h, w)`` becomes ``(h, w, c)``.
+
+    Use it where another dimension has to play the part of the channels.
 
     ``y = x.permute(0, *order)``: dimension ``i`` of y is dimension ``order[i - 1]`` of x, and 0, the batch, stays
     first. Exact for every dtype, log-determinant 0.

@@ -29,6 +29,8 @@ Fraction: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 class Residual(Conditioned, Bijection):
     """``y = x + g(x)`` with a contraction ``g = coefficient * net``, where the net is divided by its bound if above 1.
 
+    Use it for free-form layers, those of an ordinary ResNet, if the inverse may take an iteration.
+
     For a given y the map ``x -> y - g(x)`` contracts by the coefficient c. So it has exactly one fixed point (Banach),
     the x with ``x + g(x) = y``; a point with the residual ``r = |y - x - g(x)|`` is within ``r / (1 - c)`` of it. The
     Jacobian ``1 + J`` has a positive determinant: ``det(1 + t J)`` is 1 for t = 0, and as ``|J| <= c < 1``, t J does

@@ -25,6 +25,8 @@ _HALVES = [{"type": "permute", "seed": 1}, {"type": "split"}]
 class Parallel(Several):
     """One layer for each part of a tuple: ``(a, b, ...) -> (f(a), g(b), ...)``.
 
+    Use it for branches that need different layers.
+
     The log-determinant is the sum of theirs. A part may be a tuple itself, and a layer may turn a tensor into a tuple.
 
     Args:
@@ -78,6 +80,8 @@ def _require_several(count: int) -> None:
 class On(Several):
     """Layers, one after another, on one part of a tuple: ``(a, b) -> (a, f(b))``; the other parts stay unchanged.
 
+    Use it in multi-scale networks, for the part of the state that goes on.
+
     A single tensor counts as the part itself, so that the same layers serve every level of a multi-scale network,
     whether anything was split off before or not; the layers must then return a single tensor.
 
@@ -126,6 +130,8 @@ class On(Several):
 @register("exchange")
 class Exchange(Rearrangement):
     """Reorders and regroups the parts of a tuple: part i of the output is part ``order[i]`` of the input.
+
+    Use it to say which part meets which, in a graph of bijections with branches.
 
     A list within the order groups several parts: ``[[0, 2], 1]`` turns ``(a, b, c)`` into ``((a, c), b)``. The inverse
     undoes the grouping. Log-determinant 0.

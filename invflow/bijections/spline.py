@@ -53,6 +53,8 @@ class Splined(Univariate):
 class SplineCoupling(Splined, Coupling):
     """``(a, b) -> (g(b; net(a)), a)`` with a monotonic rational-quadratic spline g for each number of b.
 
+    Use it for densities with sharp edges or several modes, of which it needs fewer layers than `affine_coupling`.
+
     g maps ``[-bound, bound]`` onto itself and is the identity outside, with slope 1 at both ends: see
     `RationalQuadratic` for its formulas. It is the identity if the net returns zeros. The log-determinant is the sum
     of ``log g'``.
@@ -106,6 +108,8 @@ class SplineCoupling(Splined, Coupling):
 @register("spline")
 class Spline(OfChannels):
     """A learned rational-quadratic spline for each channel, applied to each of its numbers.
+
+    Use it to bend the marginal distribution of each channel, or the tails of a prior.
 
     It maps ``[-bound, bound]`` onto itself and is the identity outside, with slope 1 at both ends: see
     `RationalQuadratic` for its formulas. It starts as the identity. The log-determinant is the sum of ``log(dy/dx)``.

@@ -92,6 +92,8 @@ class _TwoParts(Rearrangement):
 class Split(_TwoParts):
     """Cuts a tensor in two: ``x -> (x[:, :n], x[:, n:])``. Log-determinant 0.
 
+    Use it before couplings, which change one half of the channels by the other.
+
     Args:
         sizes: the sizes of the two parts; halves by default, the first being the smaller one of an odd count.
         dim: the dimension to cut along; 1 is the channel.
@@ -120,6 +122,8 @@ class Split(_TwoParts):
 @register("merge")
 class Merge(_TwoParts):
     """Concatenates a pair, the inverse of `Split`: ``(a, b) -> cat(a, b)``. Log-determinant 0.
+
+    Use it after couplings, to make one tensor of the halves again.
 
     Args:
         sizes: the sizes of the two parts. In a spec they come from the incoming pair; in Python the default is halves,

@@ -65,6 +65,8 @@ class _ByParity(Rearrangement):
 class Stripes(_ByParity):
     """Splits a tensor into every second stripe: with ``dim`` 2, ``x -> (x[:, :, 0::2], x[:, :, 1::2])``.
 
+    Use it to split neighbours from each other before couplings, as NICE does.
+
     The stripes of an image are its rows, ``dim`` 2, or columns, ``dim`` 3; ``dim`` 1 splits the channels of a tensor
     or the features of a vector, as NICE does. Log-determinant 0. The inverse interleaves the two; as a layer it is
     ``{"type": "inverse", "layer": {"type": "stripes"}}``.
@@ -118,6 +120,8 @@ class Stripes(_ByParity):
 @register("checkerboard")
 class Checkerboard(_ByParity):
     """Splits the positions of a sequence, an image or a volume into two halves as the colours of a checkerboard.
+
+    Use it to split neighbours from each other before couplings of images, as Real NVP does.
 
     The even half of an image ``(c, h, w)`` holds the pixels with an even ``row + column``, the odd half the others,
     both of shape ``(c, h, w / 2)``: ``evens[:, r, s] = x[:, r, 2 * s + r % 2]``. On a volume, the parity is that of

@@ -39,6 +39,8 @@ def _rounding(x: Tensor) -> Tensor:
 class TransformerAutoregressive(Scaled, AutoregressiveLayer):
     """``z_i = (x_i - mu_i) * exp(-alpha_i)``, where the net makes alpha and mu of the tokens before i: TarFlow's block.
 
+    Use it for densities of images in patches, where samples may take longer.
+
     The tokens are the positions in raster order, each a vector of the channels; a `psi` before with the layout
     "channel" turns square patches of an image into them. ``(alpha_i, mu_i)`` is the net's output for token i - 1, which
     depends on the tokens up to this one, and on the context; the first token stays as it is. An alpha ends at -10 and

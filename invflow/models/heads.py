@@ -44,6 +44,8 @@ class Head(nn.Module):
 class LinearHead(Head):
     """One linear layer on the flattened state; a tuple state is flattened and concatenated.
 
+    Use it to see what the invertible trunk has learned: all else is invertible.
+
     Args:
         classes: the number of logits.
         dropout: the probability with which each number of the state is set to 0 in training.
@@ -71,6 +73,8 @@ class LinearHead(Head):
 class BayesHead(Head):
     """The classes' probabilities by Bayes' rule from a prior that is a mixture of one component for each class.
 
+    Use it for a classifier that also has a density of its inputs.
+
     The logits are ``log weight_c + log p_c(z)``, so that their softmax is ``p(c | z)``. They are linear in z, up to
     what all have in common, if the components have equal scales: a `gaussian_mixture` with ``learn_scales`` off.
 
@@ -95,6 +99,8 @@ class BayesHead(Head):
 @register_head("stack")
 class StackHead(Head):
     """Parts, one after another, of which the last that chooses its channels returns the logits; as in the net `stack`.
+
+    Use it for heads as published networks have them, such as a norm and a mean over all positions.
 
     A tuple state is concatenated along its channels.
 
@@ -132,6 +138,8 @@ class StackHead(Head):
 @register_head("convnet")
 class ConvNetHead(Head):
     """Convolutions with activation, then a linear layer; a tuple state is concatenated along its channels.
+
+    Use it where the head, and not the trunk, has to be the classifier.
 
     On top of psi alone, it is the VGG-like baseline of the lab, which cannot be inverted.
 

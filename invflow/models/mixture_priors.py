@@ -27,6 +27,8 @@ EXTREME = 60.0
 class GaussianMixture(Prior):
     """A mixture of normal distributions with independent numbers: ``p(z) = sum_k weight_k N(z; mean_k, scale_k)``.
 
+    Use it for data in clusters, or in classes.
+
     Means, scales and weights are trained; at first the weights are equal, the scales 1 and the means random. With
     ``"by": "context"``, there is one component for each number of the context, and no weights: a one-hot context of
     classes chooses the component of its class, so that ``p(z | c) = N(z; mean_c, scale_c)``. Any other context gets the
@@ -117,6 +119,8 @@ class GaussianMixture(Prior):
 @register_prior("discretized_logistic")
 class DiscretizedLogistic(Prior):
     """Mixtures of logistic distributions on a grid: the probability of each number's cell, not a density.
+
+    Use it for pixels as integers, with numerics on a grid: what lossless coding needs.
 
     A number of the grid, a multiple of ``1 / levels``, has the probability that the mixture gives to the interval of
     width ``1 / levels`` around it; with bounds, the cells at the ends reach to infinity. Numbers off the grid or out of

@@ -110,6 +110,8 @@ class _Standard(Constants, Prior):
 class StandardNormal(_Standard):
     """Independent standard normal numbers: ``log p(z) = -1/2 sum(z^2 + log 2 pi)``.
 
+    Use it unless there is a reason for another.
+
     Samples have the temperature as their standard deviation.
 
     Args:
@@ -138,6 +140,8 @@ class StandardNormal(_Standard):
 class Logistic(_Standard):
     """Independent standard logistic numbers: ``log p(z) = -sum(|z| + 2 log(1 + exp(-|z|)))``.
 
+    Use it for tails that are a little heavier, as in NICE.
+
     Their tails are those of a sigmoid's logits, heavier than normal ones. The temperature multiplies the samples.
 
     Reference: Dinh, Krueger, Bengio: NICE, 2014, https://arxiv.org/abs/1410.8516
@@ -163,6 +167,8 @@ class Logistic(_Standard):
 @register_prior("uniform")
 class Uniform(_Standard):
     """Independent numbers, uniform between two ends: ``log p(z) = -numbers log(high - low)``, -inf outside.
+
+    Use it behind a `sigmoid`, for a copula or to test how even the states are.
 
     All states are equally likely, so that there is no temperature but 1.
 
@@ -204,6 +210,8 @@ class Uniform(_Standard):
 class StudentT(_Standard):
     """Independent numbers with Student's t distribution: ``p(z) ~ prod (1 + z^2 / df)^(-(df + 1) / 2)``.
 
+    Use it for data with outliers.
+
     Far out, log-densities and their gradients grow with log z, not z^2, so that outliers in the data pull less on the
     weights. The temperature multiplies the samples.
 
@@ -238,6 +246,8 @@ class StudentT(_Standard):
 @register_prior("normal")
 class Normal(Prior):
     """Independent normal numbers with trained means and scales, which begin as standard ones.
+
+    Use it if the chain preserves volume, so that something has to learn the scales.
 
     ``log p(z) = -1/2 sum(((z - mean) / scale)^2 + log 2 pi) - sum(log scale)``. The temperature multiplies the scales.
 

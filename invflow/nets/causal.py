@@ -43,6 +43,8 @@ class CausalBlock(nn.Module):
 class CausalTransformer(nn.Module):
     """``last(blocks(first(x) + positions + map(context)))`` on the positions, in raster order, as tokens: TarFlow's.
 
+    Use it in a `transformer_autoregressive` layer.
+
     The outputs for a token depend on the tokens up to it alone. A block is ``x + attention(norm(x))`` and then
     ``x + mlp(norm(x))``, with layer norm over the channels. The context, flattened, is added to each token by a map
     without a bias, which for one-hot classes is an embedding of them; it is one for each sample, or one for all. The

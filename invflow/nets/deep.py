@@ -27,6 +27,8 @@ _NORMS: dict[Norm, type[Part]] = {"batch": BatchNorm, "layer": LayerNorm}
 class ResNet(Stack):
     """A residual net before activation: ``last(blocks(first(x)))`` with ``x + map(act(norm(map(act(norm(x))))))``.
 
+    Use it in couplings of images that a plain `conv` cannot fit.
+
     The maps are convolutions, those of ``first`` and ``last`` of kernel 1; on vectors all are linear.
 
     Reference: He, Zhang, Ren, Sun: Identity Mappings in Deep Residual Networks, 2016, https://arxiv.org/abs/1603.05027
@@ -79,6 +81,8 @@ class ResNet(Stack):
 @register_net("densenet")
 class DenseNet(Stack):
     """A dense net as in integer discrete flows: blocks that append ``channels`` in all, evenly, and a map.
+
+    Use it in couplings of integer flows.
 
     A block is ``act(map(act(map_1(x))))``: a map of kernel 1 that keeps the channels, and one to those that it appends.
     The maps are convolutions; on vectors all are linear.
@@ -139,6 +143,8 @@ class DenseNet(Stack):
 @register_net("transformer")
 class Transformer(Stack):
     """A transformer whose tokens are the positions: ``last(norm(blocks(first(x) + positions)))``.
+
+    Use it in couplings whose positions must see each other at any distance.
 
     A block is ``x + attention(norm(x))`` and then ``x + mlp(norm(x))``, with layer norm over the channels.
 

@@ -13,6 +13,8 @@ from ..state import Shape, TensorShape, flat_size, require_tensor
 class Embedding(nn.Module):
     """A learned vector for each class: ``net(x) = x @ W``, which is row c of W if x is one-hot of the class c.
 
+    Use it as `context_net`, for classes.
+
     The vector is reshaped to ``out_shape``. Any other x gets the combination of the rows with its numbers. W starts as
     standard normal numbers, as that of `torch.nn.Embedding` does.
 

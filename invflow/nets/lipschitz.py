@@ -118,6 +118,8 @@ class LipschitzNet(nn.Module):
 class LipschitzConv(LipschitzNet):
     """Convolutions from ``in_shape`` to ``out_shape`` whose Lipschitz constant is at most 1.
 
+    Use it in a `residual` layer on images.
+
     Each has zero padding that keeps the size, and is scaled down to the bound if its norm at this size and padding is
     above it.
     The default is i-ResNet's block: activation, 3x3, activation, 1x1, activation, 3x3. The context becomes further
@@ -179,6 +181,8 @@ class LipschitzConv(LipschitzNet):
 @register_net("lipschitz_mlp")
 class LipschitzMLP(LipschitzNet):
     """Linear layers on the flattened input, reshaped to ``out_shape``, whose Lipschitz constant is at most 1.
+
+    Use it in a `residual` layer on vectors.
 
     Each is scaled down to the bound if its norm is above it. The context is flattened and concatenated to the input.
 

@@ -70,6 +70,8 @@ class MaskedLinear(Constants, nn.Linear):
 class MaskedMLP(nn.Sequential):
     """MADE: masked linear layers, by which the outputs for feature i depend on the features before i alone.
 
+    Use it in an `autoregressive` layer.
+
     Feature i of D has the degree i, counted from 1, and so have its outputs; a hidden unit has a degree from 1 to
     D - 1. A hidden unit sees the inputs and the units of degrees up to its own, an output those of degrees below. So
     the Jacobian of the outputs for all features, in their order, is strictly lower triangular: the others of its

@@ -44,6 +44,8 @@ def plain_parts(
 class Conv(Stack):
     """Convolutions from ``in_shape`` to ``out_shape``, which agree in their positions.
 
+    Use it in couplings of images, sequences and volumes: the first net to try.
+
     Each convolution has zero padding that keeps the size; each but the last is followed by norm and activation. The
     context becomes further input channels; a vector is spread over all positions.
 
@@ -92,6 +94,8 @@ class Conv(Stack):
 @register_net("mlp")
 class MLP(Stack):
     """Linear layers on the flattened input; the output is reshaped to ``out_shape``.
+
+    Use it in couplings of vectors: the first net to try.
 
     Each layer but the last is followed by norm and activation. The context is flattened and concatenated to the input.
 

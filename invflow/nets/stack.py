@@ -18,6 +18,8 @@ from .sizes import averages_context, shape_with_context, with_context
 class Stack(nn.Sequential):
     """Parts, one after another: ``net(x) = part_n(... part_1(x))``. Shapes are inferred along the list.
 
+    Use it for any net that has no name of its own here.
+
     The last part that chooses its number of channels, such as a convolution, returns those that the net must return; if
     it is a `linear` on a vector, the vector is reshaped to ``out_shape``. The context becomes further channels of the
     input; a vector is spread over all positions.

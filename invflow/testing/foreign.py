@@ -25,7 +25,7 @@ class Foreign(Bijection):
         forward: x to y; called with the context too if there is one.
         inverse: y to x, likewise.
         forward_log_det: x to log |det dy/dx|, of shape (batch,). Without both, log-determinants are not checked.
-        inverse_log_det: y to log |det dx/dy|.
+        inverse_log_det: y to ``log |det dx/dy|``.
         module: the layer, if it has weights. The functions then take it as their first argument, because the check runs
             on copies of it in several dtypes and modes.
         layer_count: the number of layers inside; the tolerance for rounding errors is proportional to it.
