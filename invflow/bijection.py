@@ -90,6 +90,18 @@ class Bijection(Handled, ABC):
 
     Raises:
         TypeError: the class defines no log-determinants and does not preserve volume.
+
+    Examples:
+        >>> class Negate(Bijection):
+        ...     volume_preserving = True
+        ...
+        ...     def forward(self, x, context=None):
+        ...         return -x
+        ...
+        ...     def inverse(self, y, context=None):
+        ...         return -y
+        >>> Negate().forward_and_log_det(torch.tensor([[1.0, 2.0]]))
+        (tensor([[-1., -2.]]), tensor([0.]))
     """
 
     # ---------------------------------------------------------------- The map
@@ -340,6 +352,19 @@ class Injection(Bijection):
     `inverse` is a left inverse; it returns some x even if y is not an image. An injection may stand in a trunk below a
     head, and trains in constant memory. It has no log-determinant, so no prior can stand on it, and it cannot be run
     backwards. A subclass overrides `forward`, `inverse` and `output_shape`.
+
+    Examples:
+        >>> class Twice(Injection):
+        ...     def output_shape(self, shape):
+        ...         return (2 * shape[0],)
+        ...
+        ...     def forward(self, x, context=None):
+        ...         return torch.cat([x, x], 1)
+        ...
+        ...     def inverse(self, y, context=None):
+        ...         return y.chunk(2, 1)[0]
+        >>> Twice()(torch.tensor([[1.0]]))
+        tensor([[1., 1.]])
     """
 
     surjective = False

@@ -20,6 +20,14 @@ class Part(ABC):
 
     A subclass overrides `make`, and says whether it `chooses` the shape that it returns, and what `obstacle` it is.
     Its JSON fields are the annotated parameters of its constructor.
+
+    Examples:
+        >>> import torch
+        >>> class Swish(Part):
+        ...     def make(self, shape, wanted):
+        ...         return torch.nn.Hardswish(), shape
+        >>> Swish().make((3, 8, 8), None)
+        (Hardswish(), (3, 8, 8))
     """
 
     tag: ClassVar[str]

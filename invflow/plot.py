@@ -41,6 +41,14 @@ def samples(
         count: the number of samples; by default 64 images or 2,000 points.
         context: rows that the samples take in turn.
         seed: of the samples.
+
+    Examples:
+        >>> import torch, invflow
+        >>> flow = invflow.build_model(
+        ...     {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
+        ... )
+        >>> len(samples(flow, count=50).axes) > 0
+        True
     """
     found = _model(model)
     if isinstance(found, models.Classifier) and not (isinstance(found, models.Flow) and data is None):
@@ -67,6 +75,14 @@ def density(
         count: the number of samples; by default 2,000.
         context: of the points, ``(n, ...)``, or one row for all.
         seed: of the samples.
+
+    Examples:
+        >>> import torch, invflow
+        >>> flow = invflow.build_model(
+        ...     {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
+        ... )
+        >>> len(density(flow, torch.randn(50, 2), count=50).axes) >= 3
+        True
     """
     found = _flow(flow)
     drawn = _draw(found, count or POINTS, context, seed)
@@ -80,6 +96,15 @@ def psi(model: Drawn, images: Tensor) -> Figure:
     Args:
         model: a model or a chain with a psi.
         images: ``(n, channels, height, width)``.
+
+    Examples:
+        >>> import torch, invflow
+        >>> model = invflow.build_model({
+        ...     "input": {"shape": [1, 4, 4]}, "layers": [{"type": "psi", "block_size": 2}],
+        ...     "head": {"type": "linear", "classes": 3},
+        ... })
+        >>> len(psi(model, torch.rand(2, 1, 4, 4)).axes) > 0
+        True
     """
     first = pictures.first_psi(_chain(model))
     if first is None:
@@ -94,6 +119,15 @@ def reconstructions(model: Drawn, images: Tensor, context: Context = None) -> Fi
         model: a model or a chain.
         images: ``(n, channels, height, width)``.
         context: ``(n, ...)``.
+
+    Examples:
+        >>> import torch, invflow
+        >>> model = invflow.build_model({
+        ...     "input": {"shape": [1, 4, 4]}, "layers": [{"type": "psi", "block_size": 2}],
+        ...     "head": {"type": "linear", "classes": 3},
+        ... })
+        >>> len(reconstructions(model, torch.rand(2, 1, 4, 4)).axes) > 0
+        True
     """
     chain = _chain(model)
     with evaluating(chain), evaluation_draws(0):
@@ -113,6 +147,15 @@ def interpolation(
         x1: the last images, of the same shape.
         steps: the number of images in each walk.
         labels: for each pair, the classes of its ends.
+
+    Examples:
+        >>> import torch, invflow
+        >>> model = invflow.build_model({
+        ...     "input": {"shape": [1, 4, 4]}, "layers": [{"type": "psi", "block_size": 2}],
+        ...     "head": {"type": "linear", "classes": 3},
+        ... })
+        >>> len(interpolation(model, torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4), steps=5).axes)
+        5
     """
     chain = _chain(model)
     with evaluating(chain):
@@ -125,6 +168,14 @@ def spectra(found: Analysis) -> Figure:
 
     Args:
         found: the result of `invflow.analyse`.
+
+    Examples:
+        >>> import torch, invflow
+        >>> flow = invflow.build_model(
+        ...     {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
+        ... )
+        >>> len(spectra(invflow.analyse(flow, torch.randn(10, 2), inputs=1)).axes) > 0
+        True
     """
     return analysis_plot.spectra_plot(found)
 
@@ -134,12 +185,33 @@ def separation(found: Analysis) -> Figure:
 
     Args:
         found: the result of `invflow.analyse`.
+
+    Examples:
+        >>> import torch, invflow
+        >>> model = invflow.build_model({
+        ...     "input": {"shape": [1, 4, 4]}, "layers": [{"type": "psi", "block_size": 2}],
+        ...     "head": {"type": "linear", "classes": 3},
+        ... })
+        >>> images, labels = torch.rand(30, 1, 4, 4), torch.arange(30) % 3
+        >>> len(separation(invflow.analyse(model, (images, labels), inputs=1)).axes) > 0
+        True
     """
     return analysis_plot.separations_plot(found)
 
 
 def curves(run: Run | str | Path) -> Figure:
-    """The training and test metrics of a run by epoch."""
+    """The training and test metrics of a run by epoch.
+
+    Examples:
+        >>> import tempfile, invflow
+        >>> spec = {
+        ...     "input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"},
+        ...     "training": {"data": {"name": "moons", "train_size": 200, "test_size": 100}, "epochs": 1},
+        ... }
+        >>> run = invflow.train(spec, tempfile.mkdtemp(), progress=False)
+        >>> len(curves(run).axes) > 0
+        True
+    """
     opened = run if isinstance(run, Run) else Run.open(Path(run))
     return pictures.training_curves(opened.metrics)
 

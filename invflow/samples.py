@@ -28,6 +28,11 @@ class Batch(NamedTuple):
         labels: classes, counted from 0, ``(batch,)``; None if there are none.
         context: what the model is given along with the values, ``(batch, ...)``, or several by name; None if there is
             none.
+
+    Examples:
+        >>> import torch
+        >>> Batch(torch.zeros(3, 2), torch.tensor([0, 1, 0])).labels.tolist()
+        [0, 1, 0]
     """
 
     values: Tensor

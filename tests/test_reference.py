@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 
+import invflow
 from invflow import registry
 from invflow.bijection import Bijection
 
@@ -54,3 +58,33 @@ def test_a_dead_link_is_found(extension, tmp_path):
     )
     found = extension("checked_links").dead_links(tmp_path)
     assert found == ["a.html: b.html#there", "b.html: a.html#gone", "b.html: c.html", "b.html: d.png"]
+
+
+def documented():
+    """What the page about Python names, by name."""
+    found = {}
+    for name in re.findall(r"auto(?:function|class):: (\S+)", (ROOT / "docs" / "python.md").read_text()):
+        module, _, rest = name.rpartition(".")
+        found[name] = getattr(importlib.import_module(module), rest)
+    return found
+
+
+@pytest.mark.parametrize("name", documented())
+def test_what_a_program_imports_has_an_example(name):
+    """Results are described by their attributes; what one derives from has a whole file in docs/extending.md."""
+    one = documented()[name]
+    if dataclasses.is_dataclass(one) or name.split(".")[-1] in (ROOT / "docs" / "extending.md").read_text():
+        assert inspect.getdoc(one)
+    else:
+        assert ">>>" in (inspect.getdoc(one) or "")
+
+
+def test_everything_that_the_package_exports_is_documented():
+    classes = {cls for kind in registry.REGISTRIES for cls in kind.registered().values()}
+    pages = {id(one) for one in documented().values()}
+    for name in invflow.__all__:
+        one = getattr(invflow, name)
+        if inspect.isroutine(one):
+            assert any(one == other for other in documented().values()), name
+        elif inspect.isclass(one) and one not in classes and one.__module__ != "invflow.errors":
+            assert id(one) in pages, name

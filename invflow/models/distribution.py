@@ -31,6 +31,15 @@ class FlowDistribution(Distribution):
         context: ``batch_shape + context_shape`` for any batch_shape; None for none.
         validate_args: as in torch.
         batch_shape: the leading dimensions of the context; by default the first one, or none without a context.
+
+    Examples:
+        >>> import torch, invflow
+        >>> flow = invflow.build_model(
+        ...     {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
+        ... )
+        >>> distribution = flow.distribution()
+        >>> distribution.event_shape, distribution.log_prob(torch.zeros(3, 2)).shape
+        (torch.Size([2]), torch.Size([3]))
     """
 
     def __init__(

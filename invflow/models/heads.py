@@ -30,6 +30,13 @@ class Head(nn.Module):
         linear_in_features: whether the logits are a linear function of the state, so that a whole classifier is
             invertible up to its last linear layer. Each class declares it for itself and does not inherit it, because
             a subclass may add layers.
+
+    Examples:
+        >>> class Sums(Head):
+        ...     def forward(self, z):
+        ...         return torch.stack([z.sum(1), -z.sum(1)], 1)
+        >>> Sums()(torch.ones(1, 3))
+        tensor([[ 3., -3.]])
     """
 
     linear_in_features: ClassVar[bool] = False

@@ -34,6 +34,16 @@ class Prior(nn.Module, ABC):
         reparametrized: whether samples are differentiable with respect to all parameters.
         discrete: whether `log_prob` is the logarithm of a probability, and not of a density.
         takes_parameters: whether it has `log_prob_given` and `sample_given`.
+
+    Examples:
+        >>> class Cube(Prior):
+        ...     def log_prob(self, z):
+        ...         return torch.where((z.abs() < 1).all(1), -self.shape[0] * math.log(2), -math.inf)
+        ...
+        ...     def sample(self, count, temperature=1.0):
+        ...         return 2 * torch.rand(count, *self.shape) - 1
+        >>> Cube((2,)).log_prob(torch.zeros(1, 2))
+        tensor([-1.3863])
     """
 
     takes_context: bool = False

@@ -46,6 +46,11 @@ def build_model(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Class
 
     Raises:
         SpecError: with the place of every fault; also if the spec has neither.
+
+    Examples:
+        >>> flow = build_model({"input": {"shape": [2]}, "layers": [], "prior": {"type": "standard_normal"}})
+        >>> type(flow).__name__, flow.shape
+        ('Flow', (2,))
     """
     spec = load_spec(source, limits=limits)
     built = _build(spec, limits)

@@ -53,6 +53,14 @@ def save(model: Sequential | Classifier | Flow, folder: str | Path, *, input_sha
     Raises:
         SpecError: as in `to_spec`, or if the model cannot be built for this input.
         CheckpointError: the model built from its document has other weights, or its weights have several dtypes.
+
+    Examples:
+        >>> import tempfile, invflow
+        >>> chain = invflow.build({"input": {"shape": [2]}, "layers": [{"type": "affine"}]})
+        >>> folder = tempfile.mkdtemp()
+        >>> save(chain, folder)
+        >>> load(folder)[0].log_scale.tolist() == chain[0].log_scale.tolist()
+        True
     """
     document, weights = to_spec(model, input_shape), model.state_dict()
     with torch.device("meta"):  # before anything is replaced: can it be loaded?
@@ -76,6 +84,13 @@ def load(
     Raises:
         CheckpointError: no checkpoint, one whose parts do not match or were altered, or weights that are not finite.
         SpecError: a spec that cannot be built.
+
+    Examples:
+        >>> import tempfile
+        >>> load(tempfile.mkdtemp())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        invflow.errors.CheckpointError: ...
     """
     folder = Path(folder)
     try:

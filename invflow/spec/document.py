@@ -51,6 +51,14 @@ class Spec:
         context_shape: the shape of the context, None if there is none.
         training: how to train, None if the spec does not say.
         name: a name for people.
+
+    Examples:
+        >>> import invflow
+        >>> spec = invflow.load_spec({"input": {"shape": [2]}, "layers": [{"type": "repeat", "times": 3, "layers": [
+        ...     {"type": "affine"}
+        ... ]}]})
+        >>> len(spec.layers), spec.hash[:8] == spec.replace(name="named").hash[:8]
+        (3, True)
     """
 
     _expanded: Expanded
@@ -123,6 +131,14 @@ def load_spec(source: SpecSource, *, limits: Limits = DEFAULT_LIMITS) -> Spec:
 
     Raises:
         SpecError: every fault of the first stage that finds any, each with its place.
+
+    Examples:
+        >>> load_spec({"input": {"shape": [2]}, "layers": [{"type": "affine"}]})
+        Spec(input (2,), 1 layer)
+        >>> load_spec({"input": {"shape": [2]}, "layers": [{"type": "afine"}]})
+        Traceback (most recent call last):
+        ...
+        invflow.errors.SpecError: layers.0: unknown layer type 'afine'; did you mean 'affine'?
     """
     return source if isinstance(source, Spec) else _checked(read_source(source, limits), limits)
 

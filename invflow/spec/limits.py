@@ -20,6 +20,14 @@ class Limits:
         operations: what it costs to build the model, besides its weights and their random numbers: `OBJECT` for each
             module, weight and buffer, `STATE_TENSOR` for each tensor of each state between the layers, and the layers'
             `building_cost`. The default takes about ten seconds.
+
+    Examples:
+        >>> import invflow
+        >>> deep = {"input": {"shape": [2]}, "layers": [{"type": "affine"}] * 5}
+        >>> invflow.build(deep, limits=Limits(layers=4))
+        Traceback (most recent call last):
+        ...
+        invflow.errors.SpecError: layers.4: more layers than the limit of 4 once every repeat is expanded
     """
 
     text_bytes: int = 2**20

@@ -84,7 +84,16 @@ class Case:
 
 @st.composite
 def cases(draw: Draw, tag: str) -> Case:
-    """A layer of a registered type with a shape that it accepts."""
+    """A layer of a registered type with a shape that it accepts.
+
+    Examples:
+        >>> from hypothesis import given, settings
+        >>> @settings(max_examples=3, database=None, deadline=None)
+        ... @given(case=cases("psi"))
+        ... def test(case):
+        ...     assert case.layers[0]["type"] == "psi"
+        >>> test()
+    """
     fields, shape = draw(st.sampled_from(list(bijections.find(tag).examples)))
     example = {"type": tag, **fields}
     context_shape = draw(_CONTEXT_SHAPES)
@@ -100,6 +109,14 @@ def chain_cases(draw: Draw, max_depth: int = 12, numerics: dict[str, Any] | None
 
     With ``numerics``, such as ``{"mode": "grid"}``, only types that can be as exact. The fields that a `sequential` has
     besides its layers are drawn for the whole chain, if all its layers allow them.
+
+    Examples:
+        >>> from hypothesis import given, settings
+        >>> @settings(max_examples=3, database=None, deadline=None)
+        ... @given(case=chain_cases(max_depth=2))
+        ... def test(case):
+        ...     assert len(case.layers) <= 2
+        >>> test()
     """
     shape = draw(st.sampled_from([(5,), (4, 4, 4), (1, 4, 6), ((2, 2, 2), (3, 2, 2)), ((3,), (2,))]))
     context_shape = draw(_CONTEXT_SHAPES)
@@ -161,7 +178,16 @@ def conditions() -> st.SearchStrategy[Setting]:
 
 @st.composite
 def states(draw: Draw, shape: Shape, batch: int | None = None, dtype: torch.dtype = torch.float64) -> State:
-    """An input state: ordinary, huge, tiny, zero or repeated values, in one of several memory layouts."""
+    """An input state: ordinary, huge, tiny, zero or repeated values, in one of several memory layouts.
+
+    Examples:
+        >>> from hypothesis import given, settings
+        >>> @settings(max_examples=3, database=None, deadline=None)
+        ... @given(x=states((2,), batch=3))
+        ... def test(x):
+        ...     assert x.shape == (3, 2)
+        >>> test()
+    """
     setting: Setting = draw(conditions())
     size = setting.batch if batch is None else batch
     return dataclasses.replace(setting, batch=size, dtype=dtype).draw(shape, DOMAINS["reals"])

@@ -194,6 +194,14 @@ def evaluate(
 
     Raises:
         DataError: the data are missing, damaged, or do not fit the model.
+
+    Examples:
+        >>> import torch, invflow
+        >>> flow = invflow.build_model(
+        ...     {"input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"}}
+        ... )
+        >>> evaluate(flow, torch.zeros(10, 2)).test_nll  # log(2 pi)
+        1.8378770351409912
     """
     root = None if data_root is None else Path(data_root)
     run = open_run(run_or_model) if isinstance(run_or_model, str | Path) else run_or_model
@@ -238,6 +246,13 @@ def open_run(folder: str | Path) -> Run:
 
     Raises:
         RunError: there is neither.
+
+    Examples:
+        >>> import tempfile
+        >>> open_run(tempfile.mkdtemp())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        invflow.errors.RunError: ...
     """
     return Run.open(Path(folder))
 
@@ -249,6 +264,16 @@ def train(spec: SpecSource, folder: str | Path | None = None, **options: Any) ->
         spec: a path, a dict or a `Spec`.
         folder: the run folder, empty or absent; None for a new one below ``runs``.
         **options: data_root, download, save_every, device, progress, and entries of the training block as overrides.
+
+    Examples:
+        >>> import tempfile, invflow
+        >>> spec = {
+        ...     "input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"},
+        ...     "training": {"data": {"name": "moons", "train_size": 200, "test_size": 100}, "epochs": 1},
+        ... }
+        >>> run = invflow.train(spec, tempfile.mkdtemp(), progress=False)
+        >>> run.record["status"]
+        'finished'
     """
     document = load_spec(spec)
     names = ("data_root", "download", "save_every", "progress")
@@ -297,6 +322,12 @@ def interpolate(
 
     Returns:
         ``(pairs, steps, ...)``.
+
+    Examples:
+        >>> import torch
+        >>> from invflow.bijections import Psi
+        >>> interpolate(Psi(2), torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), steps=3).flatten().tolist()[4:8]
+        [0.5, 0.5, 0.5, 0.5]
     """
     ends = (_for_layers(model, context) for context in (context0, context1))
     return interpolation.interpolate(_chain(model), x0, x1, steps, *ends)

@@ -77,6 +77,17 @@ class Run:
         folder: its path.
         spec: the spec that it trains, with its overrides.
         record: the content of ``run.json``.
+
+    Examples:
+        >>> import tempfile, invflow
+        >>> spec = {
+        ...     "input": {"shape": [2]}, "layers": [{"type": "affine"}], "prior": {"type": "standard_normal"},
+        ...     "training": {"data": {"name": "moons", "train_size": 200, "test_size": 100}, "epochs": 1},
+        ... }
+        >>> run = invflow.train(spec, tempfile.mkdtemp(), progress=False)
+        >>> opened = invflow.open_run(run.folder)
+        >>> opened.load().shape, sorted(opened.metrics[-1])[:1]
+        ((2,), ['epoch'])
     """
 
     folder: Path
