@@ -18,7 +18,6 @@ version = release = invflow.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
@@ -53,7 +52,6 @@ default_role = "code"  # docstrings write names in single backticks, as Markdown
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
-doctest_global_setup = "import torch, invflow"
 copybutton_exclude = ".linenos, .gp, .go"
 
 

@@ -289,7 +289,7 @@ class Bijection(Handled, ABC):
     def may_be_flat(self) -> bool:
         """Whether slopes may be so small that y is the same floating-point number for distant x.
 
-        The inverse then returns one of them, and is judged by its image: |f(f^-1(y)) - y|.
+        The inverse then returns one of them, and is judged by its image: ``|f(f^-1(y)) - y|``.
         """
         return False
 

@@ -21,6 +21,7 @@ from invflow import registry
 from invflow.bijection import Bijection
 from invflow.errors import InvflowError
 from invflow.fields import JsonField
+from invflow.sequential import Sequential
 from invflow.state import Shape
 
 FOLDER = "generated"
@@ -63,7 +64,9 @@ def _entries(page: str, kind: registry.Registry[Any], folder: Path) -> Iterator[
         yield f"({_label(page, tag)})="
         yield f"## {tag}"
         yield ""
-        yield f"```{{eval-rst}}\n.. autoclass:: {name}\n   :no-members:\n```"
+        # The chain is what a program handles, so that its methods count; those of all layers are those of a bijection.
+        members = "members" if cls is Sequential else "no-members"
+        yield f"```{{eval-rst}}\n.. autoclass:: {name}\n   :{members}:\n```"
         yield ""
         yield from _fields(kind, cls)
         if issubclass(cls, Bijection):

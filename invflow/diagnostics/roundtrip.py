@@ -33,7 +33,7 @@ class RoundTrip:
     are the figures of all of them together.
 
     Attributes:
-        absolute: max |x' - x|.
+        absolute: ``max |x' - x|``.
         relative: ``absolute`` divided by max(1, the largest magnitude in any intermediate state).
         bit_equal: the fraction of elements that came back bit-equal, 0 to 1.
         by_step: the relative error of each of the chain's `steps` alone, on the state that reaches it; None for a
