@@ -89,7 +89,7 @@ SPECS = {
     "parts": flow_of_images(accumulate=4),
     "classifier": classifier(),
 }
-BY_MANY = ("reversible", "images")
+BY_MANY = ("stored", "reversible", "checkpoint", "images")
 """Which of them more than two processes do too."""
 SHARDED = {name: SPECS[name] for name in ("stored", "reversible", "checkpoint", "classifier")}
 
