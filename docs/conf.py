@@ -56,10 +56,16 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app: Any) -> None:
-    """Napoleon takes the words before the first colon of an attribute's docstring for its type: there are none."""
+    """Mends two things: docstrings of attributes have no type before a colon, and captions are headings of a level."""
 
     def without_type(app: Any, what: str, name: str, one: Any, options: Any, lines: list[str]) -> None:
         if what in ("attribute", "data", "property") and lines:
             lines.insert(0, "")
 
     app.connect("autodoc-process-docstring", without_type, priority=400)
+
+    def with_levels(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+        for part in {"body", "furo_navigation_tree"} & context.keys():
+            context[part] = context[part].replace('role="heading">', 'role="heading" aria-level="2">')
+
+    app.connect("html-page-context", with_levels, priority=900)  # after the theme has made its navigation
