@@ -135,7 +135,7 @@ def test_points_have_a_row_of_panels_for_each_class():
     drawn = task.draw(DRAWN_POINTS, some.context)
     of_drawn = some.labels.repeat(DRAWN_POINTS)[:DRAWN_POINTS]
     with torch.no_grad():
-        grid = plane._grid(*plane._window(some.values))
+        grid = plane.grid(*plane.window(some.values))
         for k, (data, samples, density) in enumerate(zip(*[iter(panels[3:])] * 3, strict=True)):
             for axis, shown in ((data, some.values[some.labels == k]), (samples, drawn[of_drawn == k])):
                 torch.testing.assert_close(torch.tensor(axis.collections[0].get_offsets().data), shown.double())
@@ -149,9 +149,9 @@ def test_points_have_a_row_of_panels_for_each_class():
 
 def test_a_context_that_is_no_class_has_no_rows():
     task = conditional(points, 2)
-    assert task._rows_of_classes() is not None
+    assert task.rows_of_classes() is not None
     halves = task.data.changed(Halved)
-    assert task_of(task.model, halves)._rows_of_classes() is None
+    assert task_of(task.model, halves).rows_of_classes() is None
 
 
 class Halved(invflow.samples.Changed):

@@ -27,6 +27,7 @@ from . import (
     interpolate,
     plot_psi,
     plot_solver,
+    report,
     sample,
     schema,
     show,
@@ -37,6 +38,7 @@ from .output import err, out
 MODULES = (
     train,
     evaluate,
+    report,
     analyse,
     freeze,
     compare,

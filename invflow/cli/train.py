@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ from .options import (
     named_data,
 )
 from .output import err, out, print_evaluation, print_json, stdout_for_the_answer
+
+if TYPE_CHECKING:
+    from ..training.run_folder import Run
 
 
 def train(
@@ -59,6 +62,7 @@ def train(
     compile_it: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Use deterministic algorithms alone.")] = False,
     profile: Annotated[str | None, typer.Option(help="Measure the time: simple, advanced or pytorch.")] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML page about the run.")] = False,
     data_root: DataRoot = None,
     download: Download = False,
     as_json: AsJson = False,
@@ -66,14 +70,14 @@ def train(
 ) -> None:
     """Train the classifier or the flow that a spec describes.
 
-    Then evaluate it and draw pictures.
+    Then evaluate it, draw pictures and write an HTML page about it.
     """
     from ..spec import load_spec
     from ..spec.record import RUN_FILE
     from ..training import run as runs
     from ..training.illustrate import illustrate
     from ..training.processes import leads, one_tells
-    from ..training.run_folder import folder_name, new_folder
+    from ..training.run_folder import Run, folder_name, new_folder
 
     overrides = {
         "data": named_data(data),
@@ -112,6 +116,7 @@ def train(
             if not leads():
                 return
             found, pictures = illustrate(run, data_root, device or "auto")
+            page = None if no_report else _reported(Run.open(run.folder), data_root, device or "auto")
         except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, SIGTERM, a full disk
             if folder is not None and (folder / RUN_FILE).is_file() and leads():
                 more = [("--plugin", path) for path in plugin or ()]
@@ -122,13 +127,26 @@ def train(
                 raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from None
             raise
     if as_json:
-        print_json({"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures})
+        print_json(
+            {"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures, "report": page}
+        )
         return
     print_evaluation(run.folder, found)
     for picture in pictures:
         out.print(f"  wrote {picture}")
-    if pictures:
-        out.print(f"open {next((one for one in pictures if one.endswith('interpolation.png')), pictures[0])}")
+    if page is not None:
+        out.print(f"open {page}")
+
+
+def _reported(run: Run, data_root: Path | None, device: str) -> str | None:
+    """The path of the report on a run; None, with a line that says why, if there is none: the training is not lost."""
+    from ..report import write_report
+
+    try:
+        return str(write_report([run], None, data_root, device))
+    except (InvflowError, OSError) as error:
+        err.print(f"invflow: no report: {error}; try 'invflow report {shlex.quote(str(run.folder))}'")
+        return None
 
 
 class _Terminated(KeyboardInterrupt):

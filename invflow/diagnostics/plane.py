@@ -44,7 +44,7 @@ def density(
         parts: of these points and samples, such as classes, each in a row of its own: the name, points, samples, and
             the context.
     """
-    low, high = _window(points)
+    low, high = window(points)
     figure, rows = _panels(3, low, high, 1 + len(parts))
     _density(flow, figure, rows[0], points, drawn, context)
     for (name, some, of_flow, row), axes in zip(parts, rows[1:], strict=True):
@@ -57,7 +57,7 @@ def _density(flow: Flow, figure: Figure, axes: Sequence[Axes], points: Tensor, d
     """Fill a row of three panels."""
     data, samples, map_ = axes
     low, high = (torch.tensor(ends, dtype=points.dtype) for ends in zip(map_.get_xlim(), map_.get_ylim(), strict=True))
-    log_prob = _log_density(flow, _grid(low, high), context)
+    log_prob = log_density(flow, grid(low, high), context)
     outside = int(((drawn < low) | (drawn > high)).any(1).sum())
     titles = f"{len(points):,} test points", f"{len(drawn):,} samples" + f", {outside} of them outside" * (outside > 0)
     for axis, shown, title in zip((data, samples), (points, drawn), titles, strict=True):
@@ -72,8 +72,9 @@ def _density(flow: Flow, figure: Figure, axes: Sequence[Axes], points: Tensor, d
     figure.colorbar(image, ax=map_, label="nats", extend="min")
 
 
-def _log_density(flow: Flow, points: Tensor, context: Context) -> Tensor:
-    """The log-density at points, in float64; with a context, of the mixture of the densities for its rows."""
+@torch.no_grad()
+def log_density(flow: Flow, points: Tensor, context: Context = None) -> Tensor:
+    """The log-density at points ``(n, 2)``, in float64; with a context, of the mixture of those for its rows."""
     parts = torch.split(points, SIDE * 50)
     if context is None:
         return torch.cat([flow.log_prob(part) for part in parts]).double()
@@ -96,18 +97,18 @@ def decisions(classifier: nn.Module, points: Tensor, labels: Tensor) -> Figure:
         points: ``(n, 2)``.
         labels: ``(n,)``.
     """
-    low, high = _window(points)
+    low, high = window(points)
     wrong = int((classifier(points).argmax(1) != labels).sum())
     figure, ((axis,),) = _panels(1, low, high)
     colours: dict[str, Any] = {"cmap": "tab10", "norm": Normalize(0, 9)}
-    _paint(axis, classifier(_grid(low, high)).argmax(1), alpha=0.3, interpolation="nearest", **colours)
+    _paint(axis, classifier(grid(low, high)).argmax(1), alpha=0.3, interpolation="nearest", **colours)
     axis.scatter(points[:, 0].numpy(), points[:, 1].numpy(), c=labels.numpy(), s=3, **colours)
     axis.set_title(f"Decisions, {wrong} of {len(points):,} test points on the wrong side", fontsize=10)
     return figure
 
 
-def _window(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The corners of the region that is drawn."""
+def window(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower left and the upper right corner of the region that is drawn around points ``(n, 2)``."""
     require_state("a picture of the plane", None, None, points)
     if points.dim() != 2 or points.shape[1] != 2 or not len(points):
         raise InvflowError(f"a picture of the plane expects points (n, 2), at least one, got {tuple(points.shape)}")
@@ -116,9 +117,9 @@ def _window(points: Tensor) -> tuple[Tensor, Tensor]:
     return low - margin, high + margin
 
 
-def _grid(low: Tensor, high: Tensor) -> Tensor:
-    """``(SIDE * SIDE, 2)``, row after row from below."""
-    x, y = (torch.linspace(float(a), float(b), SIDE, dtype=low.dtype) for a, b in zip(low, high, strict=True))
+def grid(low: Tensor, high: Tensor, side: int = SIDE) -> Tensor:
+    """The points of a grid over a region, ``(side * side, 2)``, row after row from below."""
+    x, y = (torch.linspace(float(a), float(b), side, dtype=low.dtype) for a, b in zip(low, high, strict=True))
     return torch.cartesian_prod(y, x).flip(1)
 
 
@@ -132,6 +133,6 @@ def _panels(count: int, low: Tensor, high: Tensor, rows: int = 1) -> tuple[Figur
 
 
 def _paint(axis: Axes, values: Tensor, **style: Any) -> AxesImage:
-    """Draws the values at the points of `_grid` over all of the panel."""
+    """Draws the values at the points of `grid` over all of the panel."""
     extent = (*axis.get_xlim(), *axis.get_ylim())
     return axis.imshow(values.reshape(SIDE, SIDE).numpy(), extent=extent, origin="lower", **style)

@@ -54,6 +54,7 @@ def analyse(
     dense: int = LARGEST_JACOBIAN,
     leading: int = LEADING,
     seed: int = 0,
+    separate: bool = True,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Analysis:
     """What applies to a model of: singular values of its Jacobian, linear separation and contraction, by depth.
@@ -69,6 +70,7 @@ def analyse(
         dense: the largest state, in numbers, of which the Jacobian itself is made.
         leading: how many singular values of a larger one are computed.
         seed: draws the samples.
+        separate: whether the linear separation and the contraction are computed, if the data have classes.
         announce: called with a description of each part before it is computed.
 
     Raises:
@@ -96,7 +98,7 @@ def analyse(
             found = spectra(chain, some.values, some.context, depths=places, announce=announce, **sizes)
     rows: list[Separation] = []
     accuracy, counts = None, (0, 0)
-    if NO_CLASSES not in notes:
+    if separate and NO_CLASSES not in notes:
         scores = task.model.scores if isinstance(task.model, Classifier) else None
         with evaluating(task.model, task.device):
             known, asked = (_for_chain(task, samples, task.device) for samples in (train, test))

@@ -165,13 +165,13 @@ class Density(Task[Flow]):
     def figures(self) -> dict[str, Figure]:
         if not self.drawable:
             return {}
-        of_classes = self._rows_of_classes()
+        of_classes = self.rows_of_classes()
         if self.data.holds_images:
             return {"samples": self._samples() if of_classes is None else self._samples_by_class(of_classes)}
         context = self.data.test.first(DRAWN_POINTS).context
         return {"density": self.picture(self.draw(DRAWN_POINTS, context), by_class=of_classes is not None)}
 
-    def _rows_of_classes(self) -> Tensor | None:
+    def rows_of_classes(self) -> Tensor | None:
         """The context of each class, a row; None if the context of the data is not their class."""
         some, shape = self.data.test.first(DRAWN_IMAGES), (self.data.classes,)
         if not isinstance(some.context, Tensor) or some.labels is None or some.context.shape[1:] != shape:

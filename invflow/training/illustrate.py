@@ -58,6 +58,22 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
         DataError: the data set holds points, or no two test images of different classes.
         InvflowError: the model is not invertible.
     """
+    frames, ends = walks(task, pairs, steps)
+    strip, gif = folder / "interpolation.png", folder / "interpolation.gif"
+    pictures.write_figure(pictures.interpolation_strip(frames, ends), strip)
+    pictures.write_gif(pictures.interpolation_frames(frames), gif)
+    return [str(strip), str(gif)]
+
+
+def walks(task: Task[Any], pairs: int, steps: int) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Walks between test images of different classes, straight in feature space, and the classes at their ends.
+
+    The walks are ``(pairs, steps, channels, height, width)``, perhaps out of the range of the data.
+
+    Raises:
+        DataError: the data set holds points, or no two test images of different classes.
+        InvflowError: the model is not invertible.
+    """
     if task.model.caveat:
         raise InvflowError(f"interpolate expects an invertible model, got this: {task.model.caveat}")
     if not task.data.holds_images:
@@ -72,10 +88,8 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
         contexts = (task.model.for_layers(one.context) for one in (first, last))
         x0, x1 = (task.centered(one.values) for one in (first, last))
         frames = task.rounded(interpolate(task.model.bijection, x0, x1, steps, *contexts).cpu())
-    strip, gif = folder / "interpolation.png", folder / "interpolation.gif"
-    pictures.write_figure(pictures.interpolation_strip(frames, _classes(task)[torch.tensor(chosen)].tolist()), strip)
-    pictures.write_gif(pictures.interpolation_frames(frames), gif)
-    return [str(strip), str(gif)]
+    classes = _classes(task).tolist()
+    return frames, [(classes[first], classes[last]) for first, last in chosen]
 
 
 def _classes(task: Task[Any]) -> Tensor:

@@ -36,6 +36,7 @@ from .processes import Processes, accelerator, processes_of
 from .run_folder import Run, begin, misfit, owned, require_empty
 from .saving import SAVE_EVERY, Interval
 from .tasks import CPU, FREEZING_SAMPLES, Task
+from .warned import noting_warnings
 
 FLOAT = "float"
 DTYPES: Mapping[Any, torch.dtype] = {32: torch.float32, 64: torch.float64}
@@ -183,7 +184,8 @@ def _require_unedited(run: Run) -> None:
 
 def _trained(run: Run, task: Task[Any], interval: Interval, processes: Processes, progress: bool) -> Run:
     """The run, trained to its end, and frozen if its numerics are exact."""
-    seconds = fit(run, task, interval, processes, progress)
+    with noting_warnings(run.record):  # which is written at the ends of epochs
+        seconds = fit(run, task, interval, processes, progress)
     with processes.in_turn(run.folder) as folder:
         if processes.leads:
             _finish(run, task, seconds)
