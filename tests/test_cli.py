@@ -59,6 +59,32 @@ def test_train_writes_a_run_and_its_pictures(trained):
             image.verify()
 
 
+def test_train_ends_with_the_path_of_its_report(call, spec_file, tmp_path):
+    status, out, _ = call("train", spec_file, "--out", "run")
+    assert (status, out.splitlines()[-1]) == (0, "open run/report.html")
+    assert "<title>tiny - invflow report</title>" in (tmp_path / "run" / "report.html").read_text()
+    status, out, _ = call("train", spec_file, "--out", "other", "--no-report")
+    assert status == 0
+    assert "report" not in out
+    assert not Path("other", "report.html").exists()
+    status, out, _ = call("report", "run", "other", "--out", "both.html")
+    assert (status, out) == (0, "wrote both.html\n")
+    assert "A: tiny and B: tiny" in Path("both.html").read_text()
+
+
+def test_a_report_that_fails_does_not_lose_the_training(call, spec_file, monkeypatch):
+    from invflow.errors import RunError
+
+    def fail(*_):
+        raise RunError("the page is too long")
+
+    monkeypatch.setattr("invflow.report.write_report", fail)
+    status, _, err = call("train", spec_file, "--out", "run")
+    assert status == 0
+    assert err.splitlines()[-1] == "invflow: no report: the page is too long; try 'invflow report run'"
+    assert json.loads(Path("run", "run.json").read_text())["status"] == "finished"
+
+
 def test_evaluate_agrees_with_train(trained, call):
     run, answer = trained
     status, out, _ = call("evaluate", run, "--json")

@@ -10,10 +10,12 @@ def chain_of(model: Classifier | Flow, name: str) -> str:
     """The layers of a model's chain and the shapes between them, as HTML.
 
     Args:
-        model: the model; its chain must know its input shape.
+        model: the model.
         name: what the page calls it.
     """
     chain = model.bijection
+    if chain.declared_shape is None:
+        return "<p>The chain does not know the shape of its input.</p>"
     shapes = chain.shapes(chain.declared_shape)
     rows = [["input", str(shapes[0])]]
     rows += [[step.title, str(shape)] for step, shape in zip(chain.steps(), shapes[1:], strict=True)]

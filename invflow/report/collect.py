@@ -157,7 +157,7 @@ class Decisions:
 Samples: TypeAlias = Gallery | list[PlaneDensity] | Decisions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Portrait:
     """All that a report shows of one run."""
 

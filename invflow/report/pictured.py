@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..diagnostics.plane import DEPTH
 from ..spec.diff import diff_specs
-from .collect import Decisions, Gallery, PlaneDensity, Portrait, Reconstructions, Samples, Walks
+from .collect import Decisions, Gallery, Missing, PlaneDensity, Portrait, Reconstructions, Samples, Walks
 from .figures import table
 from .images import coloured, data_uri, picture, png_of
-from .sections import letter, names_of, of, side_by_side
+from .sections import letter, missing, names_of, of, side_by_side
 
 CLIPPED = "of the pixels are outside [0, 1] and are shown clipped"
 PLANE = 300.0
@@ -45,7 +45,13 @@ def walks(runs: Sequence[Portrait]) -> str:
 
 def samples(runs: Sequence[Portrait]) -> str:
     """Samples of flows; of classifiers, test images with what they were taken for."""
-    return side_by_side(runs, lambda one: of(one.samples, lambda found: _samples(found, letter(runs, runs.index(one)))))
+
+    def draw(one: Portrait) -> str:
+        if isinstance(one.samples, Missing):
+            return missing(one.samples.why)
+        return _samples(one.samples, letter(runs, runs.index(one)))
+
+    return side_by_side(runs, draw)
 
 
 def origin(runs: Sequence[Portrait]) -> str:

@@ -44,18 +44,12 @@ def overview(runs: Sequence[Portrait]) -> str:
 
 def chains(runs: Sequence[Portrait]) -> str:
     """The chain of each run, with shapes."""
-
-    def draw(one: Portrait) -> str:
-        if one.model.bijection.declared_shape is None:
-            return missing("The chain does not know the shape of its input.")
-        return chain_of(one.model, one.name)
-
-    return side_by_side(runs, draw)
+    return side_by_side(runs, lambda one: chain_of(one.model, one.name))
 
 
 def curves(runs: Sequence[Portrait]) -> str:
     """The metrics of the trainings by epoch."""
-    drawn = []
+    drawn: list[tuple[list[Line], str]] = []
     for curve in CURVES:
         lines = []
         for index, one in enumerate(runs):

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import invflow
+from invflow import report
 from invflow.diagnostics import pictures
 from invflow.errors import InvflowError, RunError
 from invflow.training import run as runs
@@ -34,6 +35,7 @@ def no_pictures(monkeypatch):
     """They take longer than all else."""
     monkeypatch.setattr(pictures, "write_figure", lambda *_: None)
     monkeypatch.setattr(pictures, "write_gif", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: "report.html")
 
 
 @pytest.fixture
