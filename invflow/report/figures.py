@@ -75,7 +75,7 @@ class _Axis:
             return [(value, number(value)) for value in even_ticks(self.low, self.high, most)]
         first, last = math.ceil(self.low), math.floor(self.high)
         step = max(1, math.ceil((last - first + 1) / most))
-        found = [(10.0**power, f"1e{power}") for power in range(first, last + 1, step)]
+        found = [(10.0**power, number(10.0**power)) for power in range(first, last + 1, step)]
         return [(0.0, "0")] * self.zero + found
 
 
@@ -124,7 +124,7 @@ def number(value: float) -> str:
         return "0" if value == 0 else str(value)
     if abs(value) >= 1000 and float(value).is_integer() and abs(value) < 1e7:
         return f"{int(value):,}"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e7 else f"{value:.1e}"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e7 else f"{value:.1e}".replace(".0e", "e")
 
 
 def chart(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool = False, note: str = "", key: str) -> str:
@@ -167,8 +167,8 @@ def chart(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool = Fals
         f'<p class="axis" aria-hidden="true">{escape(y)}</p><div class="plot">'
         f'<svg class="rising" aria-hidden="true">{rising}</svg>'
         f'<svg class="area" viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-labelledby="{key}-title {key}-told"><title id="{key}-title">{escape(title)}</title>'
-        f'<desc id="{key}-told">{escape(told)}</desc>{grid}{drawn}</svg>'
+        f'aria-labelledby="chart-{key}-title chart-{key}-told"><title id="chart-{key}-title">{escape(title)}</title>'
+        f'<desc id="chart-{key}-told">{escape(told)}</desc>{grid}{drawn}</svg>'
         f'<svg class="along" aria-hidden="true">{rightwards}</svg></div>'
         f'<p class="axis along-name" aria-hidden="true">{escape(x)}</p>'
         f"{_legend(lines)}{_numbers(title, lines, x)}</figure>"

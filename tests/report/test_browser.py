@@ -64,7 +64,7 @@ def test_the_slider_moves_by_keyboard_and_by_mouse(pages):
         width = slider.size["width"]
         ActionChains(driver).move_to_element_with_offset(slider, width // 2 - 3, 0).click().perform()
         assert state()[:2] == ("10", "step 11 of 11, t = 1.00")
-        frames = driver.find_elements(By.CSS_SELECTOR, ".walk:first-child .frame")
+        frames = driver.find_element(By.CSS_SELECTOR, ".frames").find_elements(By.CSS_SELECTOR, ".frame")
         assert state()[2] == frames[10].get_attribute("src")
 
 

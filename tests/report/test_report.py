@@ -137,7 +137,7 @@ def test_what_a_flow_of_the_plane_shows(trained):
 
 def test_each_class_of_a_context_has_its_density(trained):
     found = portrait(trained("flow with a context")).samples
-    assert [one.name for one in found] == ["0", "1"]
+    assert [one.name for one in found] == ["upper", "lower"]
     assert not torch.equal(found[0].log_density, found[1].log_density)
 
 
@@ -220,7 +220,7 @@ class TestChart:
     def test_places(self):
         """The middle of a linear axis is in the middle; a larger value is higher, which is a smaller y."""
         drawn = chart("t", [Line("a", [(0, 0.0), (1, 5.0), (2, 10.0)])], x="x", y="y", key="k")
-        (path,) = [one["d"] for one in Parts(drawn).named("path") if one["class"].startswith("line")]
+        path, *_ = [one["d"] for one in Parts(drawn).named("path") if one["class"].startswith("line")]
         (x0, y0), (x1, y1), (x2, y2) = [map(float, pair.split()) for pair in path.removeprefix("M").split("L")]
         assert (x0, x1, x2) == (0, 500, 1000)
         assert y0 > y1 > y2
@@ -228,7 +228,7 @@ class TestChart:
 
     def test_zeros_are_at_the_foot_of_a_logarithmic_axis(self):
         drawn = chart("t", [Line("a", [(0, 0.0), (1, 1e-8), (2, 1e-4)])], x="x", y="y", log=True, key="k")
-        (path,) = [one["d"] for one in Parts(drawn).named("path") if one["class"].startswith("line")]
+        path, *_ = [one["d"] for one in Parts(drawn).named("path") if one["class"].startswith("line")]
         assert path.startswith("M0 1000L")
         assert "logarithmic" in drawn
 
