@@ -61,13 +61,7 @@ def origin(runs: Sequence[Portrait]) -> str:
     rows += [[name, *(_versions(one).get(name, "") for one in runs)] for name in names]
     made = table(["", *names_of(runs)], rows, caption="Versions and origin")
     if len(runs) == 2:
-        lines = diff_specs(runs[0].run.spec, runs[1].run.spec)
-        listed = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines)
-        made += (
-            f"<h3>Differences of the specs, from A to B</h3><ul class='lines'>{listed}</ul>"
-            if lines
-            else ("<p>The specs are the same.</p>")
-        )
+        made += _differences(diff_specs(runs[0].run.spec, runs[1].run.spec))
     return made + side_by_side(runs, _spec)
 
 
@@ -81,6 +75,14 @@ def warned(runs: Sequence[Portrait]) -> str:
         return table(["kind", "times", "text"], rows, caption=f"Warnings: {one.name}")
 
     return side_by_side(runs, draw)
+
+
+def _differences(lines: Sequence[str]) -> str:
+    if not lines:
+        return "<p>The specs are the same.</p>"
+    listed = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines)
+    summary = f"Differences of the specs, from A to B: {len(lines)}"
+    return f'<details><summary>{summary}</summary><ul class="lines">{listed}</ul></details>'
 
 
 def _reconstructions(found: Reconstructions) -> str:

@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 SCORES = {f"test_{score.name}": score for score in (ACCURACY, BITS, NLL)}
 CURVES = (
-    Curve("loss", "loss, as it is minimised", log_scale=True),
     Curve("accuracy", "accuracy, %", factor=100),
     Curve("bits_per_dim", "bits per dimension"),
     Curve("nll", "negative log-likelihood, nats"),
+    Curve("loss", "loss, as it is minimised", log_scale=True),
 )
 STAGES = {"train": "training", "val": "validation", "test": "test"}
 EXACTNESS = {
