@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,9 @@ from .output import out, print_json, print_table
 
 if TYPE_CHECKING:
     from ..diagnostics.memory import ActivationMemory
+    from ..spec import Spec
+
+PICTURE = Path("diagram.svg")
 
 
 def show(
@@ -20,16 +24,25 @@ def show(
     memory: Annotated[bool, typer.Option("--memory", help="Print the activation memory of training.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="With --memory: override the batch size.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="With --memory: also measure training steps.")] = False,
+    diagram: Annotated[bool, typer.Option("--diagram", help="Draw the layers and their shapes as SVG.")] = False,
+    to: Annotated[Path | None, typer.Option("--out", help=f"With --diagram: the picture to write [{PICTURE}].")] = None,
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Print a spec's layers, its expansion, or its memory."""
+    """Print a spec's layers, its expansion or memory, or draw it."""
     from ..diagnostics.memory import activation_memory
     from ..spec import build, build_model
     from ..spec.text import printable
     from ..spec.training import Training
 
     document = load_document(spec)
+    if to is not None and not diagram:
+        raise InvflowError("--out goes with --diagram")
+    if diagram:
+        if expanded or memory or measure or as_json or batch_size is not None:
+            raise InvflowError("--diagram goes with no other option than --out and --plugin")
+        _draw(document, document.name or str(spec), to or PICTURE)
+        return
     if expanded:
         print_json(document.expanded)
         return
@@ -47,6 +60,21 @@ def show(
     count = sum(weight.numel() for weight in model.parameters())
     out.print(f"{printable(document.name or str(spec))}: {count:,} parameters, hash {document.hash[:16]}")
     out.print(repr(model))
+
+
+def _draw(document: Spec, name: str, to: Path) -> None:
+    """Write the diagram of a spec, which takes no weights."""
+    import torch
+
+    from ..files import write_atomically
+    from ..report.diagram import diagram
+    from ..spec import build, build_model
+
+    with torch.device("meta"):
+        model = build_model(document) if document.head or document.prior else build(document)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(to, diagram(model, name=name).encode())
+    out.print(f"wrote {to}")
 
 
 def _print_memory(found: ActivationMemory) -> None:
