@@ -122,8 +122,8 @@ def blocks_in(items: Iterable[Item]) -> Iterator[Block]:
 
 
 def extents(shape: TensorShape) -> str:
-    """The shape of a tensor, its extents one after another."""
-    return TIMES.join(map(str, shape)) or "one number"
+    """The shape of a tensor: its extents one after another, or the number of features of a vector."""
+    return counted(shape[0], "feature") if len(shape) == 1 else TIMES.join(map(str, shape)) or "1 number"
 
 
 def shapes(leaves: Leaves) -> str:
@@ -131,7 +131,7 @@ def shapes(leaves: Leaves) -> str:
 
     Examples:
         >>> shapes(((2,), (2,), (3,)))
-        '2 tensors of 2, 3'
+        '2 tensors of 2 features, 3 features'
     """
     runs = [(shape, len([*same])) for shape, same in itertools.groupby(leaves)]
     return ", ".join(extents(one) if times == 1 else f"{times} tensors of {extents(one)}" for one, times in runs)
@@ -159,7 +159,8 @@ def _said(item: Item) -> str:
     if isinstance(item, Block):
         return f"{'; '.join(sentences(item))}."
     if isinstance(item, Group):
-        return f"{', '.join((item.title, *item.facts))}: ( {summary(item.items)} )"
+        times = f", {item.times} times" if item.times > 1 else ""
+        return f"{', '.join((item.title, *item.facts))}{times}: ( {summary(item.items)} )"
     said = [
         f"{counted(len(column.before), 'tensor')} unchanged" if column.items is None else f"( {summary(column.items)} )"
         for column in item.columns

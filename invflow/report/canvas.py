@@ -23,7 +23,7 @@ STYLE = """
 .invflow-diagram rect.layer { fill: var(--diagram-layer, #4c8bf526); }
 .invflow-diagram rect.widens { fill: var(--diagram-layer, #4c8bf526); stroke-dasharray: 10 3; }
 .invflow-diagram rect.net { fill: var(--diagram-net, #e0922f2e); stroke-dasharray: 5 3; }
-.invflow-diagram rect.inset { fill: var(--diagram-net, #e0922f2e); stroke-width: .6; }
+.invflow-diagram rect.inset { fill: var(--diagram-net, #e0922f50); stroke-width: .6; }
 .invflow-diagram rect.end { fill: var(--diagram-end, #2f9e6a2e); }
 .invflow-diagram rect.more { stroke-dasharray: 1 4; stroke-linecap: round; }
 .invflow-diagram rect.frame { stroke-width: .8; stroke-opacity: .6; }
@@ -41,7 +41,7 @@ svg.invflow-diagram:root { color: #16181d; background: #fff; }
 
 def escaped(text: str) -> str:
     """A text for XML, which has no place for control characters."""
-    return html.escape("".join(letter if letter.isprintable() else "\ufffd" for letter in text))
+    return html.escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
 
 
 def cells(text: str) -> int:

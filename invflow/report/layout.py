@@ -124,7 +124,7 @@ class Layout:
         """Draws items one below the other from ``y`` on, and returns where they end."""
         for position, item in enumerate(items):
             if position:
-                y = self._gap(item.before, region, y)
+                y = self._gap(item.before, region, y, arrow=not isinstance(item, Columns))
             y = self._item(item, region, y)
         return y
 
@@ -238,11 +238,11 @@ class Layout:
 
     # ------------------------------------------------------------------ Wires
 
-    def _gap(self, leaves: Leaves, region: Region, y: float) -> float:
+    def _gap(self, leaves: Leaves, region: Region, y: float, *, arrow: bool) -> float:
         """The wires between two blocks, each with its shape."""
         for strand in strands(leaves, region):
             tip = shapes(leaves[strand.start : strand.stop])
-            self.canvas.wire(strand.kind, (strand.x, y), (strand.x, y + GAP), arrow=True)
+            self.canvas.wire(strand.kind, (strand.x, y), (strand.x, y + GAP), arrow=arrow)
             self.canvas.text("shape", strand.x + 9, y + GAP / 2 + 3, strand.label, tip=tip)
         return y + GAP
 

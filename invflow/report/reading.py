@@ -12,6 +12,7 @@ from ..bijection import Bijection
 from ..bijections import Exchange, FactorOut, Inverse
 from ..context import ContextShape, entries_of_shape, seen
 from ..errors import InvflowError
+from ..fields import counted
 from ..models import Classifier, ContextNet, Dequantizer, Flow
 from ..registry import bijections, heads, nets, priors
 from ..sequential import Sequential
@@ -19,7 +20,7 @@ from ..state import Path, Shape, is_tensor_shape, leaf_shapes, part_of, with_par
 from ..wires import Wire, Wired, shape_after
 from .blocks import Block, Column, Columns, Group, Item, Kind, Leaves, Picture, blocks_in, extents
 from .repeats import repeats
-from .words import about, alike, fields_of, named, names_of, nets_of, parts_of, reseeded, sees
+from .words import WHOLE_CONTEXT, about, alike, fields_of, named, names_of, nets_of, parts_of, reseeded, sees
 
 MOST_BLOCKS = 120
 """Of a picture; the layers beyond them are counted."""
@@ -116,7 +117,7 @@ class _Reader:
             elif period == 1 and isinstance(inside[0], Block):
                 items.append(replace(inside[0], times=times))
             else:
-                items.append(Group(f"{times} times, one after another", inside, times=times))
+                items.append(Group(f"{counted(period, 'layer')}, one after another", inside, times=times))
         return items
 
     def _single(self, met: _Met, context: ContextShape) -> Item:
@@ -127,7 +128,13 @@ class _Reader:
 
     def item(self, layer: Bijection, backwards: bool, shape: Shape, context: ContextShape) -> Item:
         """The item of one layer."""
-        context = seen(context, layer.sees)
+        made = self._made(layer, backwards, shape, seen(context, layer.sees))
+        for block in blocks_in([made]) if isinstance(layer.sees, str) else ():
+            block.sees = layer.sees if block.sees == WHOLE_CONTEXT else block.sees  # an entry has no name of its own
+        return made
+
+    def _made(self, layer: Bijection, backwards: bool, shape: Shape, context: ContextShape) -> Item:
+        """The item of a layer that sees all of a context."""
         around = backwards is not layer.runs_backwards if isinstance(layer, Wired) else backwards
         if isinstance(layer, Inverse) and not isinstance(layer.layer, Wired):
             return self.item(layer.layer, around, shape, context)
@@ -197,7 +204,7 @@ class _Reader:
             last = columns[-1].items if columns else None
             if self.left <= 0 and last is not None and isinstance(last[0], Block) and last[0].kind == "more":
                 both = _more(  # one block for all columns that are not drawn
-                    sum(_count(wire.layer) for stream in streams for wire in stream[1]),
+                    last[0].times + sum(_count(wire.layer) for wire in wires),
                     (*columns[-1].before, *_leaves(part)),
                     (*columns[-1].after, *_leaves(made)),
                 )

@@ -16,6 +16,7 @@ from ..nets.contract import Conditioned
 from ..registry import Registry, bijections, nets
 from ..registry import parts as registered_parts
 
+WHOLE_CONTEXT = "the context"
 LONGEST_VALUE = 60
 LONGEST_ABOUT = 160
 _SEED = re.compile(r"\bseed[= ]\d+")
@@ -89,9 +90,9 @@ def sees(layer: Bijection, context: ContextShape) -> str:
         return ""
     for one in layer.modules():
         if isinstance(one, Conditioned) and getattr(one, "net", None) is not None and one.net_takes_context:
-            given = seen(context, getattr(one.net, "sees", ...))
-            if given is not None:
-                return names_of(given)
+            names = getattr(one.net, "sees", ...)
+            if names is not None:
+                return names if isinstance(names, str) else names_of(seen(context, names))
     return ""
 
 
@@ -99,7 +100,7 @@ def names_of(context: ContextShape) -> str:
     """The names of the entries of a context."""
     if context is None:
         return ""
-    return ", ".join(context) if isinstance(context, Mapping) else "the context"
+    return ", ".join(context) if isinstance(context, Mapping) else WHOLE_CONTEXT
 
 
 def alike(layer: Bijection) -> str:
