@@ -29,7 +29,7 @@ def show(
     as_json: AsJson = False,
     plugin: Plugins = None,
 ) -> None:
-    """Print a spec's layers, its expansion or memory, or draw it."""
+    """Print a spec's layers, expansion or memory, or draw it."""
     from ..diagnostics.memory import activation_memory
     from ..spec import build, build_model
     from ..spec.text import printable

@@ -129,8 +129,9 @@ class _Reader:
     def item(self, layer: Bijection, backwards: bool, shape: Shape, context: ContextShape) -> Item:
         """The item of one layer."""
         made = self._made(layer, backwards, shape, seen(context, layer.sees))
-        for block in blocks_in([made]) if isinstance(layer.sees, str) else ():
-            block.sees = layer.sees if block.sees == WHOLE_CONTEXT else block.sees  # an entry has no name of its own
+        if isinstance(layer.sees, str):  # what is seen has no name of its own
+            for block in blocks_in([made]):
+                block.sees = layer.sees if block.sees == WHOLE_CONTEXT else block.sees
         return made
 
     def _made(self, layer: Bijection, backwards: bool, shape: Shape, context: ContextShape) -> Item:
