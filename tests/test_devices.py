@@ -192,7 +192,7 @@ def test_an_interpolation_moves_model_and_images(device, monkeypatch, tmp_path):
 
     monkeypatch.setattr(illustrate, "interpolate", interpolate)
     one = task(tiny(), device)
-    assert len(illustrate.draw_interpolation(one, 2, 3, tmp_path)) == 2
+    assert len(illustrate.draw_interpolation(one, 2, 3, tmp_path)[0]) == 2
     assert seen == [{"meta"}, {"meta"}]
     assert places(one.model) == {"cpu"}
 

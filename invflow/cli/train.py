@@ -74,6 +74,7 @@ def train(
     from ..training.illustrate import illustrate
     from ..training.processes import leads, one_tells
     from ..training.run_folder import folder_name, new_folder
+    from ..training.walking import measure_walks
 
     overrides = {
         "data": named_data(data),
@@ -112,6 +113,9 @@ def train(
             if not leads():
                 return
             found, pictures = illustrate(run, data_root, device or "auto")
+            walks = None
+            if run.training.midpoints is not None and any(one.endswith("interpolation.png") for one in pictures):
+                walks = measure_walks(runs.task_of_run(run, data_root, device or "auto"))
         except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, SIGTERM, a full disk
             if folder is not None and (folder / RUN_FILE).is_file() and leads():
                 more = [("--plugin", path) for path in plugin or ()]
@@ -122,11 +126,14 @@ def train(
                 raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from None
             raise
     if as_json:
-        print_json({"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures})
+        more = {"walks": walks} if walks is not None else {}
+        print_json({"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures, **more})
         return
     print_evaluation(run.folder, found)
     for picture in pictures:
         out.print(f"  wrote {picture}")
+    for line in () if walks is None else walks.lines():
+        out.print(line)
     if pictures:
         out.print(f"open {next((one for one in pictures if one.endswith('interpolation.png')), pictures[0])}")
 
