@@ -98,7 +98,7 @@ def test_compare_cuts_no_name_and_no_number(tmp_path):
     ((name, parameters, score, error, seconds),) = rows(lines, names=1)
     assert name == str(path)
     assert parameters == f"{sum(weight.numel() for weight in invflow.build_model(path).parameters()):,}"
-    assert re.fullmatch(r"\d+\.\d\d% ± \d+\.\d\d", score)
+    assert re.fullmatch(r"\d+\.\d\d % ± \d+\.\d\d", score)
     assert re.fullmatch(r"\d\.\de-\d\d", error)
     assert seconds.isdigit()
     assert lines[-1] == f"wrote {tmp_path / 'out' / 'comparison.png'}", "a path stays on its line, to be copied"

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ..bijections import Psi
 from ..errors import InvflowError
-from ..fields import cut
 from ..files import write_atomically
 from ..sequential import Sequential
 from .figure import Figure, png
@@ -34,6 +33,7 @@ from .walks import clipped_pixels, outside
 
 CELL = 0.9  # inches per small image
 LETTER = 0.085  # inches per letter of a title, at most
+STAGES = {"train": ("tab:blue", "o-"), "val": ("tab:green", "s--"), "test": ("tab:orange", "^-")}  # also in grey
 PSI_COLUMNS = 16  # channels side by side; the others go to further rows
 NARROWEST = 2.0  # percentage points that the axis of a comparison spans at least: a smaller range would show noise
 GIF_HEIGHT = 140  # pixels per image in a GIF
@@ -75,7 +75,7 @@ def gallery(images: Tensor, title: str, columns: int = 8, names: Sequence[str] =
     figure, axes = _grid(math.ceil(len(images) / columns), columns, title, clipped=outside(images))
     _show(axes.flat[: len(images)], images)
     for axis, name in zip(axes[:, 0], names, strict=False):
-        axis.set_ylabel(cut(name, 12), fontsize=9)
+        axis.set_ylabel(textwrap.fill(name, 12), fontsize=9)
     return figure
 
 
@@ -161,17 +161,17 @@ def training_curves(metrics: Sequence[Mapping[str, float | None]], curves: Seque
     for axis, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
         axis.set(xlabel="epoch", ylabel=curve.label, yscale="log" if curve.log_scale else "linear")
         axis.margins(y=0.12)  # room for the number below the lowest point
-        for stage, colour in (("train", "tab:blue"), ("val", "tab:green"), ("test", "tab:orange")):
+        for stage, (colour, line) in STAGES.items():
             known = [(row["epoch"], row.get(f"{stage}_{curve.name}")) for row in metrics]
             points = [(epoch + 1, curve.factor * y) for epoch, y in known if epoch is not None and y is not None]
             if not points:
                 continue
             last = points[-1][1]
+            text = curve.final.format(last) if curve.final else f"{last:.4g}"
             # Markers, because a line of one epoch is invisible.
-            axis.plot(*zip(*points, strict=True), ".-", color=colour, label=f"{stage}: {last:.4g} at the end")
+            axis.plot(*zip(*points, strict=True), line, color=colour, ms=4, label=f"{stage}: {text} at the end")
             if stage != "train" and curve.final:
-                text, below = curve.final.format(last), (0, -14)
-                axis.annotate(text, points[-1], below, textcoords="offset points", ha="right", color=colour)
+                axis.annotate(text, points[-1], (0, -14), textcoords="offset points", ha="right", color=colour)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if axis.lines:
@@ -194,7 +194,7 @@ def reconstructions(originals: Tensor, reconstructed: Tensor) -> Figure:
     largest = float(difference.max())
     # A count: a percentage would round 99.9 % up, which is false.
     equal = f"{int((reconstructed == originals).sum()):,} of {originals.numel():,} elements bit-equal"
-    figure, axes = _grid(3, len(originals), f"Run backwards: largest difference {largest:.1e}, {equal}")
+    figure, axes = _grid(3, len(originals), f"Run backwards: largest difference {_tick(largest)}, {equal}")
     scale = Normalize(0, largest or 1.0)
     _show(axes[0], originals)
     _show(axes[1], reconstructed)
@@ -205,7 +205,7 @@ def reconstructions(originals: Tensor, reconstructed: Tensor) -> Figure:
     # All axes shrink for the colour bar, so that the columns stay aligned. If the difference is 0, so is the only tick.
     ticks = [0.0, largest / 2, largest] if largest else [0.0]
     mappable = ScalarMappable(scale, "magma")
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.3, anchor=(0, 0), ticks=ticks, format="{x:.1e}")
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.3, anchor=(0, 0), ticks=ticks, format=_tick)
     bar.ax.tick_params(labelsize=7)
     return figure
 
@@ -342,6 +342,11 @@ def _captioned(picture: Image.Image, text: str) -> Image.Image:
     whole.paste(picture)
     ImageDraw.Draw(whole).text((4, picture.height + 2), "\n".join(lines), "black", font_size=CAPTION_SIZE)
     return whole
+
+
+def _tick(value: float, _: object = None) -> str:
+    """A difference as text; matplotlib also passes the position of the tick."""
+    return f"{value:.1e}" if value else "0"
 
 
 def _place(channel: int, psi: Psi, colours: int) -> str:
