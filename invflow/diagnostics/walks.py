@@ -111,7 +111,7 @@ def random_pairs(labels: Tensor, count: int, seed: int) -> Tensor:
 
     Examples:
         >>> random_pairs(torch.tensor([0, 0, 1]), 2, seed=0).tolist()
-        [[2, 0], [1, 2]]
+        [[2, 0], [2, 0]]
     """
     both = torch.randint(len(labels), (2 * count, 2), generator=torch.Generator().manual_seed(seed))
     return both[labels[both[:, 0]] != labels[both[:, 1]]][:count]

@@ -46,7 +46,7 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
     for name, figure in figures.items():
         pictures.write_figure(figure, folder / f"{name}.png")
     written = [str(folder / f"{name}.png") for name in figures]
-    if data.holds_images and not found.caveat and _pairs(task, 1):
+    if data.holds_images and not found.caveat and first_pairs(task, 1):
         written += draw_interpolation(task, pairs=5, steps=9, folder=folder)[0]
     run.update(**found.scores)
     return found, written
@@ -63,7 +63,7 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
         InvflowError: the model is not invertible.
     """
     require_walks(task)
-    chosen = _pairs(task, pairs)
+    chosen = first_pairs(task, pairs)
     if not chosen:
         count = len(task.data.test)
         raise DataError(f"interpolate expects test images of different classes, got {count} of one class")
@@ -80,7 +80,7 @@ def _classes(task: Task[Any]) -> Tensor:
     return torch.arange(len(task.data.test)) if labels is None else labels
 
 
-def _pairs(task: Task[Any], count: int) -> list[tuple[int, int]]:
+def first_pairs(task: Task[Any], count: int) -> list[tuple[int, int]]:
     """The positions of the first ``count`` pairs of images of different classes; fewer if there are not enough."""
     labels = _classes(task).tolist()
     pairs: list[tuple[int, int]] = []
