@@ -126,8 +126,9 @@ def train(
                 raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from None
             raise
     if as_json:
-        more = {"walks": walks} if walks is not None else {}
-        print_json({"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures, **more})
+        measured = {"walks": walks} if walks is not None else {}
+        known = {"seconds": run.record["seconds"], "pictures": pictures, **measured}
+        print_json({"run": str(run.folder)}, found, known)
         return
     print_evaluation(run.folder, found)
     for picture in pictures:

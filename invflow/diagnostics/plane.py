@@ -48,7 +48,7 @@ def density(
     """
     low, high = _window(points)
     figure, axes = _panels(3, low, high, 1 + len(parts))
-    rows = [("", points, drawn, context), *parts]
+    rows: list[tuple[str, Tensor, Tensor, Context]] = [("", points, drawn, context), *parts]
     maps = [_log_density(flow, _grid(low, high), row[-1]) for row in rows]
     top = max(float(one.nan_to_num(nan=-math.inf).max()) for one in maps)
     norm = Normalize(top - DEPTH, top) if math.isfinite(top) else None  # the same for all rows, which are compared
@@ -98,7 +98,7 @@ def decisions(classifier: nn.Module, points: Tensor, labels: Tensor) -> Figure:
     figure, ((axis,),) = _panels(1, low, high)
     colours: dict[str, Any] = {"cmap": "tab10", "norm": Normalize(0, 9)}
     _paint(axis, classifier(_grid(low, high)).argmax(1), alpha=0.3, interpolation="nearest", **colours)
-    for number in labels.unique().tolist():
+    for number in sorted(set(labels.tolist())):
         of_class, marker = points[labels == number], MARKERS[number % len(MARKERS)]
         style: dict[str, Any] = {"marker": marker, "s": 8, "linewidths": 0.6, "label": f"class {number}", **colours}
         axis.scatter(of_class[:, 0].numpy(), of_class[:, 1].numpy(), c=[number] * len(of_class), **style)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..errors import DataError
 NETS = 5
 HIDDEN = 128
 PASSES = 1000
-LEARNING = {"alpha": 0.01, "learning_rate_init": 0.01}
+LEARNING: dict[str, Any] = {"alpha": 0.01, "learning_rate_init": 0.01}
 """Chosen by the judge's accuracy on digits, and by its time."""
 
 

@@ -70,9 +70,9 @@ def measure_walks(task: Task[Any], count: int = PAIRS, seed: int = SEED) -> Walk
         for samples, most in ((task.data.train, MOST_LEARNED), (task.data.test, MOST_TESTED))
     )
     labels = task.data.test.labels
-    if labels is None or learned.labels is None or tested.labels is None or len(learned.labels.unique()) < 2:
+    if labels is None or learned.labels is None or tested.labels is None or len(set(learned.labels.tolist())) < 2:
         raise DataError(f"walks are measured between classes, {task.data.name} names no two for training and test")
     pairs = random_pairs(labels, count, seed)
-    ends = tuple(task.data.test.take(pairs[:, end]).values for end in (0, 1))
+    ends = task.data.test.take(pairs[:, 0]).values, task.data.test.take(pairs[:, 1]).values
     judge = Judge(learned.values, learned.labels)
     return measure(judge, walk(task, pairs, 3)[:, 1], ends, labels[pairs], tested.values, tested.labels)
