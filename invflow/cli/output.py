@@ -37,7 +37,7 @@ class _Wrapping(Console):
 def wrapped(text: str, width: int) -> str:
     """Lines of at most ``width`` columns, broken between words; what follows a break is indented by two more.
 
-    A word that is longer, such as a path, stays whole.
+    A word that is longer stays whole, and so does a line of two, such as ``wrote PATH``: it is there to be copied.
 
     Examples:
         >>> print(wrapped("  a line of words that is too long", 20))
@@ -48,7 +48,8 @@ def wrapped(text: str, width: int) -> str:
     for line in text.split("\n"):
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         rules: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-        broken.append(textwrap.fill(line, width, subsequent_indent=indent, **rules))
+        whole = len(line.split()) <= 2
+        broken.append(line if whole else textwrap.fill(line, width, subsequent_indent=indent, **rules))
     return "\n".join(broken)
 
 
