@@ -11,7 +11,29 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-OURS = {"invflow reversible", "invflow"}
+PLAIN = "plain PyTorch"
+OURS = "invflow, reversible"
+NAMES = {
+    "plain": PLAIN,
+    "invflow": OURS,
+    "invflow reversible": OURS,
+    "invflow stored": "invflow, stored",
+    "invflow checkpoint": "invflow, checkpoint",
+    "invflow, no monitor": "invflow, reversible, no monitor",
+}
+"""Of rows of the two benchmarks, which name them differently; the others keep their own."""
+STYLES = {
+    PLAIN: ("black", "x"),
+    OURS: ("tab:red", "o"),
+    "invflow, reversible, no monitor": ("tab:pink", "o"),
+    "invflow, stored": ("tab:blue", "s"),
+    "invflow, checkpoint": ("tab:green", "D"),
+    "FrEIA": ("tab:purple", "^"),
+    "MemCNN": ("tab:brown", "v"),
+    "revtorch": ("tab:orange", "P"),
+    "RevLib": ("tab:gray", "*"),
+}
+"""The colour of each in both panels, and its marker."""
 
 
 def main(memory: str, steps: str, picture: str) -> None:
@@ -19,9 +41,12 @@ def main(memory: str, steps: str, picture: str) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     lines = json.loads(Path(memory).read_text())["MiB"]
-    for name, figures in lines.items():
-        style = {"linewidth": 2.5, "zorder": 3} if name in OURS else {"linewidth": 1.2, "alpha": 0.8}
-        left.plot([int(depth) for depth in figures], list(figures.values()), marker="o", label=name, **style)
+    for key, figures in lines.items():
+        name = NAMES.get(key, key)
+        colour, marker = STYLES[name]
+        style = {"linewidth": 2.5, "zorder": 3} if name == OURS else {"linewidth": 1.2, "alpha": 0.8}
+        couplings, sizes = [int(depth) for depth in figures], list(figures.values())
+        left.plot(couplings, sizes, color=colour, marker=marker, label=name, **style)
     left.set_xscale("log", base=2)
     left.set_yscale("log", base=2)
     depths = sorted({int(depth) for figures in lines.values() for depth in figures})
@@ -34,11 +59,12 @@ def main(memory: str, steps: str, picture: str) -> None:
     rows = json.loads(Path(steps).read_text())["rows"]
     names = [name for name in rows[0] if name not in ("batch", "state", "plain") and "/" not in name]
     width = 0.8 / len(names)
-    for which, name in enumerate(names):
+    for which, key in enumerate(names):
+        name = NAMES.get(key, key)
         places = [position + (which - (len(names) - 1) / 2) * width for position in range(len(rows))]
-        edge = {"edgecolor": "black", "linewidth": 1.2} if name in OURS else {}
-        right.bar(places, [row[name] for row in rows], width, label=name, **edge)
-    right.axhline(1, color="black", linewidth=0.8)
+        edge = {"edgecolor": "black", "linewidth": 1.2} if name == OURS else {}
+        right.bar(places, [row[key] for row in rows], width, label=name, color=STYLES[name][0], **edge)
+    right.axhline(1, color=STYLES[PLAIN][0], linewidth=0.8, label=PLAIN)
     right.set_xticks(range(len(rows)), [f"{row['state'].replace('x', ' x ')}\nbatch {row['batch']}" for row in rows])
     right.set_ylabel("time of a train step / plain PyTorch's")
     right.set_title("8 couplings", fontsize=10)

@@ -33,10 +33,10 @@ NAMES = [name.replace("_", "-") for name in (verb.__name__ for verb in VERBS)]
 RUN = "from invflow.cli import main; main()"
 
 
-def in_a_terminal(*arguments):
-    """The lines that a command prints in a terminal of 80 columns, without colours."""
+def in_a_terminal(*arguments, width=WIDTH):
+    """The lines that a command prints in a terminal of so many columns, without colours."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     environment |= {"TERM": "xterm", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RUN, *map(str, arguments)]
@@ -49,9 +49,29 @@ def in_a_terminal(*arguments):
     os.close(ours)
     assert process.wait(timeout=120) == 0
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed.decode()).splitlines()
-    assert all(len(line) <= WIDTH for line in lines if line[:1] in "┏┃┡│├└"), "a table is wider than the terminal"
+    long = [line for line in lines if len(line) > width and len(line.split()) > 2]
+    assert not long, "a line is wider than the terminal, and not because of a path"
     assert not any("…" in line for line in lines)
     return lines
+
+
+@pytest.mark.parametrize("width", [WIDTH, 60])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "irevnet_digits"),
+        ("check", "irevnet_digits", "--memory", "--conditioning"),
+        ("show", "irevnet_digits"),
+        ("show", "irevnet_digits", "--memory"),
+    ],
+    ids=" ".join,
+)
+def test_all_that_a_verb_prints_fits(arguments, width):
+    """And the layers, which differ in their numbers alone, stay apart."""
+    verb, name, *options = arguments
+    lines = in_a_terminal(verb, ROOT / "specs" / f"{name}.json", *options, width=width)
+    for number in ("4", "11"):
+        assert any(re.match(rf"│\s*{number}\b|\s*\({number}\)", line) for line in lines), number
 
 
 def rows(lines, names=2):
@@ -98,7 +118,7 @@ def test_compare_cuts_no_name_and_no_number(tmp_path):
     ((name, parameters, score, error, seconds),) = rows(lines, names=1)
     assert name == str(path)
     assert parameters == f"{sum(weight.numel() for weight in invflow.build_model(path).parameters()):,}"
-    assert re.fullmatch(r"\d+\.\d\d% ± \d+\.\d\d", score)
+    assert re.fullmatch(r"\d+\.\d\d % ± \d+\.\d\d", score)
     assert re.fullmatch(r"\d\.\de-\d\d", error)
     assert seconds.isdigit()
     assert lines[-1] == f"wrote {tmp_path / 'out' / 'comparison.png'}", "a path stays on its line, to be copied"

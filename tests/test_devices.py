@@ -192,7 +192,7 @@ def test_an_interpolation_moves_model_and_images(device, monkeypatch, tmp_path):
 
     monkeypatch.setattr(illustrate, "interpolate", interpolate)
     one = task(tiny(), device)
-    assert len(illustrate.draw_interpolation(one, 2, 3, tmp_path)) == 2
+    assert len(illustrate.draw_interpolation(one, 2, 3, tmp_path)[0]) == 2
     assert seen == [{"meta"}, {"meta"}]
     assert places(one.model) == {"cpu"}
 
@@ -227,8 +227,8 @@ def test_images_are_augmented_where_they_are(change):
 def test_few_test_images_make_few_pairs():
     some = InMemory(torch.zeros(7, 1, 8, 8), torch.tensor([0, 0, 1, 1, 2, 3, 3]))
     of_some = Classification(build_model(tiny()), DataSet("some", some, some, class_names=tuple("0123")))
-    assert illustrate._pairs(of_some, 5) == [(0, 2), (3, 4)]
-    assert illustrate._pairs(of_some, 1) == [(0, 2)]
+    assert illustrate.first_pairs(of_some, 5) == [(0, 2), (3, 4)]
+    assert illustrate.first_pairs(of_some, 1) == [(0, 2)]
     one = task(tiny(data={"name": "digits", "train_size": 64, "test_size": 1}), torch.device("cpu"))
     with pytest.raises(DataError, match="expects test images of different classes, got 1 of one class"):
         illustrate.draw_interpolation(one, 5, 9, None)

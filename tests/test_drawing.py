@@ -124,7 +124,7 @@ def test_of_many_classes_the_first_are_drawn(monkeypatch):
     monkeypatch.setattr("invflow.training.density.DRAWN_CLASSES", 3)
     figure = conditional(images, 10).figures()["samples"]
     assert len(figure.axes) == 3 * IN_A_ROW
-    assert figure.get_suptitle().endswith("for each of the first 3 of 10 classes")
+    assert figure.get_suptitle().split("\n")[0].endswith("for each of the first 3 of 10 classes")
 
 
 def test_points_have_a_row_of_panels_for_each_class():
@@ -143,7 +143,7 @@ def test_points_have_a_row_of_panels_for_each_class():
             found = torch.tensor(density.images[0].get_array().data)
             # Corners of the region that matplotlib keeps in double precision: float32 rounds them.
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
-            assert data.get_ylabel() == f"class {task.data.class_names[k]}"
+            assert data.get_ylabel() == f"class {task.data.class_names[k]}\nx₂"
             assert data.get_xlim() == panels[0].get_xlim()
 
 

@@ -195,13 +195,27 @@ def test_a_strip_is_labelled_with_t_and_with_the_classes_at_its_ends(walks):
 
 
 def test_a_gif_goes_there_and_back(walks, tmp_path):
-    frames = pictures.interpolation_frames(walks)
+    frames = pictures.interpolation_frames(walks.clamp(0, 1))
     factor = pictures.GIF_HEIGHT // 8
     assert [frame.size for frame in frames] == [(PAIRS * 8 * factor, 8 * factor)] * (2 * STEPS - 2)
     assert frames[1].tobytes() == frames[-1].tobytes()
     pictures.write_gif(frames, tmp_path / "new" / "walk.gif")
     with Image.open(tmp_path / "new" / "walk.gif") as gif:
         assert (gif.n_frames, gif.size, gif.info["loop"]) == (2 * STEPS - 2, frames[0].size, 0)
+
+
+def test_pictures_of_walks_say_what_they_clip(walks):
+    half = torch.full_like(walks, 0.5)
+    assert "clipped" not in pictures.interpolation_strip(half).get_suptitle()
+    half[:, 1:-1, :, :2] = 1.25  # a quarter of the pixels between the ends
+    said = "25 % of the pixels lie outside [0, 1] and are drawn clipped"
+    assert said in pictures.interpolation_strip(half).get_suptitle()
+    captioned, plain = pictures.interpolation_frames(half)[0], pictures.interpolation_frames(half.clamp(0, 1))[0]
+    assert captioned.height > plain.height
+    assert captioned.crop((0, 0, *plain.size)).tobytes() == plain.tobytes()
+    below = captioned.crop((0, plain.height, plain.width, captioned.height))
+    assert {(0, 0, 0), (255, 255, 255)} <= {colour for _, colour in below.getcolors(2**16)}
+    assert said in pictures.gallery(half[:, 1], "Samples").get_suptitle().replace("\n", " ")
 
 
 def test_a_comparison_shows_each_seed_and_the_mean():

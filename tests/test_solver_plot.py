@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import invflow
+from invflow.diagnostics.check import UNTRAINED
 from invflow.diagnostics.solver_plot import inverse_errors, solver_plot
 
 FLOOR = 1e-15
@@ -73,6 +74,9 @@ def test_the_picture_has_a_line_for_each_block_and_method(tmp_path):
     assert lines[0].get_ydata()[0] == pytest.approx(blocks[0].errors["anderson"][0])
     labels = [text.get_text().split(":")[0] for text in axis.get_legend().get_texts()]
     assert sorted(labels) == ["Anderson", "Picard"]
+    assert len({line.get_linestyle() for line in lines}) == 2, "grey tells the methods apart, too"
+    assert "random weights" not in axis.get_title()
+    assert "random weights" in solver_plot(blocks, trained=False).axes[0].get_title()
     with pytest.raises(invflow.InvflowError, match="at least one residual block"):
         solver_plot([])
 
@@ -88,6 +92,7 @@ def test_the_verb_draws_it(tmp_path, monkeypatch, capsys):
         main(["plot-solver", "spec.json"])
     assert ended.value.code == 0
     assert (tmp_path / "solver.png").is_file()
+    assert capsys.readouterr().out.splitlines() == [UNTRAINED, "wrote solver.png"]
     with pytest.raises(SystemExit) as ended:
         main(["plot-solver", "none.json"])
     assert ended.value.code == 2

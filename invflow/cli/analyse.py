@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import AsJson, DataName, DataRoot, Device, Plugins, RunPath, named_data
-from .output import err, out, print_caveat, print_json, print_table, stdout_for_the_answer
+from .output import err, out, percent, print_caveat, print_json, print_table, stdout_for_the_answer
 
 if TYPE_CHECKING:
     from ..diagnostics.analysis import Analysis
@@ -76,7 +76,7 @@ def _print(found: Analysis) -> None:
         cells = [str(depth), layer]
         if found.separations:
             row = separations[depth]
-            cells += [f"{row.linear_accuracy:.2%}", f"{row.nearest_accuracy:.2%}", f"{row.contraction:.3f}"]
+            cells += [percent(row.linear_accuracy), percent(row.nearest_accuracy), f"{row.contraction:.3f}"]
         if found.spectra:
             values = spectra[depth].values if depth in spectra else []
             cells += [f"{max(one[0] for one in values):.3g}" if values else ""]
@@ -94,4 +94,4 @@ def _print(found: Analysis) -> None:
         samples = f"{found.train_samples:,} training samples, measured on {found.test_samples:,} test samples"
         out.print(f"classifiers learned from {samples}")
         if found.test_accuracy is not None:
-            out.print(f"accuracy of the model's own head on these: {found.test_accuracy:.2%}")
+            out.print(f"accuracy of the model's own head on these: {percent(found.test_accuracy)}")

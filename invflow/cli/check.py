@@ -32,7 +32,7 @@ def check(
 
     Print the shapes, the parameters and the round-trip error of every layer; exit status 1 if the chain fails.
     """
-    from ..diagnostics.check import chain_of
+    from ..diagnostics.check import chain_of, untrained
     from ..diagnostics.check import check as run_check
     from ..diagnostics.conditioning import conditioning as measure
     from ..diagnostics.memory import reconstructions
@@ -49,6 +49,8 @@ def check(
         found = {"thorough": proofs, "reconstruction_error": rebuilt, "conditioning": stretches}
         print_json({"spec": str(spec)}, report, {name: one for name, one in found.items() if one is not None})
     else:
+        if untrained(spec):
+            out.print(untrained(spec))
         print_caveat(report)
         _print_result(report)
         if proofs is not None:

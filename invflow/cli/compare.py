@@ -54,7 +54,12 @@ def compare(
         options: dict[str, Any] = {"data_root": data_root, "download": download}
         found = run_all(loaded, seeds, folder, overrides=overrides, announce=err.print, **options)
     plot, score, rows = folder / "comparison.png", found.score, found.rows
-    bars = [{"name": Path(row.spec).stem, "parameters": row.parameters, "scores": found.values(row)} for row in rows]
+    stems = [Path(row.spec).stem for row in rows]
+    names = stems if len(set(stems)) == len(stems) else [row.spec for row in rows]
+    bars = [
+        {"name": name, "parameters": row.parameters, "scores": found.values(row)}
+        for name, row in zip(names, rows, strict=True)
+    ]
     label = f"test {score.label}, {score.unit.strip()}"
     write_figure(comparison(bars, label, digits=score.digits, narrowest=score.narrowest), plot)
     if as_json:

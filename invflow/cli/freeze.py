@@ -9,7 +9,7 @@ import typer
 
 from ..errors import InvflowError
 from .options import AsJson, DataName, DataRoot, Device, Plugins, RunPath, named_data
-from .output import out, print_caveat, print_json, stdout_for_the_answer
+from .output import out, percent, print_caveat, print_json, stdout_for_the_answer
 
 if TYPE_CHECKING:
     from ..numerics import Mode
@@ -51,6 +51,6 @@ def freeze(
         return
     print_caveat(found)
     out.print(f"run {frozen.folder}")
-    out.print(f"  test accuracy {found.accuracy_after:.2%}, before {found.accuracy_before:.2%}")
+    out.print(f"  test accuracy {percent(found.accuracy_after)}, before {percent(found.accuracy_before)}")
     for way, count in found.bit_equal.items():
         out.print(f"  {count:,} of {found.images:,} test images come back bit-equal: {way}")

@@ -9,6 +9,7 @@ import json
 import math
 import operator
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,38 @@ if TYPE_CHECKING:
     from ..training.frozen import Frozen
     from ..training.tasks import Evaluation
 
-_console = functools.partial(Console, highlight=False, markup=False, emoji=False, soft_wrap=True)
-out = _console()
-err = _console(stderr=True)
+
+class _Wrapping(Console):
+    """A console that breaks lines between words, in a terminal only: pipes and paths keep theirs whole."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.is_terminal:
+            objects = tuple(wrapped(one, self.width) if isinstance(one, str) else one for one in objects)
+        super().print(*objects, **options)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most ``width`` columns, broken between words; what follows a break is indented by two more.
+
+    A word that is longer stays whole, and so does a line of two, such as ``wrote PATH``: it is there to be copied.
+
+    Examples:
+        >>> print(wrapped("  a line of words that is too long", 20))
+          a line of words
+            that is too long
+    """
+    broken = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        rules: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+        whole = len(line.split()) <= 2
+        broken.append(line if whole else textwrap.fill(line, width, subsequent_indent=indent, **rules))
+    return "\n".join(broken)
+
+
+_look: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
+out = _Wrapping(**_look)
+err = Console(stderr=True, **_look)
 
 PIPE_WIDTH = 200
 NARROWEST_NAME = 16
@@ -46,7 +76,7 @@ def print_table(
         totals: rows below a line.
         names: the number of columns, from the left, that identify a row: each table repeats them.
     """
-    console = out if out.is_terminal else _console(width=PIPE_WIDTH)
+    console = out if out.is_terminal else Console(width=PIPE_WIDTH, **_look)
     whole, figures = [heads, *rows, *totals], range(names, len(heads))
     broken = [[*row[:names], *(cell.replace("), (", "),\n (") for cell in row[names:])] for row in whole]
     broken[0] = [*heads[:names], *(head.replace(" ", "\n") for head in heads[names:])]
@@ -87,6 +117,16 @@ def _plain(answer: object) -> Any:
     return None if isinstance(answer, float) and not math.isfinite(answer) else answer
 
 
+def percent(fraction: float, digits: int = 2) -> str:
+    """A fraction as people read it; JSON has the fraction itself.
+
+    Examples:
+        >>> percent(0.97554)
+        '97.55 %'
+    """
+    return f"{100 * fraction:.{digits}f} %"
+
+
 def stdout_for_the_answer(as_json: bool) -> contextlib.AbstractContextManager[object]:
     """With ``--json``, redirect to stderr whatever libraries print while they work."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -107,4 +147,4 @@ def print_evaluation(run: Path, found: Evaluation) -> None:
         out.print("  of the chain alone:")
     for (dtype, mode), trip in found.round_trips.items():
         name = f"round-trip error, {dtype}, {mode} mode"
-        out.print(f"  {name}: {trip.relative:.1e} relative, {trip.bit_equal:.0%} bit-equal")
+        out.print(f"  {name}: {trip.relative:.1e} relative, {percent(trip.bit_equal, 0)} bit-equal")

@@ -19,9 +19,10 @@ def plot_solver(
 ) -> None:
     """Draw how fast a spec's residual blocks are inverted.
 
-    The picture shows the error by the number of evaluations, for each method.
+    Those of a run are trained; those of a spec have random weights. The picture shows the error by the number of
+    evaluations, for each method.
     """
-    from ..diagnostics.check import chain_of, inputs
+    from ..diagnostics.check import chain_of, inputs, untrained
     from ..diagnostics.pictures import write_figure
     from ..diagnostics.solver_plot import inverse_errors, solver_plot
 
@@ -29,5 +30,7 @@ def plot_solver(
     blocks = inverse_errors(chain, *inputs(chain))
     if not blocks:
         raise InvflowError(f"{spec}: plot-solver expects a spec with a residual layer, got one without")
-    write_figure(solver_plot(blocks), to)
+    write_figure(solver_plot(blocks, trained=not untrained(spec)), to)
+    if untrained(spec):
+        out.print(untrained(spec))
     out.print(f"wrote {to}")

@@ -24,7 +24,7 @@ def report(
     It is one file that needs no network. An older report is replaced, any other file is not; the report on two runs is
     by default in the folder of the first.
     """
-    from ..report import write_report
+    from ..report.write import write_report
     from ..training.run_folder import Run
 
     runs = [Run.open(folder) for folder in (run, other) if folder is not None]

@@ -15,7 +15,9 @@ from .output import out, print_json, stdout_for_the_answer
 
 def sample(
     run: RunPath,
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many samples.")] = 64,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="How many samples; default: 2000 points of a plane, else 64.")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Below 1, samples are closer to the likeliest.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The seed of the samples.")] = 0,
     context: Annotated[
@@ -34,9 +36,10 @@ def sample(
     The result is a picture or, with --json, the numbers and their log-densities.
     """
     from ..diagnostics.pictures import write_figure
-    from ..training.density import Density, in_turn
+    from ..training.density import DRAWN_IMAGES, Density, in_turn
     from ..training.run import task_to_sample
     from ..training.run_folder import PICTURES, Run
+    from ..training.tasks import DRAWN_POINTS
 
     to = to or run / PICTURES / "drawn.png"
     with stdout_for_the_answer(as_json):
@@ -44,6 +47,8 @@ def sample(
         task = task_to_sample(opened, data_root, device, named_data(data))
         if not isinstance(task, Density):
             raise InvflowError(f"{run}: sample expects the run of a flow, a spec with a prior, got a classifier's")
+        if count is None:
+            count = DRAWN_POINTS if task.data.shape == (2,) else DRAWN_IMAGES
         rows = in_turn(task.rows_of_context(context or []), count)
         drawn = task.draw(count, rows, temperature=temperature, seed=seed)
     if as_json:

@@ -78,6 +78,7 @@ def train(
     from ..training.illustrate import illustrate
     from ..training.processes import leads, one_tells
     from ..training.run_folder import Run, folder_name, new_folder
+    from ..training.walking import measure_walks
 
     overrides = {
         "data": named_data(data),
@@ -116,6 +117,9 @@ def train(
             if not leads():
                 return
             found, pictures = illustrate(run, data_root, device or "auto")
+            walks = None
+            if run.training.midpoints is not None and any(one.endswith("interpolation.png") for one in pictures):
+                walks = measure_walks(runs.task_of_run(run, data_root, device or "auto"))
             page = None if no_report else _reported(Run.open(run.folder), data_root, device or "auto")
         except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, SIGTERM, a full disk
             if folder is not None and (folder / RUN_FILE).is_file() and leads():
@@ -127,20 +131,22 @@ def train(
                 raise typer.Exit(143 if isinstance(error, _Terminated) else 130) from None
             raise
     if as_json:
-        print_json(
-            {"run": str(run.folder)}, found, {"seconds": run.record["seconds"], "pictures": pictures, "report": page}
-        )
+        measured = {"walks": walks} if walks is not None else {}
+        known = {"seconds": run.record["seconds"], "pictures": pictures, **measured, "report": page}
+        print_json({"run": str(run.folder)}, found, known)
         return
     print_evaluation(run.folder, found)
     for picture in pictures:
         out.print(f"  wrote {picture}")
+    for line in () if walks is None else walks.lines():
+        out.print(line)
     if page is not None:
         out.print(f"open {page}")
 
 
 def _reported(run: Run, data_root: Path | None, device: str) -> str | None:
     """The path of the report on a run; None, with a line that says why, if there is none: the training is not lost."""
-    from ..report import write_report
+    from ..report.write import write_report
 
     try:
         return str(write_report([run], None, data_root, device))

@@ -49,7 +49,7 @@ def separations_plot(found: Analysis) -> Figure:
     left.set(ylabel="test accuracy, %")
     left.legend(fontsize=8)
     right.plot(range(len(rows)), [row.contraction for row in rows], "o-", ms=4, color="tab:green")
-    right.set(ylabel="mean distance within / between classes")
+    right.set(ylabel="mean distance,\nwithin / between classes")
     for axis in (left, right):
         _name_depths(axis, rows)
     samples = f"{found.train_samples:,} training samples, {found.test_samples:,} test samples"

@@ -20,6 +20,7 @@ from ..spec import build, build_model, load, load_spec
 from ..state import Shape, State, batch_size, flat_size, make_state, map_state, part_of, shape_of
 from .roundtrip import RoundTrip, in_dtype, round_trip, round_trips
 
+UNTRAINED = "the weights are random, from seed 0, because a spec has none; the folder of a run has trained ones"
 SAMPLES = 16
 FEWEST = 2
 """Batch norm needs two samples in train mode."""
@@ -93,6 +94,11 @@ def chain_of(source: Path) -> Sequential:
             torch.manual_seed(0)
             model = (build_model if document.head or document.prior else build)(document)
     return model.bijection if isinstance(model, Classifier | Flow) else model
+
+
+def untrained(source: Path) -> str:
+    """What must precede any statement about the chain of a spec file; empty for the folder of a run or checkpoint."""
+    return "" if source.is_dir() else UNTRAINED
 
 
 def check(chain: Sequential, head: type[nn.Module] | None = None) -> CheckResult:

@@ -1,7 +1,8 @@
 """Pictures: image grids, training curves, comparisons, GIFs.
 
 Images are ``(batch, channels, height, width)`` with 1 or 3 channels, of any float dtype, on any device; values outside
-[0, 1] are clamped. Arguments that cannot be drawn raise InvflowError.
+[0, 1] are clipped, and pictures of what a model made say how many of them are. Arguments that cannot be drawn raise
+InvflowError.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..bijections import Psi
 from ..errors import InvflowError
-from ..fields import cut
 from ..files import write_atomically
 from ..sequential import Sequential
 from .figure import Figure, png
+from .walks import clipped_pixels, outside
 
 CELL = 0.9  # inches per small image
 LETTER = 0.085  # inches per letter of a title, at most
+STAGES = {"train": ("tab:blue", "o-"), "val": ("tab:green", "s--"), "test": ("tab:orange", "^-")}  # also in grey
 PSI_COLUMNS = 16  # channels side by side; the others go to further rows
 NARROWEST = 2.0  # percentage points that the axis of a comparison spans at least: a smaller range would show noise
 GIF_HEIGHT = 140  # pixels per image in a GIF
 GIF_MILLISECONDS = 120
+CAPTION_SIZE, CAPTION_LINE, CAPTION_LETTER = 12, 18, 7  # pixels of a GIF's caption: its font, a line, a letter at most
 
 
 def samples(images: Tensor, labels: Tensor, predictions: Tensor | None = None, columns: int = 8) -> Figure:
@@ -69,10 +72,10 @@ def gallery(images: Tensor, title: str, columns: int = 8, names: Sequence[str] =
     """
     images = _images(images)
     columns = min(columns, len(images))
-    figure, axes = _grid(math.ceil(len(images) / columns), columns, title)
+    figure, axes = _grid(math.ceil(len(images) / columns), columns, title, clipped=outside(images))
     _show(axes.flat[: len(images)], images)
     for axis, name in zip(axes[:, 0], names, strict=False):
-        axis.set_ylabel(cut(name, 12), fontsize=9)
+        axis.set_ylabel(textwrap.fill(name, 12), fontsize=9)
     return figure
 
 
@@ -158,17 +161,17 @@ def training_curves(metrics: Sequence[Mapping[str, float | None]], curves: Seque
     for axis, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
         axis.set(xlabel="epoch", ylabel=curve.label, yscale="log" if curve.log_scale else "linear")
         axis.margins(y=0.12)  # room for the number below the lowest point
-        for stage, colour in (("train", "tab:blue"), ("val", "tab:green"), ("test", "tab:orange")):
+        for stage, (colour, line) in STAGES.items():
             known = [(row["epoch"], row.get(f"{stage}_{curve.name}")) for row in metrics]
             points = [(epoch + 1, curve.factor * y) for epoch, y in known if epoch is not None and y is not None]
             if not points:
                 continue
             last = points[-1][1]
+            text = curve.final.format(last) if curve.final else f"{last:.4g}"
             # Markers, because a line of one epoch is invisible.
-            axis.plot(*zip(*points, strict=True), ".-", color=colour, label=f"{stage}: {last:.4g} at the end")
+            axis.plot(*zip(*points, strict=True), line, color=colour, ms=4, label=f"{stage}: {text} at the end")
             if stage != "train" and curve.final:
-                text, below = curve.final.format(last), (0, -14)
-                axis.annotate(text, points[-1], below, textcoords="offset points", ha="right", color=colour)
+                axis.annotate(text, points[-1], (0, -14), textcoords="offset points", ha="right", color=colour)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if axis.lines:
@@ -191,7 +194,7 @@ def reconstructions(originals: Tensor, reconstructed: Tensor) -> Figure:
     largest = float(difference.max())
     # A count: a percentage would round 99.9 % up, which is false.
     equal = f"{int((reconstructed == originals).sum()):,} of {originals.numel():,} elements bit-equal"
-    figure, axes = _grid(3, len(originals), f"Run backwards: largest difference {largest:.1e}, {equal}")
+    figure, axes = _grid(3, len(originals), f"Run backwards: largest difference {_tick(largest)}, {equal}")
     scale = Normalize(0, largest or 1.0)
     _show(axes[0], originals)
     _show(axes[1], reconstructed)
@@ -202,13 +205,15 @@ def reconstructions(originals: Tensor, reconstructed: Tensor) -> Figure:
     # All axes shrink for the colour bar, so that the columns stay aligned. If the difference is 0, so is the only tick.
     ticks = [0.0, largest / 2, largest] if largest else [0.0]
     mappable = ScalarMappable(scale, "magma")
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.3, anchor=(0, 0), ticks=ticks, format="{x:.1e}")
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.3, anchor=(0, 0), ticks=ticks, format=_tick)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
 def interpolation_strip(frames: Tensor, labels: Sequence[tuple[int, int]] | None = None) -> Figure:
     """One row per pair: the walk from one image to the other, with the classes of both at its ends.
+
+    The title says how many of the pixels between the ends are clipped.
 
     Args:
         frames: ``(pairs, steps, channels, height, width)``, as from `interpolate`.
@@ -218,7 +223,8 @@ def interpolation_strip(frames: Tensor, labels: Sequence[tuple[int, int]] | None
     pairs, steps = frames.shape[:2]
     ends = [("", "")] * pairs if labels is None else [(str(first), str(last)) for first, last in labels]
     _require_one_each("pairs of labels", pairs, len(ends))
-    figure, axes = _grid(pairs, steps, "Straight lines in feature space, run backwards")
+    clipped = outside(frames[:, 1:-1])
+    figure, axes = _grid(pairs, steps, "Straight lines in feature space, run backwards", clipped)
     _show(axes.flat, frames.flatten(0, 1))
     for row, (first, last) in zip(axes, ends, strict=True):
         row[0].set_ylabel(first, rotation=0, ha="right", va="center")
@@ -231,6 +237,8 @@ def interpolation_strip(frames: Tensor, labels: Sequence[tuple[int, int]] | None
 
 def interpolation_frames(frames: Tensor) -> list[Image.Image]:
     """The frames of a GIF: the walks side by side, forth and back, enlarged so that each pixel is visible.
+
+    If pixels between the ends are clipped, a line below says how many.
 
     Args:
         frames: ``(pairs, steps, channels, height, width)``, as from `interpolate`.
@@ -248,7 +256,9 @@ def interpolation_frames(frames: Tensor) -> list[Image.Image]:
     rows = pixels.permute(1, 3, 0, 4, 2).flatten(2, 3)  # (steps, height, pairs * width, 3)
     factor = max(1, GIF_HEIGHT // rows.shape[1])
     enlarged = rows.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-    made = [Image.fromarray(picture.numpy()) for picture in enlarged]
+    clipped = outside(frames[:, 1:-1])
+    text = clipped_pixels(clipped) if clipped else ""
+    made = [_captioned(Image.fromarray(picture.numpy()), text) for picture in enlarged]
     return [*made, *made[-2:0:-1]]
 
 
@@ -306,10 +316,11 @@ def write_gif(frames: Sequence[Image.Image], path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _grid(rows: int, columns: int, title: str) -> tuple[Figure, NDArray[Any]]:
-    """A titled figure with small axes, ``(rows, columns)``, that show nothing but images."""
+def _grid(rows: int, columns: int, title: str, clipped: float = 0.0) -> tuple[Figure, NDArray[Any]]:
+    """A titled figure with small axes, ``(rows, columns)``, that show nothing but images, some of it clipped."""
     width = max(4.0, CELL * columns + 0.6)
-    lines = textwrap.wrap(title, int(width / LETTER))
+    said = [title, clipped_pixels(clipped)] if clipped else [title]
+    lines = [line for text in said for line in textwrap.wrap(text, int(width / LETTER))]
     figure = Figure(figsize=(width, CELL * rows + 0.5 + 0.2 * len(lines)), layout="compressed")
     figure.suptitle("\n".join(lines), fontsize=10)
     bare = {"xticks": [], "yticks": [], "frame_on": False}
@@ -320,6 +331,22 @@ def _show(axes: Iterable[Axes], images: Tensor) -> None:
     """Draws images, grey or in colour, one in each of the axes."""
     for axis, image in zip(axes, images, strict=True):
         axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
+
+
+def _captioned(picture: Image.Image, text: str) -> Image.Image:
+    """A picture with lines of text below it, black on white; the picture itself if there is no text."""
+    if not text:
+        return picture
+    lines = textwrap.wrap(text, max(1, picture.width // CAPTION_LETTER))
+    whole = Image.new("RGB", (picture.width, picture.height + CAPTION_LINE * len(lines) + 4), "white")
+    whole.paste(picture)
+    ImageDraw.Draw(whole).text((4, picture.height + 2), "\n".join(lines), "black", font_size=CAPTION_SIZE)
+    return whole
+
+
+def _tick(value: float, _: object = None) -> str:
+    """A difference as text; matplotlib also passes the position of the tick."""
+    return f"{value:.1e}" if value else "0"
 
 
 def _place(channel: int, psi: Psi, colours: int) -> str:

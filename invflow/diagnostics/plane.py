@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from ..context import Context, entries, rows_of, spread
 from ..errors import InvflowError
-from ..fields import cut
 from ..models import Flow
 from ..state import require_state, sample
 from .figure import Figure
@@ -22,6 +22,8 @@ from .figure import Figure
 SIDE = 200  # points of the grid along each axis
 MARGIN = 0.15  # how far the picture extends beyond the points, as a fraction of their extent
 DEPTH = 8.0  # nats below its maximum at which the colours of a log-density end
+MARKERS = "o+^xsv1D2*"  # of classes, which a print in grey tells apart by them
+LONGEST = 30  # letters of a line beside a panel
 CELL = 4.0  # inches per panel
 _MOST_ROWS = 16  # of a context that is not discrete: each costs an evaluation of the whole region
 
@@ -45,36 +47,31 @@ def density(
             the context.
     """
     low, high = window(points)
-    figure, rows = _panels(3, low, high, 1 + len(parts))
-    _density(flow, figure, rows[0], points, drawn, context)
-    for (name, some, of_flow, row), axes in zip(parts, rows[1:], strict=True):
-        _density(flow, figure, axes, some, of_flow, row)
-        axes[0].set_ylabel(cut(name), fontsize=10)
+    figure, axes = _panels(3, low, high, 1 + len(parts))
+    rows: list[tuple[str, Tensor, Tensor, Context]] = [("", points, drawn, context), *parts]
+    maps = [log_density(flow, grid(low, high), row[-1]) for row in rows]
+    top = max(float(one.nan_to_num(nan=-math.inf).max()) for one in maps)
+    norm = Normalize(top - DEPTH, top) if math.isfinite(top) else None  # the same for all rows, which are compared
+    for (name, some, of_flow, _), log_prob, (data, samples, map_) in zip(rows, maps, axes, strict=True):
+        outside = int(((of_flow < low) | (of_flow > high)).any(1).sum())
+        of_points = f"{len(some):,} test points"
+        of_samples = f"{len(of_flow):,} samples" + f", {outside} of them outside" * (outside > 0)
+        for axis, shown, title in ((data, some, of_points), (samples, of_flow, of_samples)):
+            axis.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=2, alpha=0.5, linewidths=0)
+            axis.set_title(title, fontsize=10)
+        image = _paint(map_, log_prob, cmap="viridis", norm=norm)
+        cell = float((high - low).prod()) / (SIDE - 1) ** 2
+        mass = float(torch.trapezoid(torch.trapezoid(log_prob.exp().reshape(SIDE, SIDE)))) * cell
+        map_.set_title(f"log-density, {100 * mass:.1f} % of its mass in this region", fontsize=10)
+        figure.colorbar(image, ax=map_, label="nats", extend="min")
+        if name:
+            data.set_ylabel(f"{textwrap.fill(name, LONGEST)}\nx₂")
     return figure
-
-
-def _density(flow: Flow, figure: Figure, axes: Sequence[Axes], points: Tensor, drawn: Tensor, context: Context) -> None:
-    """Fill a row of three panels."""
-    data, samples, map_ = axes
-    low, high = (torch.tensor(ends, dtype=points.dtype) for ends in zip(map_.get_xlim(), map_.get_ylim(), strict=True))
-    log_prob = log_density(flow, grid(low, high), context)
-    outside = int(((drawn < low) | (drawn > high)).any(1).sum())
-    titles = f"{len(points):,} test points", f"{len(drawn):,} samples" + f", {outside} of them outside" * (outside > 0)
-    for axis, shown, title in zip((data, samples), (points, drawn), titles, strict=True):
-        axis.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=2, alpha=0.5, linewidths=0)
-        axis.set_title(title, fontsize=10)
-    top = float(log_prob.nan_to_num(nan=-math.inf).max())
-    norm = Normalize(top - DEPTH, top) if math.isfinite(top) else None
-    image = _paint(map_, log_prob, cmap="viridis", norm=norm)
-    cell = float((high - low).prod()) / (SIDE - 1) ** 2
-    mass = float(torch.trapezoid(torch.trapezoid(log_prob.exp().reshape(SIDE, SIDE)))) * cell
-    map_.set_title(f"log-density, {mass:.1%} of its mass in this region", fontsize=10)
-    figure.colorbar(image, ax=map_, label="nats", extend="min")
 
 
 @torch.no_grad()
 def log_density(flow: Flow, points: Tensor, context: Context = None) -> Tensor:
-    """The log-density at points ``(n, 2)``, in float64; with a context, of the mixture of those for its rows."""
+    """The log-density at points ``(n, 2)``, in float64; with a context, of the mixture of the densities for its rows."""
     parts = torch.split(points, SIDE * 50)
     if context is None:
         return torch.cat([flow.log_prob(part) for part in parts]).double()
@@ -102,7 +99,11 @@ def decisions(classifier: nn.Module, points: Tensor, labels: Tensor) -> Figure:
     figure, ((axis,),) = _panels(1, low, high)
     colours: dict[str, Any] = {"cmap": "tab10", "norm": Normalize(0, 9)}
     _paint(axis, classifier(grid(low, high)).argmax(1), alpha=0.3, interpolation="nearest", **colours)
-    axis.scatter(points[:, 0].numpy(), points[:, 1].numpy(), c=labels.numpy(), s=3, **colours)
+    for number in sorted(set(labels.tolist())):
+        of_class, marker = points[labels == number], MARKERS[number % len(MARKERS)]
+        style: dict[str, Any] = {"marker": marker, "s": 8, "linewidths": 0.6, "label": f"class {number}", **colours}
+        axis.scatter(of_class[:, 0].numpy(), of_class[:, 1].numpy(), c=[number] * len(of_class), **style)
+    axis.legend(fontsize=8)
     axis.set_title(f"Decisions, {wrong} of {len(points):,} test points on the wrong side", fontsize=10)
     return figure
 
@@ -128,7 +129,7 @@ def _panels(count: int, low: Tensor, high: Tensor, rows: int = 1) -> tuple[Figur
     (left, bottom), (right, top) = low.tolist(), high.tolist()
     height = CELL * min(max((top - bottom) / (right - left), 0.3), 2.0) + 0.6
     figure = Figure(figsize=(count * CELL + 1, rows * height), layout="constrained")
-    region = {"xlim": (left, right), "ylim": (bottom, top), "aspect": "equal"}
+    region = {"xlim": (left, right), "ylim": (bottom, top), "aspect": "equal", "xlabel": "x₁", "ylabel": "x₂"}
     return figure, figure.subplots(rows, count, squeeze=False, subplot_kw=region).tolist()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.ticker import MaxNLocator
@@ -19,6 +20,7 @@ from ..state import State, leaves, part_of, shape_of
 from .figure import Figure
 from .rounding import in_double
 
+LINES: dict[Method, str] = {"anderson": "-", "picard": "--"}
 COLOURS: dict[Method, str] = {"anderson": "tab:blue", "picard": "tab:orange"}
 
 
@@ -81,8 +83,13 @@ def _errors(block: Residual, x: State, context: Context, method: Method) -> list
     return found
 
 
-def solver_plot(blocks: Sequence[InverseErrors]) -> Figure:
-    """Error against evaluations on a logarithmic scale, one line per block and method."""
+def solver_plot(blocks: Sequence[InverseErrors], *, trained: bool = True) -> Figure:
+    """Error against evaluations on a logarithmic scale, one line per block and method.
+
+    Args:
+        blocks: from `inverse_errors`.
+        trained: whether the weights are; if not, the title says so.
+    """
     if not blocks:
         raise InvflowError("a picture of solvers expects a chain with at least one residual block, got none")
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -92,7 +99,8 @@ def solver_plot(blocks: Sequence[InverseErrors]) -> Figure:
         for number, block in enumerate(blocks):
             label = f"{method.capitalize()}: at most {evaluations} evaluations" if number == 0 else None
             errors = [error if error > 0 else math.nan for error in block.errors[method]]
-            axis.plot(range(1, len(errors) + 1), errors, ".-", ms=3, lw=1, color=colour, alpha=0.6, label=label)
+            style: dict[str, Any] = {"linestyle": LINES[method], "marker": ".", "ms": 3, "lw": 1, "alpha": 0.6}
+            axis.plot(range(1, len(errors) + 1), errors, color=colour, label=label, **style)
     longest = max(len(errors) for block in blocks for errors in block.errors.values())
     for dtype in ("float32", "float64"):
         eps = torch.finfo(getattr(torch, dtype)).eps
@@ -103,5 +111,7 @@ def solver_plot(blocks: Sequence[InverseErrors]) -> Figure:
     axis.grid(alpha=0.3)
     axis.legend()
     steepest = max(block.contraction for block in blocks)
-    axis.set_title(f"Inverses of {len(blocks)} residual blocks, contraction at most {steepest:g}", fontsize=10)
+    weights = "" if trained else ", random weights"
+    count = f"{len(blocks)} residual block{'s' if len(blocks) > 1 else ''}"
+    axis.set_title(f"Inverses of {count}{weights}, contraction at most {steepest:g}", fontsize=10)
     return figure

@@ -11,8 +11,8 @@ from ..diagnostics.memory import ActivationMemory
 from ..diagnostics.pictures import Curve
 from ..training.classification import ACCURACY
 from ..training.density import BITS, NLL
-from .chain import chain_of
 from .collect import DTYPES, Errors, Missing, Portrait
+from .diagram import diagram
 from .figures import Line, bar, chart, number, table
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def overview(runs: Sequence[Portrait]) -> str:
 
 def chains(runs: Sequence[Portrait]) -> str:
     """The chain of each run, with shapes."""
-    return side_by_side(runs, lambda one: chain_of(one.model, one.name))
+    return side_by_side(runs, lambda one: f'<div class="chain">{diagram(one.model, name=one.name)}</div>')
 
 
 def curves(runs: Sequence[Portrait]) -> str:

@@ -188,8 +188,8 @@ def _keep_the_map(found: Imported, expanded: Mapping[str, Any], factor: float) -
     contract = all(net.lipschitz_bound() * factor ** len(net.maps) < 1 for net in nets)
     if not contract or any(one.bound * factor > 1 for net in nets for one in net.maps):  # type: ignore[operator]
         found.changes.append(
-            f"maps are scaled down by up to {1 - 1 / factor:.2%}, so the network is not quite the official one: its "
-            "norms had not converged, and blocks of such norms may have no inverse"
+            f"maps are scaled down by up to {100 * (1 - 1 / factor):.2f} %, so the network is not quite the official "
+            "one: its norms had not converged, and blocks of such norms may have no inverse"
         )
         return
     kept = {key: value for key, value in expanded.items() if key in found.document}
@@ -197,7 +197,9 @@ def _keep_the_map(found: Imported, expanded: Mapping[str, Any], factor: float) -
     model, weights = build_model(raised), found.model.state_dict()
     model.load_state_dict(weights)
     found.model, found.document = model.eval(), raised
-    found.changes.append(f"bounds of norms are raised by {factor - 1:.2%}: the official norms had not converged")
+    found.changes.append(
+        f"bounds of norms are raised by {100 * (factor - 1):.2f} %: the official norms had not converged"
+    )
 
 
 def _raised(node: Any, factor: float) -> Any:

@@ -86,8 +86,8 @@ def analyse(
     if chain.declared_shape not in (None, data.shape):
         raise DataError(f"{data.name} has samples of shape {data.shape}, the model expects {chain.declared_shape}")
     most = max(1, MOST_FEATURES // largest_state(chain, data.shape))
-    train = _drawn(data.train, min(train_samples, most), seed)
-    test = _drawn(data.test, min(test_samples, most), seed)
+    train = drawn(data.train, min(train_samples, most), seed)
+    test = drawn(data.test, min(test_samples, most), seed)
     places = chosen_depths(chain, data.shape, depths)
     notes = _notes(chain, data, places)
     found: list[Spectrum] = []
@@ -123,7 +123,7 @@ def _notes(chain: Sequential, data: DataSet, depths: list[int]) -> list[str]:
     return [note for note, applies in said.items() if applies]
 
 
-def _drawn(samples: Samples, count: int, seed: int) -> Samples:
+def drawn(samples: Samples, count: int, seed: int) -> Samples:
     """Some of the samples, drawn at random: they may be stored class after class. Of a loader, the first."""
     if samples.own_batches() is not None:
         return InMemory(*samples.first(count))

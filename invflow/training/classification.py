@@ -19,7 +19,7 @@ from .tasks import DRAWN_POINTS, SHOWN_IMAGES, Evaluation, Score, Task, evaluati
 if TYPE_CHECKING:  # matplotlib is imported only to draw
     from ..diagnostics.figure import Figure
 
-ACCURACY = Score("accuracy", "accuracy", "%", digits=2, factor=100, higher_is_better=True, narrowest=2.0)
+ACCURACY = Score("accuracy", "accuracy", " %", digits=2, factor=100, higher_is_better=True, narrowest=2.0)
 
 
 class ClassifierTraining(ModelTraining):

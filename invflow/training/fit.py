@@ -158,13 +158,15 @@ def _progress_bar() -> ProgressBar:
 
 
 class _Values(ProgressBar):
-    """A bar that shows the averages of this epoch; before there are some, those of the last."""
+    """A bar that shows the averages of this epoch, the score in its unit; before there are some, those of the last."""
 
     _shown: Mapping[str, float] = {}
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:
         self._shown = pl_module.values or self._shown
-        return dict(self._shown)
+        score = pl_module.task.score
+        known = self._shown.items()
+        return {name: score.text(value) if name.endswith(f"_{score.name}") else value for name, value in known}
 
 
 class _RichBar(_Values, RichProgressBar):

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..diagnostics import pictures
-from ..diagnostics.interpolation import interpolate
 from ..diagnostics.solver_plot import inverse_errors, solver_plot
-from ..errors import DataError, InvflowError
+from ..diagnostics.walks import outside
+from ..errors import DataError
 from .module import evaluation_draws
 from .run import task_of_run
 from .run_folder import PICTURES, Run
 from .tasks import Evaluation, Task, evaluating
+from .walking import require_walks, walk
 
 SHOWN = 8
 
@@ -45,14 +46,17 @@ def illustrate(run: Run, data_root: Path | None = None, device: str = "auto") ->
     for name, figure in figures.items():
         pictures.write_figure(figure, folder / f"{name}.png")
     written = [str(folder / f"{name}.png") for name in figures]
-    if data.holds_images and not found.caveat and _pairs(task, 1):
-        written += draw_interpolation(task, pairs=5, steps=9, folder=folder)
+    if data.holds_images and not found.caveat and first_pairs(task, 1):
+        written += draw_interpolation(task, pairs=5, steps=9, folder=folder)[0]
     run.update(**found.scores)
     return found, written
 
 
-def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) -> list[str]:
-    """Interpolate between pairs of test images of different classes; write a strip and a GIF and return their paths.
+def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) -> tuple[list[str], float]:
+    """Interpolate between pairs of test images of different classes; write a strip and a GIF.
+
+    Returns:
+        The paths of the strip and the GIF, and the fraction of the pixels between the ends that they show clipped.
 
     Raises:
         DataError: the data set holds points, or no two test images of different classes.
@@ -62,7 +66,7 @@ def draw_interpolation(task: Task[Any], pairs: int, steps: int, folder: Path) ->
     strip, gif = folder / "interpolation.png", folder / "interpolation.gif"
     pictures.write_figure(pictures.interpolation_strip(frames, ends), strip)
     pictures.write_gif(pictures.interpolation_frames(frames), gif)
-    return [str(strip), str(gif)]
+    return [str(strip), str(gif)], outside(frames[:, 1:-1])
 
 
 def walks(task: Task[Any], pairs: int, steps: int) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -74,22 +78,12 @@ def walks(task: Task[Any], pairs: int, steps: int) -> tuple[Tensor, list[tuple[i
         DataError: the data set holds points, or no two test images of different classes.
         InvflowError: the model is not invertible.
     """
-    if task.model.caveat:
-        raise InvflowError(f"interpolate expects an invertible model, got this: {task.model.caveat}")
-    if not task.data.holds_images:
-        raise DataError(f"interpolate expects images, the data set holds points of shape {task.data.shape}")
-    chosen = _pairs(task, pairs)
-    if not chosen:
+    require_walks(task)
+    chosen = torch.tensor(first_pairs(task, pairs))
+    if not len(chosen):
         count = len(task.data.test)
         raise DataError(f"interpolate expects test images of different classes, got {count} of one class")
-    with evaluating(task.model, task.device):
-        places = zip(*chosen, strict=True)
-        first, last = (task.data.test.take(torch.tensor(ends)).to(task.device) for ends in places)
-        contexts = (task.model.for_layers(one.context) for one in (first, last))
-        x0, x1 = (task.centered(one.values) for one in (first, last))
-        frames = task.rounded(interpolate(task.model.bijection, x0, x1, steps, *contexts).cpu())
-    classes = _classes(task).tolist()
-    return frames, [(classes[first], classes[last]) for first, last in chosen]
+    return walk(task, chosen, steps), [(first, last) for first, last in _classes(task)[chosen].tolist()]
 
 
 def _classes(task: Task[Any]) -> Tensor:
@@ -98,7 +92,7 @@ def _classes(task: Task[Any]) -> Tensor:
     return torch.arange(len(task.data.test)) if labels is None else labels
 
 
-def _pairs(task: Task[Any], count: int) -> list[tuple[int, int]]:
+def first_pairs(task: Task[Any], count: int) -> list[tuple[int, int]]:
     """The positions of the first ``count`` pairs of images of different classes; fewer if there are not enough."""
     labels = _classes(task).tolist()
     pairs: list[tuple[int, int]] = []

@@ -60,8 +60,8 @@ class Score:
         """The value with its unit.
 
         Examples:
-            >>> Score("accuracy", "accuracy", "%", 2, 100, True, 2).text(0.8512)
-            '85.12%'
+            >>> Score("accuracy", "accuracy", " %", 2, 100, True, 2).text(0.8512)
+            '85.12 %'
         """
         return f"{self.factor * value:.{self.digits}f}{self.unit}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from invflow.report import write_report
+from invflow.report.write import write_report
 from invflow.training import run as runs
 from tests.browser import DESKTOP, PHONE, console_errors, opened, too_wide, violations
 from tests.test_density_training import points

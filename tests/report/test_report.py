@@ -13,11 +13,11 @@ import torch
 
 import invflow
 from invflow.errors import RunError
-from invflow.report import report_on, write_report
 from invflow.report.collect import Gallery, Missing, PlaneDensity, Walks, portrait
 from invflow.report.figures import Line, chart
 from invflow.report.images import png_of
 from invflow.report.page import SECTIONS, page
+from invflow.report.write import report_on, write_report
 from invflow.training import run as runs
 from invflow.training.frozen import freeze_run
 from invflow.training.run_folder import Run
