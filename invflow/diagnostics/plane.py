@@ -71,7 +71,7 @@ def density(
 
 @torch.no_grad()
 def log_density(flow: Flow, points: Tensor, context: Context = None) -> Tensor:
-    """The log-density at points ``(n, 2)``, in float64; with a context, of the mixture of the densities for its rows."""
+    """The log-density at points ``(n, 2)``, in float64; with a context, of the mixture of those for its rows."""
     parts = torch.split(points, SIDE * 50)
     if context is None:
         return torch.cat([flow.log_prob(part) for part in parts]).double()
