@@ -24,9 +24,10 @@ extensions = [
     "checked_links",
     "command_pages",
     "mathml",
+    "notebooks",
     "registry_pages",
 ]
-exclude_patterns = ["README.md", "site", "extensions"]
+exclude_patterns = ["downloads", "extensions"]
 
 html_theme = "furo"
 html_title = "invflow"
@@ -41,7 +42,8 @@ myst_links_external_new_tab = False
 # A notebook runs whenever the site is built: results that were kept would be those of an older package.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 900
+nb_execution_timeout = 900  # seconds for each cell
+nb_execution_in_temp = True
 nb_merge_streams = True
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}

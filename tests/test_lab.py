@@ -22,7 +22,7 @@ ANSWER = re.compile(r"^:::\{dropdown\} Answer\n(.*?)^:::$", re.DOTALL | re.MULTI
 
 @pytest.fixture(scope="module")
 def notebooks():
-    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "notebooks.py")
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "extensions" / "notebooks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

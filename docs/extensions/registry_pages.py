@@ -26,16 +26,16 @@ from invflow.state import Shape
 
 FOLDER = "generated"
 PAGES = {
-    "layers": ("Layers", registry.bijections, "What `layers` of a spec lists: bijections, each with its inverse."),
+    "layers": ("Every layer", registry.bijections, "What `layers` of a spec lists: bijections, each with its inverse."),
     "nets": (
-        "Nets",
+        "Every net",
         registry.nets,
         "What a coupling, a residual block or a `context_net` computes: any function.",
     ),
-    "parts": ("Parts of nets", registry.parts, "What the `parts` of a `stack`, a stem and a `joint` list."),
-    "heads": ("Heads", registry.heads, "What computes the logits of a classifier from the last state."),
-    "priors": ("Priors", registry.priors, "The distribution of the last state of a flow."),
-    "data": ("Data sets", registry.data, "What `data` of a training block names."),
+    "parts": ("Every part of a net", registry.parts, "What the `parts` of a `stack`, a stem and a `joint` list."),
+    "heads": ("Every head", registry.heads, "What computes the logits of a classifier from the last state."),
+    "priors": ("Every prior", registry.priors, "The distribution of the last state of a flow."),
+    "data": ("Every data set", registry.data, "What `data` of a training block names."),
 }
 
 

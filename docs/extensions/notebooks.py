@@ -1,21 +1,23 @@
 """The lab as notebooks to download: one with the answers, one with empty cells in their place.
 
-`make docs` writes both beside the pages; ``python docs/notebooks.py FOLDER`` writes them anywhere.
+They lie beside the pages, which link them: Sphinx writes both before it reads the pages.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from myst_nb.core.read import read_myst_markdown_notebook
 from nbformat import NotebookNode
+from sphinx.application import Sphinx
 
 from invflow.files import write_atomically
 
-LAB = Path(__file__).parent / "lab.md"
+LAB = Path(__file__).parent.parent / "lab.md"
+FOLDER = "downloads"
 YOURS = "# your answer"
 _DIRECTIVE = re.compile(r"^:::\{(\w+)\}[^\n]*\n(.*?)^:::$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]+\)")
@@ -71,6 +73,7 @@ def _markdown(text: str, answers: bool) -> str:
     return re.sub(r"\n{3,}", "\n\n", _LINK.sub(r"\1", _DIRECTIVE.sub(plain, text))).strip()
 
 
-if __name__ == "__main__":
-    for written in write(Path(sys.argv[1])):
-        print(f"wrote {written}")
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Tells Sphinx of the extension."""
+    app.connect("builder-inited", lambda app: write(Path(app.srcdir) / FOLDER))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
