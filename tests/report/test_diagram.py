@@ -162,8 +162,12 @@ def named(shape):
 
 
 def layers_of(chain):
-    """How many layers a chain consists of; one that acts on several tensors counts once, unless it holds others."""
-    return len({re.sub(r"@\d+$", "", step.name) for step in chain.steps()})
+    """How many layers a chain consists of; one that acts on several tensors counts once, unless it holds others.
+
+    A chain of nothing is no step, but it is drawn.
+    """
+    empty = sum(type(part) is Sequential and not len(part) and part is not chain for part in chain.modules())
+    return len({re.sub(r"@\d+$", "", step.name) for step in chain.steps()}) + empty
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
