@@ -64,4 +64,4 @@ proof: $(READY)  ## the worst value of every property of every bijection, into d
 	$(BIN)/python -m invflow.testing.proof | tee docs/proof.md
 
 clean:  ## forget what was made, the virtual environment too
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site jupyter_execute docs/generated docs/downloads .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
