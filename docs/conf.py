@@ -58,7 +58,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app: Any) -> None:
-    """Mends two things: docstrings of attributes have no type before a colon, and captions are headings of a level."""
+    """Mends the words before a colon in an attribute's docstring, which are no type, and what hinders readers."""
 
     def without_type(app: Any, what: str, name: str, one: Any, options: Any, lines: list[str]) -> None:
         if what in ("attribute", "data", "property") and lines:
@@ -68,6 +68,7 @@ def setup(app: Any) -> None:
 
     def with_levels(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
         for part in {"body", "furo_navigation_tree"} & context.keys():
-            context[part] = context[part].replace('role="heading">', 'role="heading" aria-level="2">')
+            mended = context[part].replace('role="heading">', 'role="heading" aria-level="2">')
+            context[part] = mended.replace("<pre>", '<pre tabindex="0">')  # long lines scroll, by keyboard too
 
     app.connect("html-page-context", with_levels, priority=900)  # after the theme has made its navigation
