@@ -122,11 +122,12 @@ def _walks(one: Portrait, found: Walks) -> str:
         frames = "".join(
             picture(frame, f"{name}, t = {step / (steps - 1):.2g}", "pixels frame") for step, frame in enumerate(walk)
         )
-        clipped = f"{found.clipped(index):.1%} {CLIPPED}"
+        fraction = found.clipped(index)
+        clipped = f"{100 * fraction:.2g} % {CLIPPED}." if fraction else "No pixel is outside [0, 1]."
         made.append(
             f'<li><p class="walk-name">{escape(name[:1].upper() + name[1:])}</p>'
             f'<div class="walk"><img class="pixels now" alt="" hidden><div class="frames">{frames}</div></div>'
-            f'<p class="small">{clipped}.</p></li>'
+            f'<p class="small">{clipped}</p></li>'
         )
     return f'<ol class="walk-list" aria-label="Walks of {escape(one.name)}">{"".join(made)}</ol>'
 
@@ -142,7 +143,7 @@ def _samples(found: Samples, which: str) -> str:
 
 def _gallery(found: Gallery) -> str:
     mistakes = sum(found.wrong)
-    told = f"<p>{found.clipped:.1%} {CLIPPED}.</p>" if found.clipped else ""
+    told = f"<p>{100 * found.clipped:.2g} % {CLIPPED}.</p>" if found.clipped else ""
     if any(found.captions) and not found.clipped:
         told = f"<p>{mistakes} of these {len(found.images)} are mistakes.</p>" if mistakes else ""
     entries = []

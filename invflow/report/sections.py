@@ -44,7 +44,12 @@ def overview(runs: Sequence[Portrait]) -> str:
 
 def chains(runs: Sequence[Portrait]) -> str:
     """The chain of each run, with shapes."""
-    return side_by_side(runs, lambda one: f'<div class="chain">{diagram(one.model, name=one.name)}</div>')
+    return side_by_side(runs, _chain)
+
+
+def _chain(one: Portrait) -> str:
+    region = f'class="scrolls chain" role="region" tabindex="0" aria-label="The chain of {escape(one.name)}"'
+    return f"<div {region}>{diagram(one.model, name=one.name)}</div>"
 
 
 def curves(runs: Sequence[Portrait]) -> str:
@@ -72,7 +77,7 @@ def scores(runs: Sequence[Portrait]) -> str:
     rows = [[_capital(f"test {SCORES[name].label}"), *(_score(one, name) for one in runs)] for name in names]
     for dtype in DTYPES:
         trips = [None if isinstance(one.errors, Missing) else one.errors.whole[dtype] for one in runs]
-        row = ["" if trip is None else f"{trip.relative:.1e}, {trip.bit_equal:.1%} bit-equal" for trip in trips]
+        row = ["" if trip is None else f"{trip.relative:.1e}, {100 * trip.bit_equal:.1f} % bit-equal" for trip in trips]
         rows.append([f"Round-trip error of the chain, {dtype}", *row])
     rows.append(["Parameters", *(f"{parameters(one):,}" for one in runs)])
     gaps = [f"{letter(runs, i)}{one.scores.why}" for i, one in enumerate(runs) if isinstance(one.scores, Missing)]
@@ -194,7 +199,11 @@ def _tiles(one: Portrait) -> str:
             yield f"test {SCORES[name].label}", _score(one, name), ""
         if isinstance(one.errors, Errors):
             trip = one.errors.whole["float32"]
-            yield "round-trip error, float32", f"{trip.relative:.1e}", f"{trip.bit_equal:.1%} of the numbers bit-equal"
+            yield (
+                "round-trip error, float32",
+                f"{trip.relative:.1e}",
+                f"{100 * trip.bit_equal:.1f} % of the numbers bit-equal",
+            )
         yield "exactness", one.model.bijection.exactness, EXACTNESS[one.model.bijection.exactness].partition(": ")[2]
         yield "parameters", f"{parameters(one):,}", ""
         seconds = one.run.record.get("seconds")
