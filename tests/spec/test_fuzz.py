@@ -19,7 +19,7 @@ from invflow.state import shape_of, zeros
 from .mutations import mutated
 
 DOCUMENTS = 34 * settings().max_examples  # 10,200 in the thorough profile
-HOSTILE = 16 + settings().max_examples  # 316 in the thorough profile
+HOSTILE = 8 + settings().max_examples  # 308 in the thorough profile
 LIMITS = Limits(layers=100, parameters=10**5, state=10**5)
 
 
