@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from invflow import report
 from invflow.cli import main
 from invflow.diagnostics import pictures
+from invflow.report import write as reporting
 from invflow.training.run_folder import Run
 
 # A server that has imported everything forks a process for each command: a fresh interpreter takes seconds to start.
@@ -73,7 +73,7 @@ def _invflow(folder: Path, output: Path, arguments: list[str]) -> None:
     os.dup2(file, 2)
     torch.set_num_threads(1)
     pictures.write_figure = pictures.write_gif = lambda *_: None  # they take longer than the training
-    report.write_report = lambda *_: "report.html"
+    reporting.write_report = lambda *_: "report.html"
     main(arguments)
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import invflow
-from invflow import report
 from invflow.diagnostics import pictures
 from invflow.errors import InvflowError, RunError
+from invflow.report import write as reporting
 from invflow.training import run as runs
 from invflow.training.module import ModelTraining
 from invflow.training.run_folder import Run
@@ -35,7 +35,7 @@ def no_pictures(monkeypatch):
     """They take longer than all else."""
     monkeypatch.setattr(pictures, "write_figure", lambda *_: None)
     monkeypatch.setattr(pictures, "write_gif", lambda *_: None)
-    monkeypatch.setattr(report, "write_report", lambda *_: "report.html")
+    monkeypatch.setattr(reporting, "write_report", lambda *_: "report.html")
 
 
 @pytest.fixture
