@@ -299,7 +299,7 @@ class TestPictures:
         corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])  # with margins, [-1.3, 1.3]^2
         data, samples, density, _ = plane.density(flow, corners, torch.tensor([[0.0, 0.0], [5.0, 0.0]])).axes
         inside = math.erf(1.3 / math.sqrt(2)) ** 2
-        assert density.get_title() == f"log-density, {inside:.1%} of its mass in this region"
+        assert density.get_title() == f"log-density, {100 * inside:.1f} % of its mass in this region"
         assert samples.get_title() == "2 samples, 1 of them outside"
         values = density.images[0].get_array()
         # The grid of 200 points has none at the origin: half a step away the density is lower by 1e-4.

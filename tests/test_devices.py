@@ -18,7 +18,7 @@ from invflow.samples import DataSet, InMemory
 from invflow.spec import build_model, load_spec
 from invflow.spec.training import Augmentation
 from invflow.state import leaves
-from invflow.training import frozen, illustrate, tasks
+from invflow.training import frozen, illustrate, tasks, walking
 from invflow.training import run as runs
 from invflow.training.augment import Augment
 from invflow.training.classification import Classification
@@ -184,13 +184,13 @@ def test_samples_are_drawn_on_the_cpu_and_inverted_on_the_device(device, monkeyp
 
 def test_an_interpolation_moves_model_and_images(device, monkeypatch, tmp_path):
     seen = []
-    walk = illustrate.interpolate
+    walk = walking.interpolate
 
     def interpolate(chain, first, last, *rest):
         seen.extend([places(chain), {first.device.type, last.device.type}])
         return walk(chain, first, last, *rest)
 
-    monkeypatch.setattr(illustrate, "interpolate", interpolate)
+    monkeypatch.setattr(walking, "interpolate", interpolate)
     one = task(tiny(), device)
     assert len(illustrate.draw_interpolation(one, 2, 3, tmp_path)[0]) == 2
     assert seen == [{"meta"}, {"meta"}]
