@@ -87,7 +87,8 @@ def density(
     found = _flow(flow)
     drawn = _draw(found, count or POINTS, context, seed)
     with evaluating(found):
-        return plane.density(found, drawn if points is None else points, drawn, context)
+        some, points_are = (drawn, "samples") if points is None else (points, "points")
+        return plane.density(found, some, drawn, context, points_are=points_are)
 
 
 def psi(model: Drawn, images: Tensor) -> Figure:

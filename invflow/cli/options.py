@@ -26,7 +26,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a ru
 DataRoot = Annotated[Path | None, typer.Option(help="The torchvision root of the data; default: INVFLOW_DATA.")]
 Download = Annotated[bool, typer.Option("--download", help="Download a missing data set into the data root.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout, everything else on stderr.")]
-_PLUGIN = "A Python file that registers layers, nets, heads or priors; repeat the option for several."
+_PLUGIN = "A Python file that registers layers, nets, parts, heads, priors or data; repeat the option for several."
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", metavar="FILE", callback=_load_plugins, is_eager=True, help=_PLUGIN),

@@ -67,9 +67,12 @@ def _draw(document: Spec, name: str, to: Path) -> None:
     import torch
 
     from ..files import write_atomically
+    from ..report.canvas import MARK
     from ..report.diagram import diagram
     from ..spec import build, build_model
 
+    if to.exists() and not (to.is_file() and to.read_bytes()[:200].startswith(MARK.encode())):
+        raise InvflowError(f"{to}: exists already and is no diagram; name another file with --out")
     with torch.device("meta"):
         model = build_model(document) if document.head or document.prior else build(document)
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,9 @@ import contextlib
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -29,7 +29,11 @@ from .options import (
 from .output import err, out, print_evaluation, print_json, stdout_for_the_answer
 
 if TYPE_CHECKING:
+    from ..diagnostics.walks import Walks
     from ..training.run_folder import Run
+
+
+T = TypeVar("T")
 
 
 def train(
@@ -77,8 +81,7 @@ def train(
     from ..training import run as runs
     from ..training.illustrate import illustrate
     from ..training.processes import leads, one_tells
-    from ..training.run_folder import Run, folder_name, new_folder
-    from ..training.walking import measure_walks
+    from ..training.run_folder import folder_name, new_folder
 
     overrides = {
         "data": named_data(data),
@@ -117,10 +120,8 @@ def train(
             if not leads():
                 return
             found, pictures = illustrate(run, data_root, device or "auto")
-            walks = None
-            if run.training.midpoints is not None and any(one.endswith("interpolation.png") for one in pictures):
-                walks = measure_walks(runs.task_of_run(run, data_root, device or "auto"))
-            page = None if no_report else _reported(Run.open(run.folder), data_root, device or "auto")
+            walks = _walks(run, data_root, device or "auto")
+            page = None if no_report else _reported(run, data_root, device or "auto")
         except (KeyboardInterrupt, OSError) as error:  # Ctrl-C, SIGTERM, a full disk
             if folder is not None and (folder / RUN_FILE).is_file() and leads():
                 more = [("--plugin", path) for path in plugin or ()]
@@ -144,15 +145,35 @@ def train(
         out.print(f"open {page}")
 
 
+def _walks(run: Run, data_root: Path | None, device: str) -> Walks | None:
+    """What the walks between test images look like, if the training asked for walks among them."""
+    from ..training.run import task_of_run
+    from ..training.walking import measure_walks
+
+    if run.training.midpoints is None:
+        return None
+    again = f"invflow interpolate {shlex.quote(str(run.folder))} --measure"
+    return _if_possible("walks", again, lambda: measure_walks(task_of_run(run, data_root, device)))
+
+
 def _reported(run: Run, data_root: Path | None, device: str) -> str | None:
-    """The path of the report on a run; None, with a line that says why, if there is none: the training is not lost."""
+    """The path of the report on a run."""
     from ..report.write import write_report
 
+    again = f"invflow report {shlex.quote(str(run.folder))}"
+    return _if_possible("report", again, lambda: str(write_report([run.open(run.folder)], None, data_root, device)))
+
+
+def _if_possible(what: str, again: str, make: Callable[[], T]) -> T | None:
+    """What is made of a finished training, which is not lost if it cannot be: then None, and a line says why."""
     try:
-        return str(write_report([run], None, data_root, device))
+        return make()
     except (InvflowError, OSError) as error:
-        err.print(f"invflow: no report: {error}; try 'invflow report {shlex.quote(str(run.folder))}'")
-        return None
+        why = str(error)
+    except Exception as error:  # of a library, or of a layer that others wrote
+        why = f"{type(error).__name__}: {error}"
+    err.print(f"invflow: no {what}: {why}; try '{again}'")
+    return None
 
 
 class _Terminated(KeyboardInterrupt):

@@ -35,6 +35,8 @@ def density(
     drawn: Tensor,
     context: Context = None,
     parts: Sequence[tuple[str, Tensor, Tensor, Tensor]] = (),
+    *,
+    points_are: str = "test points",
 ) -> Figure:
     """Points of the data, samples of the flow, and its log-density in nats, on the same region of the plane.
 
@@ -45,6 +47,7 @@ def density(
         context: of the points, ``(n, ...)``; the density is the mean over its rows, or over some of them.
         parts: of these points and samples, such as classes, each in a row of its own: the name, points, samples, and
             the context.
+        points_are: what a title calls the points.
     """
     low, high = window(points)
     figure, axes = _panels(3, low, high, 1 + len(parts))
@@ -54,7 +57,7 @@ def density(
     norm = Normalize(top - DEPTH, top) if math.isfinite(top) else None  # the same for all rows, which are compared
     for (name, some, of_flow, _), log_prob, (data, samples, map_) in zip(rows, maps, axes, strict=True):
         outside = int(((of_flow < low) | (of_flow > high)).any(1).sum())
-        of_points = f"{len(some):,} test points"
+        of_points = f"{len(some):,} {points_are}"
         of_samples = f"{len(of_flow):,} samples" + f", {outside} of them outside" * (outside > 0)
         for axis, shown, title in ((data, some, of_points), (samples, of_flow, of_samples)):
             axis.scatter(shown[:, 0].numpy(), shown[:, 1].numpy(), s=2, alpha=0.5, linewidths=0)
@@ -118,8 +121,9 @@ def window(points: Tensor) -> tuple[Tensor, Tensor]:
     return low - margin, high + margin
 
 
-def grid(low: Tensor, high: Tensor, side: int = SIDE) -> Tensor:
-    """The points of a grid over a region, ``(side * side, 2)``, row after row from below."""
+def grid(low: Tensor, high: Tensor, side: int | None = None) -> Tensor:
+    """The points of a grid over a region, ``(side * side, 2)``, row after row from below; `SIDE` along each axis."""
+    side = side or SIDE
     x, y = (torch.linspace(float(a), float(b), side, dtype=low.dtype) for a, b in zip(low, high, strict=True))
     return torch.cartesian_prod(y, x).flip(1)
 

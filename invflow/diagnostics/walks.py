@@ -81,7 +81,7 @@ class Judge:
 
 
 def outside(images: Tensor) -> float:
-    """The fraction of the numbers that lie outside [0, 1].
+    """The fraction of the numbers that lie outside [0, 1], NaN among them.
 
     Differences of less than half of the 256 grey levels of a picture do not count, because nobody can see them.
 
@@ -89,7 +89,7 @@ def outside(images: Tensor) -> float:
         >>> outside(torch.tensor([-0.5, -0.001, 0.5, 1.001, 1.5]))
         0.4
     """
-    off = (images - images.clamp(0, 1)).abs() > 0.5 / 255
+    off = ((images - images.clamp(0, 1)).abs() > 0.5 / 255) | images.isnan()
     return float(off.double().mean()) if images.numel() else 0.0
 
 
@@ -108,14 +108,23 @@ def clipped_pixels(fraction: float) -> str:
 
 
 def random_pairs(labels: Tensor, count: int, seed: int) -> Tensor:
-    """The positions of pairs of samples of different classes, ``(count, 2)``; fewer if there are not enough.
+    """The positions of pairs of samples of different classes, ``(count, 2)``; none if all are of one class.
+
+    The first of a pair is drawn from all samples, and the second from those of other classes.
 
     Examples:
-        >>> random_pairs(torch.tensor([0, 0, 1]), 2, seed=0).tolist()
-        [[2, 0], [2, 0]]
+        >>> random_pairs(torch.tensor([0, 0, 0, 1]), 2, seed=0)[:, 0].tolist()
+        [0, 3]
+        >>> random_pairs(torch.tensor([1, 1]), 2, seed=0).shape
+        torch.Size([0, 2])
     """
-    both = torch.randint(len(labels), (2 * count, 2), generator=torch.Generator().manual_seed(seed))
-    return both[labels[both[:, 0]] != labels[both[:, 1]]][:count]
+    generator = torch.Generator().manual_seed(seed)
+    pairs = []
+    for first in torch.randint(len(labels), (count,), generator=generator).tolist():
+        others = (labels != labels[first]).nonzero()[:, 0]
+        if len(others):
+            pairs.append((first, int(others[torch.randint(len(others), (), generator=generator)])))
+    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
 
 
 def measure(
@@ -132,10 +141,13 @@ def measure(
         of_real: their classes, ``(n,)``.
 
     Raises:
-        DataError: there are no pairs.
+        DataError: there are no pairs, or images half-way are not finite.
     """
     if not len(half_way):
         raise DataError("walks are measured between images of different classes, got no pair of such")
+    broken = int((~half_way.flatten(1).isfinite().all(1)).sum())
+    if broken:
+        raise DataError(f"{broken} of {len(half_way)} images half-way are not finite: the inverse overflows there")
     fades = (ends[0] + ends[1]) / 2
     named, sure = judge(half_way.clamp(0, 1))
     known, sure_of_real = judge(real)

@@ -77,6 +77,10 @@ def lines_of(text: str, width: float, size: float = SIZE) -> list[str]:
     return [line for line in lines if line]
 
 
+MARK = '<svg xmlns="http://www.w3.org/2000/svg" class="invflow-diagram"'
+"""By which a file is known as a diagram."""
+
+
 class Canvas:
     """Elements of a drawing, in the order in which they cover each other: frames, wires, boxes, words."""
 
@@ -131,7 +135,7 @@ class Canvas:
         inside = "\n".join(line for layer in self._layers.values() for line in layer)
         size = f"{_number(width)} {_number(height)}"
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="invflow-diagram" role="img" viewBox="0 0 {size}">\n'
+            f'{MARK} role="img" viewBox="0 0 {size}">\n'
             f"<title>{escaped(title)}</title>\n<desc>{escaped(description)}</desc>\n<style>{STYLE}</style>\n"
             f"{inside}\n</svg>\n"
         )

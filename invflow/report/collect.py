@@ -13,15 +13,18 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from ..data.given import NAME as GIVEN
 from ..diagnostics import plane
 from ..diagnostics.analysis import Analysis
 from ..diagnostics.memory import ActivationMemory, activation_memory
 from ..diagnostics.roundtrip import RoundTrip, errors_on_the_way_back, in_dtype, round_trip
+from ..diagnostics.walks import outside
 from ..errors import DataError, InvflowError
+from ..measures import LARGEST_JACOBIAN
 from ..models import Classifier, Flow
 from ..samples import BYTES, DataSet
 from ..state import Shape, TensorShape, flat_size, is_tensor_shape
-from ..training.analysing import analyse
+from ..training.analysing import analyse, drawn
 from ..training.density import DRAWN_CLASSES, Density
 from ..training.illustrate import walks
 from ..training.module import evaluation_draws
@@ -108,8 +111,8 @@ class Walks:
     ends: list[tuple[str, str]]
 
     def clipped(self, pair: int) -> float:
-        """The part of a walk's pixels outside [0, 1]."""
-        return outside(self.frames[pair])
+        """The part of a walk's pixels outside [0, 1], between its ends."""
+        return outside(self.frames[pair, 1:-1])
 
 
 @dataclass(frozen=True)
@@ -212,25 +215,20 @@ def portrait(
         found = Portrait(
             run,
             task.model,
-            task.data.name,
+            _data_name(run) if isinstance(data, Missing) else task.data.name,
             run.metrics,
-            part(lambda: _scores(run, task)),
+            _recorded_scores(run) or part(lambda: task.evaluate().scores),
             part(lambda: _errors(task)),
             part(lambda: _reconstructions(task)),
             part(lambda: _walks(task)),
             part(lambda: _samples(task)),
-            part(lambda: analyse(task, depths=DEPTHS, inputs=1, separate=False)),
+            part(lambda: _spectra(task)),
             _tried(lambda: _memory(run, task)),
-            [*run.record.get("warnings", [])],
+            _recorded_warnings(run),
         )
         advance()
     found.warned.extend(warned.get("warnings", []))
     return found
-
-
-def outside(images: Tensor) -> float:
-    """The part of the pixels that is not in [0, 1]."""
-    return float(((images < 0) | (images > 1) | images.isnan()).double().mean())
 
 
 def _tried(measure: Callable[[], T]) -> T | Missing:
@@ -250,11 +248,29 @@ def _no_data(run: Run) -> DataSet:
     return DataSet.without_samples(known, BYTES if len(known) == len(("channels", "height", "width")) else None)
 
 
-def _scores(run: Run, task: Task[Any]) -> dict[str, float]:
-    """The test scores: those in the record, if its training or its freezing has left some."""
+def _data_name(run: Run) -> str:
+    """What data that are not here are called."""
+    name = run.training.data.name
+    return "passed by a program" if name == GIVEN else name
+
+
+def _recorded_scores(run: Run) -> dict[str, float]:
+    """The test scores that its training or its freezing has left."""
     names = ("test_accuracy", "test_bits_per_dim", "test_nll")
-    known = {name: run.record[name] for name in names if isinstance(run.record.get(name), float)}
-    return known or task.evaluate().scores
+    return {name: run.record[name] for name in names if isinstance(run.record.get(name), float)}
+
+
+def _recorded_warnings(run: Run) -> list[dict[str, Any]]:
+    """The warnings of its training, of a record that a stranger may have written."""
+    found = run.record.get("warnings")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _spectra(task: Task[Any]) -> Analysis:
+    numbers = max(map(flat_size, task.model.bijection.shapes(task.data.shape)))
+    if numbers > LARGEST_JACOBIAN:
+        raise InvflowError(f"a state has {numbers:,} numbers, whose singular values take long: see invflow analyse RUN")
+    return analyse(task, depths=DEPTHS, inputs=1, separate=False)
 
 
 def _errors(task: Task[Any]) -> Errors:
@@ -326,30 +342,30 @@ def _predicted(task: Task[Any]) -> Gallery:
 def _drawn_images(task: Density) -> Gallery:
     classes, names = task.rows_of_classes(), task.data.class_names[:DRAWN_CLASSES]
     if classes is None:
-        drawn = task.draw(DRAWN, task.data.test.first(DRAWN).context)
-        captions = [""] * len(drawn)
+        samples = task.draw(DRAWN, task.data.test.first(DRAWN).context)
+        captions = [""] * len(samples)
     else:
-        drawn = task.draw(DRAWN_IN_A_ROW * len(names), classes[: len(names)].repeat_interleave(DRAWN_IN_A_ROW, 0))
+        samples = task.draw(DRAWN_IN_A_ROW * len(names), classes[: len(names)].repeat_interleave(DRAWN_IN_A_ROW, 0))
         captions = [name for name in names for _ in range(DRAWN_IN_A_ROW)]
-    return Gallery(drawn, captions, [False] * len(drawn))
+    return Gallery(samples, captions, [False] * len(samples))
 
 
 def _of_the_plane(task: Density) -> list[PlaneDensity]:
-    some, classes = task.data.test.first(POINTS), task.rows_of_classes()
+    some, classes = drawn(task.data.test, POINTS, 0).all(), task.rows_of_classes()
     low, high = plane.window(some.values)
     place = plane.grid(low, high, PLANE_SIDE)
 
     def one(name: str, points: Tensor, given: Any) -> PlaneDensity:
-        drawn = task.draw(len(points), given)
+        samples = task.draw(len(points), given)
         with evaluating(task.model):
             found = plane.log_density(task.model, place, given)
         corners = tuple(low.tolist()), tuple(high.tolist())
-        return PlaneDensity(name, *corners, points, drawn, found.reshape(PLANE_SIDE, PLANE_SIDE))
+        return PlaneDensity(name, *corners, points, samples, found.reshape(PLANE_SIDE, PLANE_SIDE))
 
     if classes is None or some.labels is None:
         return [one("", some.values, some.context)]
-    names = enumerate(task.data.class_names[:PLANE_CLASSES])
-    return [one(name, some.values[some.labels == k], classes[[k]]) for k, name in names]
+    of_class = [(name, some.values[some.labels == k], classes[[k]]) for k, name in enumerate(task.data.class_names)]
+    return [one(*known) for known in of_class if len(known[1])][:PLANE_CLASSES]
 
 
 def _memory(run: Run, task: Task[Any]) -> ActivationMemory:

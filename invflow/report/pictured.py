@@ -10,13 +10,13 @@ from html import escape
 from torch import Tensor
 
 from ..diagnostics.plane import DEPTH
+from ..diagnostics.walks import clipped_pixels
 from ..spec.diff import diff_specs
 from .collect import Decisions, Gallery, Missing, PlaneDensity, Portrait, Reconstructions, Samples, Walks
 from .figures import table
 from .images import coloured, data_uri, picture, png_of
 from .sections import letter, missing, names_of, of, side_by_side
 
-CLIPPED = "of the pixels are outside [0, 1] and are shown clipped"
 PLANE = 300.0
 """The width of a panel of the plane, in units of its drawing."""
 
@@ -123,7 +123,7 @@ def _walks(one: Portrait, found: Walks) -> str:
             picture(frame, f"{name}, t = {step / (steps - 1):.2g}", "pixels frame") for step, frame in enumerate(walk)
         )
         fraction = found.clipped(index)
-        clipped = f"{100 * fraction:.2g} % {CLIPPED}." if fraction else "No pixel is outside [0, 1]."
+        clipped = f"{clipped_pixels(fraction)}." if fraction else "No pixel is outside [0, 1]."
         made.append(
             f'<li><p class="walk-name">{escape(name[:1].upper() + name[1:])}</p>'
             f'<div class="walk"><img class="pixels now" alt="" hidden><div class="frames">{frames}</div></div>'
@@ -143,7 +143,7 @@ def _samples(found: Samples, which: str) -> str:
 
 def _gallery(found: Gallery) -> str:
     mistakes = sum(found.wrong)
-    told = f"<p>{100 * found.clipped:.2g} % {CLIPPED}.</p>" if found.clipped else ""
+    told = f"<p>{clipped_pixels(found.clipped)}.</p>" if found.clipped else ""
     if any(found.captions) and not found.clipped:
         told = f"<p>{mistakes} of these {len(found.images)} are mistakes.</p>" if mistakes else ""
     entries = []

@@ -193,6 +193,15 @@ def parameters(one: Portrait) -> int:
     return sum(weight.numel() for weight in one.model.parameters())
 
 
+def _exactness(one: Portrait) -> str:
+    """The level of exactness, and what it means for this chain."""
+    chain = one.model.bijection
+    said = EXACTNESS[chain.exactness]
+    if not chain.invertible:
+        return f"{said}, of each trunk between what has no inverse"
+    return said if chain.surjective else f"{said}, from images of the chain alone"
+
+
 def _tiles(one: Portrait) -> str:
     def entries() -> Iterator[tuple[str, str, str]]:
         for name in _found(one.scores, {}):
@@ -204,7 +213,7 @@ def _tiles(one: Portrait) -> str:
                 f"{trip.relative:.1e}",
                 f"{100 * trip.bit_equal:.1f} % of the numbers bit-equal",
             )
-        yield "exactness", one.model.bijection.exactness, EXACTNESS[one.model.bijection.exactness].partition(": ")[2]
+        yield "exactness", one.model.bijection.exactness, _exactness(one).partition(": ")[2]
         yield "parameters", f"{parameters(one):,}", ""
         seconds = one.run.record.get("seconds")
         if isinstance(seconds, int | float):
@@ -245,7 +254,7 @@ def _depths(one: Portrait, found: Errors) -> str:
     level = one.model.bijection.exactness
     reason = one.model.bijection.limit.reason
     why = f" It can be no better, because {reason}." if reason and level != "exact" else ""
-    said = f"<p>The whole chain is {escape(EXACTNESS[level])}.{escape(why)}</p>"
+    said = f"<p>The whole chain is {escape(_exactness(one))}.{escape(why)}</p>"
     return f"{said}<details><summary>Layer by layer</summary>{made}</details>"
 
 

@@ -60,7 +60,9 @@ def write_report(
 
 def require_free(path: Path) -> None:
     """Raise RunError if a path is that of a file which is no report."""
-    if not path.is_file():
+    if path.is_dir():
+        raise RunError(f"{path}: is a folder; name a file with --out")
+    if not path.exists():
         return
     with path.open("rb") as file:
         known = _MARK in file.read(2000)

@@ -279,8 +279,9 @@ class Density(Task[Flow]):
         if self.data.shape != (2,):
             raise DataError(f"a picture shows images or points of the plane, got samples of shape {self.data.shape}")
         some = self.data.test.first(DRAWN_POINTS)
+        points_are = "test points"
         if not len(some.values):
-            some = Batch(drawn)
+            some, points_are = Batch(drawn), "samples"
         if context is not None and some.context is not None:
             pairs = zip(entries(some.context), entries(context), strict=True)
             alike = [(here[:, None] == there).flatten(2).all(2) for here, there in pairs]
@@ -289,7 +290,7 @@ class Density(Task[Flow]):
         with evaluating(self.model):
             given = some.context if context is None else context
             parts = self._by_class(some, drawn) if by_class else []
-            return density(self.model, some.values, drawn, given, parts)
+            return density(self.model, some.values, drawn, given, parts, points_are=points_are)
 
     def _by_class(self, some: Batch, drawn: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor]]:
         """The samples of the data and of the flow for each of the first classes, by its name, and its context."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..diagnostics.interpolation import interpolate
 from ..diagnostics.walks import Judge, Walks, measure, random_pairs
 from ..errors import DataError, InvflowError
+from ..state import flat_size
 from .analysing import drawn
 from .tasks import Task, evaluating
 
@@ -17,6 +19,8 @@ SEED = 2026
 """Of the pairs, by which no recipe was chosen."""
 MOST_LEARNED = 10_000
 MOST_TESTED = 2000
+MOST_NUMBERS = 2**21
+"""In the images from which the judge learns, and in those that run through the model at once: of larger ones fewer."""
 
 
 def require_walks(task: Task[Any]) -> None:
@@ -43,17 +47,21 @@ def walk(task: Task[Any], pairs: Tensor, steps: int) -> Tensor:
     Returns:
         ``(n, steps, channels, height, width)``, on the CPU.
     """
+    frames = []
     with evaluating(task.model, task.device):
-        first, last = (task.data.test.take(pairs[:, end]).to(task.device) for end in (0, 1))
-        contexts = (task.model.for_layers(one.context) for one in (first, last))
-        x0, x1 = (task.centered(one.values) for one in (first, last))
-        return task.rounded(interpolate(task.model.bijection, x0, x1, steps, *contexts).cpu())
+        for some in torch.split(pairs, max(1, MOST_NUMBERS // (steps * flat_size(task.data.shape)))):
+            first, last = (task.data.test.take(some[:, end]).to(task.device) for end in (0, 1))
+            contexts = (task.model.for_layers(one.context) for one in (first, last))
+            x0, x1 = (task.centered(one.values) for one in (first, last))
+            frames.append(task.rounded(interpolate(task.model.bijection, x0, x1, steps, *contexts).cpu()))
+    return torch.cat(frames)
 
 
 def measure_walks(task: Task[Any], count: int = PAIRS, seed: int = SEED) -> Walks:
     """What the images half-way between test images of different classes look like, to a judge of their own.
 
-    The judge learns the training images of the task's data, at most 10,000 of them, and nothing of the model.
+    The judge learns the training images of the task's data, at most 10,000 of them and fewer of large ones, and nothing
+    of the model.
 
     Args:
         task: the model and its data.
@@ -65,8 +73,9 @@ def measure_walks(task: Task[Any], count: int = PAIRS, seed: int = SEED) -> Walk
         DataError: the data are no images, or have no labels, or no two test images are of different classes.
     """
     require_walks(task)
+    affordable = max(1, MOST_NUMBERS // flat_size(task.data.shape))
     learned, tested = (
-        drawn(samples, most, seed=0).all()
+        drawn(samples, min(most, affordable), seed=0).all()
         for samples, most in ((task.data.train, MOST_LEARNED), (task.data.test, MOST_TESTED))
     )
     labels = task.data.test.labels
