@@ -55,7 +55,7 @@ format: $(READY)  ## mend the style
 docs: $(READY)  ## the schema and the pages, into site/ (begin at site/index.html)
 	$(BIN)/invflow schema > docs/spec.schema.json
 	$(BIN)/python -m pytest --quiet --numprocesses 2 invflow  # the examples in docstrings
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs site
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs site  # small tensors: threads cost more
 
 bench: $(READY)  ## speed against hand-written PyTorch and FrEIA
 	$(BIN)/python benchmarks/overhead.py
