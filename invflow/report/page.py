@@ -42,7 +42,7 @@ def page(runs: Sequence[Portrait]) -> str:
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     title = " and ".join(escape(name) for name in names_of(runs))
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, (name, _) in SECTIONS.items())
-    body = "".join(_section(key, name, draw(runs)) for key, (name, draw) in SECTIONS.items())
+    body = "".join(_section(key, name, _drawn(draw, runs)) for key, (name, draw) in SECTIONS.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -65,6 +65,14 @@ def page(runs: Sequence[Portrait]) -> str:
 </body>
 </html>
 """
+
+
+def _drawn(draw: Callable[[Sequence[Portrait]], str], runs: Sequence[Portrait]) -> str:
+    """The HTML of a section, or why it cannot be drawn: the others are shown all the same, whatever the fault is."""
+    try:
+        return draw(runs)
+    except Exception as error:  # a record or a layer that others wrote
+        return sections.missing(f"this part cannot be drawn: {type(error).__name__}: {error}")
 
 
 def _section(key: str, title: str, body: str) -> str:

@@ -192,7 +192,7 @@ def _versions(one: Portrait) -> dict[str, str]:
 
 def _facts(runs: Sequence[Portrait]) -> list[tuple[str, list[str]]]:
     training, records = [one.run.training for one in runs], [one.run.record for one in runs]
-    hardware = [record.get("hardware") or {} for record in records]
+    hardware = [found if isinstance(found := record.get("hardware"), dict) else {} for record in records]
     return [
         ("folder", [str(one.run.folder) for one in runs]),
         ("status", [one.run.unfinished or str(record.get("status", "saved by a program"))

@@ -267,3 +267,23 @@ def test_warnings_of_the_training_are_kept(tmp_path, monkeypatch):
     (entry,) = json.loads((run.folder / "run.json").read_text())["warnings"]
     assert entry == {"kind": "UserWarning", "text": "the weather is bad", "count": 4}
     assert "the weather is bad" in Parts(report_on([run])).text
+
+
+@pytest.mark.parametrize(
+    "record", [{"warnings": "x", "hardware": 3}, {"warnings": [7], "versions": [], "overrides": 1}]
+)
+def test_a_record_of_a_stranger_ends_in_a_page(trained, tmp_path, record):
+    folder = tmp_path / "run"
+    shutil.copytree(trained("classifier").folder, folder)
+    (folder / "run.json").write_text(json.dumps(record | {"status": "finished"}))
+    assert "Error by depth" in report_on([Run.open(folder)])
+
+
+def test_a_section_that_cannot_be_drawn_leaves_the_others(trained, monkeypatch):
+    def fail(runs):
+        raise ZeroDivisionError("of a region without a width")
+
+    monkeypatch.setitem(SECTIONS, "samples", ("Samples", fail))
+    text = report_on([trained("classifier")])
+    assert "This part cannot be drawn: ZeroDivisionError: of a region without a width" in text
+    assert "Singular values" in text
